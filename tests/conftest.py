@@ -1,0 +1,24 @@
+"""What holds for every test: its marker comes from its folder, and Hypothesis is repeatable.
+
+Must not know what any package does; fixtures live beside the tests that use them.
+"""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+TESTS = Path(__file__).parent
+FOLDERS = ("unit", "vm", "testbed")
+
+# No deadline: this suite runs beside emulated machines that take the processor away for a second at a time.
+settings.register_profile("casemate", deadline=None, print_blob=True)
+settings.load_profile("casemate")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder not in FOLDERS:
+            raise pytest.UsageError(f"{item.path}: tests live in one of tests/{{{','.join(FOLDERS)}}}")
+        item.add_marker(getattr(pytest.mark, folder))
