@@ -1,0 +1,100 @@
+"""What an operator may write into a config file, checked strictly; and into Settings.
+
+pydantic lives here and nowhere near a starting pod. It has no defaults on purpose: those are in
+default.toml alone, where they are explained. Knows keys and values, not files (sources.py).
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from config import annotations, values
+from config.settings import Profile, Settings, Timeouts
+
+Size = Annotated[int, BeforeValidator(values.size)]
+Memory = Annotated[int, BeforeValidator(values.memory)]
+AbsolutePath = Annotated[str, AfterValidator(values.absolute_path)]
+PathOrAuto = Annotated[str, AfterValidator(values.absolute_path_or_auto)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ProfileTable(_Table):
+    vcpus: Annotated[int, AfterValidator(values.vcpus)]
+    memory: Memory
+    image: Annotated[str, AfterValidator(values.image)]
+    kernel_cmdline: Annotated[str, AfterValidator(values.kernel_cmdline)]
+    cpu_model: Annotated[str, AfterValidator(values.cpu_model)]
+
+    def profile(self, name: str) -> Profile:
+        return Profile(
+            name=name,
+            vcpus=self.vcpus,
+            memory_bytes=self.memory,
+            image=self.image,
+            kernel_cmdline=self.kernel_cmdline,
+            cpu_model=self.cpu_model,
+        )
+
+
+class TimeoutsTable(_Table):
+    boot_s: Seconds
+    agent_call_s: Seconds
+    stop_s: Seconds
+    tcg_factor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)]
+
+
+class ConfigTable(_Table):
+    accel: Literal["auto", "kvm", "tcg"]
+    transport: Literal["auto", "vsock", "serial"]
+    qemu: AbsolutePath
+    qemu_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+    virtiofsd: PathOrAuto
+    firmware: PathOrAuto
+    image_dir: AbsolutePath
+    default_profile: str
+    profiles: dict[Annotated[str, AfterValidator(values.profile_name)], ProfileTable]
+    allowed_annotations: list[Annotated[str, AfterValidator(annotations.known)]]
+    log_level: Literal["error", "warning", "info", "debug"]
+    address_format: Literal["auto", "plain", "json"]
+    timeouts: TimeoutsTable
+    console_size: Annotated[int, BeforeValidator(values.size), Field(ge=4096, le=1 << 30)]
+    traces_kept: Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+def validate(merged: Mapping[str, Any]) -> Settings:
+    """Settings from merged tables. Raises pydantic's ValidationError."""
+    table = ConfigTable.model_validate(merged)
+    return Settings(
+        accel=table.accel,
+        transport=table.transport,
+        qemu=table.qemu,
+        qemu_user=table.qemu_user,
+        virtiofsd=table.virtiofsd,
+        firmware=table.firmware,
+        image_dir=table.image_dir,
+        default_profile=table.default_profile,
+        profiles={name: profile.profile(name) for name, profile in table.profiles.items()},
+        allowed_annotations=tuple(table.allowed_annotations),
+        log_level=table.log_level,
+        address_format=table.address_format,
+        timeouts=Timeouts(**table.timeouts.model_dump()),
+        console_bytes=table.console_size,
+        traces_kept=table.traces_kept,
+    )
+
+
+def known_keys(path: tuple[str, ...]) -> list[str]:
+    """The keys that the table at path may have; [] where any name goes or there is no table."""
+    match path:
+        case ():
+            return list(ConfigTable.model_fields)
+        case ("timeouts",):
+            return list(TimeoutsTable.model_fields)
+        case ("profiles", _):
+            return list(ProfileTable.model_fields)
+    return []

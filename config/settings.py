@@ -1,0 +1,94 @@
+"""What an operator decided, as plain frozen data that every part of casemate reads.
+
+Imports nothing heavy: a shim builds these from a cached file in its first milliseconds. It must
+not know where the values came from (load.py) nor what is allowed (schema.py).
+"""
+
+from dataclasses import asdict, dataclass, fields
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself costs the shim two milliseconds
+    from collections.abc import Mapping
+    from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The shape of a pod's machine. An annotation may change it for one pod (annotations.py)."""
+
+    name: str
+    vcpus: int
+    memory_bytes: int
+    image: str
+    kernel_cmdline: str
+    cpu_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long the host waits, in seconds on KVM; without KVM multiplied by tcg_factor."""
+
+    boot_s: float
+    agent_call_s: float
+    stop_s: float
+    tcg_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every option of config/default.toml, checked. That file says what each one means."""
+
+    accel: str
+    transport: str
+    qemu: str
+    qemu_user: str
+    virtiofsd: str
+    firmware: str
+    image_dir: str
+    default_profile: str
+    profiles: dict[str, Profile]
+    allowed_annotations: tuple[str, ...]
+    log_level: str
+    address_format: str
+    timeouts: Timeouts
+    console_bytes: int
+    traces_kept: int
+
+
+def to_mapping(settings: Settings) -> "dict[str, Any]":
+    """Plain values for JSON; from_mapping() is the way back."""
+    return asdict(settings)
+
+
+def from_mapping(values: "Mapping[str, Any]") -> Settings:
+    """Settings from what to_mapping() gave, once it has been through JSON.
+
+    Raises ValueError, TypeError, AttributeError or KeyError for anything else: what another
+    version stored must not become half-right settings.
+    """
+    given = dict(values)
+    given["profiles"] = {
+        name: Profile(**_checked(Profile, profile)) for name, profile in given["profiles"].items()
+    }
+    given["allowed_annotations"] = tuple(given["allowed_annotations"])
+    given["timeouts"] = Timeouts(**_checked(Timeouts, given["timeouts"]))
+    settings = Settings(**_checked(Settings, given))
+    if not all(type(name) is str for name in settings.allowed_annotations):
+        raise TypeError("allowed_annotations: not all are text")
+    if any(name != profile.name for name, profile in settings.profiles.items()):
+        raise ValueError("a profile is stored under another's name")
+    if settings.default_profile not in settings.profiles:
+        raise ValueError(f"default_profile: no profile {settings.default_profile!r}")
+    return settings
+
+
+def _checked(kind: "type[Any]", values: "Mapping[str, Any]") -> "Mapping[str, Any]":
+    """values, if they are all of kind's fields and nothing else, each of its declared type."""
+    names = [field.name for field in fields(kind)]
+    if set(values) != set(names):
+        raise ValueError(f"{kind.__name__}: not the fields of this version")
+    for field in fields(kind):
+        expected = getattr(field.type, "__origin__", field.type)
+        if type(values[field.name]) is not expected:
+            raise TypeError(f"{kind.__name__}.{field.name}: not {expected}")
+    return values
