@@ -1,0 +1,231 @@
+"""The agent's API: what the shim asks of PID 1 of the guest. Server: agent/. Client: shim/.
+
+exec_id "" is the container's init. Errors are NotFound, AlreadyExists, FailedPrecondition and
+InvalidArgument with one clear brief. It must not know how containers are run.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from rpc.api.types import Empty
+from rpc.codec import (
+    Message,
+    boolean,
+    bytes_,
+    enum_,
+    int64,
+    messages,
+    string,
+    strings,
+    uint32,
+    uint64,
+)
+from rpc.method import Method
+
+SERVICE = "casemate.agent.v1.Agent"
+PROTOCOL = 1
+"""Version of this API; both sides send theirs in HELLO."""
+STDOUT, STDERR = 1, 2
+
+
+class EventKind(IntEnum):
+    EXIT = 1
+    OOM = 2
+
+
+class HelloRequest(Message):
+    protocol: int = uint32(1)
+    pod_id: str = string(2)
+    hostname: str = string(3)
+    realtime_ns: int = int64(4)
+    entropy: bytes = bytes_(5)
+
+
+class GuestSpan(Message):
+    """A phase of the guest's boot; times are the guest's CLOCK_MONOTONIC."""
+
+    name: str = string(1)
+    start_ns: int = int64(2)
+    end_ns: int = int64(3)
+
+
+class HelloResponse(Message):
+    """monotonic_ns is the guest's CLOCK_MONOTONIC when it answers: it aligns the spans with the host's."""
+
+    protocol: int = uint32(1)
+    version: str = string(2)
+    kernel_release: str = string(3)
+    python: str = string(4)
+    monotonic_ns: int = int64(5)
+    spans: list[GuestSpan] = messages(6, GuestSpan)
+    rss_bytes: int = uint64(7)
+    memory_total_bytes: int = uint64(8)
+    memory_used_bytes: int = uint64(9)
+
+
+class MountShareRequest(Message):
+    """tag: of the virtio-fs (or 9p) device; path: where in the guest."""
+
+    tag: str = string(1)
+    path: str = string(2)
+    fstype: str = string(3)
+    options: list[str] = strings(4)
+
+
+class ContainerRequest(Message):
+    container_id: str = string(1)
+
+
+class CreateContainerRequest(Message):
+    """spec_json: an OCI config.json whose root.path and mounts are the guest's."""
+
+    container_id: str = string(1)
+    spec_json: bytes = bytes_(2)
+    terminal: bool = boolean(3)
+    stdin: bool = boolean(4)
+
+
+class CreateContainerResponse(Message):
+    pid: int = uint32(1)
+
+
+class ExecRequest(Message):
+    """process_json: an OCI Process."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    process_json: bytes = bytes_(3)
+    terminal: bool = boolean(4)
+    stdin: bool = boolean(5)
+
+
+class ExecResponse(Message):
+    pid: int = uint32(1)
+
+
+class SignalRequest(Message):
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    signal: int = uint32(3)
+    all: bool = boolean(4)
+
+
+class DeleteRequest(Message):
+    container_id: str = string(1)
+    exec_id: str = string(2)
+
+
+class WriteStdinRequest(Message):
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    data: bytes = bytes_(3)
+
+
+class CloseStdinRequest(Message):
+    container_id: str = string(1)
+    exec_id: str = string(2)
+
+
+class ReadOutputRequest(Message):
+    """stream: STDOUT or STDERR; a terminal has only STDOUT."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    stream: int = uint32(3)
+    max_bytes: int = uint32(4)
+
+
+class ReadOutputResponse(Message):
+    data: bytes = bytes_(1)
+    eof: bool = boolean(2)
+
+
+class ResizeRequest(Message):
+    """width and height in character cells."""
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    width: int = uint32(3)
+    height: int = uint32(4)
+
+
+class UpdateRequest(Message):
+    """resources_json: an OCI LinuxResources."""
+
+    container_id: str = string(1)
+    resources_json: bytes = bytes_(2)
+
+
+class StatsResponse(Message):
+    """metrics: an encoded io.containerd.cgroups.v2.Metrics (rpc/api/cgroups.py)."""
+
+    metrics: bytes = bytes_(1)
+
+
+class GuestProcess(Message):
+    """pid is the guest's; exec_id is empty for init and for what a process forked by itself."""
+
+    pid: int = uint32(1)
+    exec_id: str = string(2)
+
+
+class PidsResponse(Message):
+    processes: list[GuestProcess] = messages(1, GuestProcess)
+
+
+class EventsRequest(Message):
+    pass
+
+
+class Event(Message):
+    """kind: an EventKind. EXIT comes exactly once per process, an exec's before init's."""
+
+    kind: int = enum_(1)
+    container_id: str = string(2)
+    exec_id: str = string(3)
+    exit_status: int = uint32(4)
+    exited_at_ns: int = int64(5)
+
+
+HELLO = Method(SERVICE, "Hello", HelloRequest, HelloResponse)
+MOUNT_SHARE = Method(SERVICE, "MountShare", MountShareRequest, Empty)
+CREATE_CONTAINER = Method(SERVICE, "CreateContainer", CreateContainerRequest, CreateContainerResponse)
+START_CONTAINER = Method(SERVICE, "StartContainer", ContainerRequest, Empty)
+EXEC = Method(SERVICE, "Exec", ExecRequest, ExecResponse)
+SIGNAL = Method(SERVICE, "Signal", SignalRequest, Empty)
+DELETE = Method(SERVICE, "Delete", DeleteRequest, Empty)
+WRITE_STDIN = Method(SERVICE, "WriteStdin", WriteStdinRequest, Empty)
+CLOSE_STDIN = Method(SERVICE, "CloseStdin", CloseStdinRequest, Empty)
+READ_OUTPUT = Method(SERVICE, "ReadOutput", ReadOutputRequest, ReadOutputResponse)
+RESIZE = Method(SERVICE, "Resize", ResizeRequest, Empty)
+PAUSE = Method(SERVICE, "Pause", ContainerRequest, Empty)
+RESUME = Method(SERVICE, "Resume", ContainerRequest, Empty)
+UPDATE = Method(SERVICE, "Update", UpdateRequest, Empty)
+STATS = Method(SERVICE, "Stats", ContainerRequest, StatsResponse)
+PIDS = Method(SERVICE, "Pids", ContainerRequest, PidsResponse)
+EVENTS = Method(SERVICE, "Events", EventsRequest, Event, server_streams=True)
+SYNC = Method(SERVICE, "Sync", Empty, Empty)
+SHUTDOWN = Method(SERVICE, "Shutdown", Empty, Empty)
+
+METHODS = (
+    HELLO,
+    MOUNT_SHARE,
+    CREATE_CONTAINER,
+    START_CONTAINER,
+    EXEC,
+    SIGNAL,
+    DELETE,
+    WRITE_STDIN,
+    CLOSE_STDIN,
+    READ_OUTPUT,
+    RESIZE,
+    PAUSE,
+    RESUME,
+    UPDATE,
+    STATS,
+    PIDS,
+    EVENTS,
+    SYNC,
+    SHUTDOWN,
+)
