@@ -7,7 +7,7 @@ Only loaded when a config file changed (load.py), and by `casemate config`.
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,35 +34,50 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value was written: in which file, under which key (a profile may inherit it)."""
+
+    path: str
+    key: Path
+
+
+Origins = dict[Path, Origin]
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, the merged tables as written, and which file set each of their values."""
+    """The settings, the merged tables as written, and where each of their values came from."""
 
     settings: Settings
     merged: dict[str, Any]
-    origin: dict[Path, str]
-    files: tuple[str, ...]
+    origins: Origins
+    sources: tuple[Source, ...]
+
+    def place(self, key: Path) -> str:
+        """FILE:LINE of a key."""
+        return _place(key, self.sources, self.origins)
 
 
 def read_settings() -> Loaded:
     """Read everything anew. Raises InvalidArgument for what is wrong in a config file."""
-    sources = list(_read_files())
+    sources = tuple(_read_files())
     merged: dict[str, Any] = {}
-    origin: dict[Path, str] = {}
+    origins: Origins = {}
     for source in sources:
-        merge(merged, source.table, origin, source.path)
-    _inherit(merged, origin)
+        merge(merged, source.table, origins, source.path)
+    _inherit(merged, origins)
     try:
         settings = validate(merged)
     except ValidationError as error:
-        raise _explained(error, sources, origin) from None
+        raise _explained(error, sources, origins) from None
     if settings.default_profile not in settings.profiles:
         key = ("default_profile",)
         raise InvalidArgument(
-            f"{_place(key, sources, origin)}: default_profile: no profile {settings.default_profile!r}",
+            f"{_place(key, sources, origins)}: default_profile: no profile {settings.default_profile!r}",
             hint=did_you_mean(settings.default_profile, settings.profiles)
             or f"known are {', '.join(sorted(settings.profiles))}",
         )
-    return Loaded(settings, merged, origin, tuple(source.path for source in sources))
+    return Loaded(settings, merged, origins, sources)
 
 
 def _read_files() -> Iterator[Source]:
@@ -88,61 +103,55 @@ def _read_files() -> Iterator[Source]:
         yield Source(path, text, table)
 
 
-def merge(
-    into: dict[str, Any], table: Mapping[str, Any], origin: dict[Path, str], path: str, at: Path = ()
-) -> None:
+def merge(into: dict[str, Any], table: Mapping[str, Any], origins: Origins, path: str, at: Path = ()) -> None:
     """Lay table over into: tables key by key, all else as a whole; note path as the origin."""
     for key, value in table.items():
         here = (*at, key)
         if isinstance(value, dict):
             if not isinstance(into.get(key), dict):
-                _forget(origin, here)
+                _forget(origins, here)
                 into[key] = {}
-                origin[here] = path
-            merge(into[key], value, origin, path, here)
+                origins[here] = Origin(path, here)
+            merge(into[key], value, origins, path, here)
         else:
-            _forget(origin, here)
+            _forget(origins, here)
             into[key] = value
-            origin[here] = path
+            origins[here] = Origin(path, here)
 
 
-def _forget(origin: dict[Path, str], at: Path) -> None:
+def _forget(origins: Origins, at: Path) -> None:
     """What is replaced by another kind of value leaves no origins behind."""
-    for known in [known for known in origin if known[: len(at)] == at]:
-        del origin[known]
+    for known in [known for known in origins if known[: len(at)] == at]:
+        del origins[known]
 
 
-def _inherit(merged: dict[str, Any], origin: dict[Path, str]) -> None:
-    """Give every profile what it lacks from profile "default"."""
+def _inherit(merged: dict[str, Any], origins: Origins) -> None:
+    """Give every profile what it lacks from profile "default"; not what no profile may have."""
     profiles = merged.get("profiles")
     if not isinstance(profiles, dict) or not isinstance(profiles.get(BASE_PROFILE), dict):
         return  # the schema says what is wrong with that
+    base = profiles[BASE_PROFILE]
     for name, profile in profiles.items():
-        if isinstance(profile, dict):
-            for key, value in profiles[BASE_PROFILE].items():
-                if key not in profile:
-                    profile[key] = value
-                    origin["profiles", name, key] = origin["profiles", BASE_PROFILE, key]
-
-
-def _explained(error: ValidationError, sources: list[Source], origin: dict[Path, str]) -> InvalidArgument:
-    problems = error.errors(include_url=False)
-    # A typo in profile "default" is inherited by all: say it once, where it was written.
-    problems.sort(key=lambda problem: problem["loc"][:2] != ("profiles", BASE_PROFILE))
-    briefs: list[str] = []
-    hint: str | None = None
-    for problem in problems:
-        path = tuple(str(part) for part in problem["loc"] if part != "[key]")
-        brief = f"{_place(path, sources, origin)}: {_words(problem, path)}"
-        if brief.split(": ")[0] in [known.split(": ")[0] for known in briefs]:
+        if not isinstance(profile, dict):
             continue
-        briefs.append(brief)
-        if problem["type"] == "extra_forbidden":
-            hint = hint or did_you_mean(path[-1], known_keys(path[:-1]))
-        else:
-            hint = hint or _meant(problem, path)
-    more = "\n".join(briefs[1:]) or None
-    return InvalidArgument(briefs[0], more, hint or "every option is explained in " + places.DEFAULT_FILE)
+        for key in known_keys(("profiles", name)):
+            if key in base and key not in profile:
+                profile[key] = base[key]
+                origins["profiles", name, key] = origins["profiles", BASE_PROFILE, key]
+
+
+def _explained(error: ValidationError, sources: Sequence[Source], origins: Origins) -> InvalidArgument:
+    """One error for all problems: the first in brief and hint, the others in the details."""
+    found: dict[tuple[str, Path], tuple[str, str | None]] = {}
+    for problem in error.errors(include_url=False):
+        path = tuple(str(part) for part in problem["loc"] if part != "[key]")
+        place, origin = _place(path, sources, origins), _origin(path, origins)
+        if origin is not None and len(origin.key) == len(path):
+            path = origin.key  # what several profiles inherit is wrong once, where it was written
+        found.setdefault((place, path), (f"{place}: {_words(problem, path)}", _meant(problem, path)))
+    (first, hint), *others = found.values()
+    rest = "\n".join(f"{text}; {meant}" if meant else text for text, meant in others)
+    return InvalidArgument(first, rest or None, hint or f"every option is explained in {places.DEFAULT_FILE}")
 
 
 def _words(problem: Mapping[str, Any], path: Path) -> str:
@@ -160,6 +169,8 @@ def _words(problem: Mapping[str, Any], path: Path) -> str:
 
 
 def _meant(problem: Mapping[str, Any], path: Path) -> str | None:
+    if problem["type"] == "extra_forbidden":
+        return did_you_mean(path[-1], known_keys(path[:-1]))
     if not isinstance(problem["input"], str):
         return None
     if problem["type"] == "literal_error":
@@ -167,15 +178,21 @@ def _meant(problem: Mapping[str, Any], path: Path) -> str | None:
     return did_you_mean(problem["input"], KNOWN) if path[0] == "allowed_annotations" else None
 
 
-def _place(path: Path, sources: list[Source], origin: dict[Path, str]) -> str:
-    """FILE:LINE of a key, FILE where the line cannot be told."""
+def _origin(path: Path, origins: Origins) -> Origin | None:
+    """Where path, or else the nearest table around it, was written."""
     for length in range(len(path), 0, -1):
-        if path[:length] in origin:
-            file = origin[path[:length]]
-            text = next(source.text for source in sources if source.path == file)
-            line = line_of(text, path[:length])
-            return f"{file}:{line}" if line else file
-    return os.path.join(places.config_dir(), "config.toml")
+        if path[:length] in origins:
+            return origins[path[:length]]
+    return None
+
+
+def _place(path: Path, sources: Sequence[Source], origins: Origins) -> str:
+    """FILE:LINE of a key, FILE where the line cannot be told."""
+    origin = _origin(path, origins)
+    if origin is None:
+        return os.path.join(places.config_dir(), "config.toml")
+    line = line_of(next(source.text for source in sources if source.path == origin.path), origin.key)
+    return f"{origin.path}:{line}" if line else origin.path
 
 
 _HEADER = re.compile(r"\s*\[\[?\s*(?P<name>[^\]]+?)\s*\]\]?\s*(?:#.*)?$")
