@@ -1,4 +1,4 @@
-"""Writes requirements/{build,product,dev}.txt from pyproject.toml: exact versions with hashes, no index named.
+"""Writes requirements/{build,product,dev}.txt from pyproject.toml: exact versions, hashes, no index named.
 
 `make lock` changes what has to change and keeps the other pins; `make lock UPGRADE=1` takes the
 newest of everything; `--check` changes nothing and fails when a lock is not what pyproject.toml asks.
@@ -54,12 +54,13 @@ def check() -> None:
         for lock in LOCKS.glob("*.txt"):
             shutil.copy(lock, folder)  # known pins are kept: a new release elsewhere does not fail a check
         compile_all(folder)
-        stale = [lock.name for lock in folder.iterdir() if lock.read_bytes() != (LOCKS / lock.name).read_bytes()]
-    if stale:
-        raise FailedPrecondition(
-            f"not what pyproject.toml asks for: {', '.join(f'requirements/{name}' for name in sorted(stale))}",
-            hint="make lock",
+        stale = sorted(
+            f"requirements/{lock.name}"
+            for lock in folder.iterdir()
+            if lock.read_bytes() != (LOCKS / lock.name).read_bytes()
         )
+    if stale:
+        raise FailedPrecondition(f"not what pyproject.toml asks for: {', '.join(stale)}", hint="make lock")
 
 
 def main() -> int:

@@ -1,0 +1,55 @@
+# What a newcomer, an operator and CI do with this checkout. Each target is one program of scripts/.
+#   PREFIX=/opt/casemate   where the product goes
+#   ARGS=...               more arguments for pytest: make test ARGS="-m unit -k codec"
+
+PREFIX ?= /opt/casemate
+# The system's own Python: Debian's python3-libvirt is built for it.
+SCRIPT := /usr/bin/python3 -BEs -m scripts
+# Tools of the checkout's own environment, which `make dev` brings up to date.
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check install uninstall bench dev lock format clean bare
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## as root: install what is missing, and run a container in a virtual machine of its own
+	@$(SCRIPT).demo --prefix=$(PREFIX)
+
+test: ## as root: install what the tests need, and run them all
+	@$(SCRIPT).test $(ARGS)
+
+check: dev ## what CI checks without running anything: style, types, arrows, locks
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -B -m scripts.lock --check
+	@$(BIN)/python -B -m pytest -q tests/unit/project
+
+install: ## as root: the product in PREFIX, its executables in /usr/local/bin, the guest image
+	@$(SCRIPT).install --prefix=$(PREFIX)
+
+uninstall: ## as root: take away what install and demo made; Debian packages stay
+	@$(SCRIPT).uninstall
+
+bench: ## as root: measure against runc and write docs/performance.md
+	@$(SCRIPT).bench
+
+dev: ## the checkout's own environment, .venv
+	@$(SCRIPT).dev
+
+lock: dev ## write requirements/*.txt anew from pyproject.toml (UPGRADE=1: newest of everything)
+	@$(BIN)/python -B -m scripts.lock $(if $(UPGRADE),--upgrade)
+
+format: dev ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## the checkout as it was cloned
+	@rm -rf .venv .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+bare: ## as root: prove demo and test on a bare Debian, SUITE=bookworm or trixie
+	@$(SCRIPT).bare_machine $(SUITE)

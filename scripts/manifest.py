@@ -1,0 +1,204 @@
+"""What `make install` and `make demo` created on this machine, so that `make uninstall` can take it away again.
+
+Each thing is written down before it is made; taking it away when it was never made is no error.
+Must not know why a thing was created.
+"""
+
+import json
+import os
+import select
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+
+from rpc.errors import CasemateError, DeadlineExceeded
+from scripts.host import executable, missing_packages, run, say, succeeds
+
+MANIFEST = Path("/var/lib/casemate/install.json")
+
+
+class Kind(StrEnum):
+    TREE = "tree"  # a directory and all that is in it
+    FILE = "file"  # detail: sha256 of what was written; one that somebody changed is kept
+    DIRECTORY = "directory"  # taken away only when empty: what an operator put into it is his
+    USER = "user"  # detail: the Debian package that would have made it, and keeps it if it came since
+    DAEMON = "daemon"  # name: pid file (pid and start time), detail: what it is called
+    CONTAINERD_IMAGE = "containerd-image"  # detail: containerd's address
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    kind: Kind
+    name: str
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Manifest:
+    """prefix and stamp say what is installed where; items are in the order of their making."""
+
+    prefix: str = ""
+    stamp: str = ""
+    items: list[Item] = field(default_factory=list)
+    path: Path = MANIFEST
+
+    @classmethod
+    def read(cls, path: Path = MANIFEST) -> "Manifest":
+        try:
+            held = json.loads(path.read_text())
+        except FileNotFoundError:
+            return cls(path=path)
+        items = [Item(Kind(item["kind"]), item["name"], item["detail"]) for item in held["items"]]
+        return cls(held["prefix"], held["stamp"], items, path)
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(
+            {"prefix": self.prefix, "stamp": self.stamp, "items": [asdict(item) for item in self.items]},
+            indent=1,
+        )
+        scratch = self.path.with_suffix(".new")
+        scratch.write_text(text + "\n")
+        scratch.rename(self.path)
+
+    def holds(self, kind: Kind, name: str | Path) -> bool:
+        return any(item.kind is kind and item.name == str(name) for item in self.items)
+
+    def record(self, kind: Kind, name: str | Path, detail: str = "") -> None:
+        """Before the thing is made. What was recorded before keeps its place and takes the new detail."""
+        new = Item(kind, str(name), detail)
+        if new in self.items:
+            return
+        for place, item in enumerate(self.items):
+            if (item.kind, item.name) == (kind, new.name):
+                self.items[place] = new
+                break
+        else:
+            self.items.append(new)
+        self.write()
+
+    def undo(self) -> list[CasemateError]:
+        """Take everything away, last first; what fails stays recorded and is returned."""
+        failures = []
+        for item in reversed(self.items.copy()):
+            try:
+                UNDO[item.kind](item)
+            except CasemateError as error:
+                failures.append(error)
+                continue
+            except OSError as error:
+                failures.append(CasemateError(f"{item.name} could not be removed", details=str(error)))
+                continue
+            self.items.remove(item)
+            self.write()
+        return failures
+
+
+def file_digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _remove_tree(item: Item) -> None:
+    if Path(item.name).exists():
+        shutil.rmtree(item.name)
+        say(f"removed {item.name}")
+
+
+def _remove_file(item: Item) -> None:
+    path = Path(item.name)
+    if not path.exists():
+        return
+    if file_digest(path) != item.detail:
+        say(f"kept {path}: it is not as it was installed")
+        return
+    path.unlink()
+    say(f"removed {path}")
+
+
+def _remove_directory(item: Item) -> None:
+    path = Path(item.name)
+    if not path.is_dir():
+        return
+    if any(path.iterdir()):
+        say(f"kept {path}: it is not empty")
+        return
+    path.rmdir()
+    say(f"removed {path}")
+
+
+def _remove_user(item: Item) -> None:
+    if not succeeds(["getent", "passwd", item.name]):
+        return
+    if not missing_packages([item.detail]):
+        say(f"kept the user {item.name}: {item.detail} was installed since and needs it")
+        return
+    run(["userdel", item.name], quiet=True)
+    if succeeds(["getent", "group", item.name]):
+        run(["groupdel", item.name], quiet=True)
+    say(f"removed the user {item.name}")
+
+
+def start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat: with the pid it names one process for ever. None when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = stat[stat.rindex(")") + 2 :].split()
+    return None if state in "ZX" else int(fields[18])
+
+
+def running_daemon(pid_file: Path) -> int | None:
+    """The pid in a pid file of ours, if that very process still runs."""
+    try:
+        pid, started = (int(word) for word in pid_file.read_text().split())
+    except (FileNotFoundError, ValueError):
+        return None
+    return pid if start_time(pid) == started else None
+
+
+def stop_daemon(pid_file: Path, timeout_s: float = 20.0) -> bool:
+    """End it by SIGTERM and wait for its end. Whether it ran."""
+    pid = running_daemon(pid_file)
+    if pid is None:
+        pid_file.unlink(missing_ok=True)
+        return False
+    handle = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        readable, _, _ = select.select(
+            [handle], [], [], timeout_s
+        )  # a pidfd is readable when its process ended
+    finally:
+        os.close(handle)
+    if not readable:
+        raise DeadlineExceeded(f"process {pid} did not end within {timeout_s:.0f} s of SIGTERM")
+    pid_file.unlink(missing_ok=True)
+    return True
+
+
+def _stop_daemon(item: Item) -> None:
+    if stop_daemon(Path(item.name)):
+        say(f"stopped {item.detail}")
+
+
+def _remove_image(item: Item) -> None:
+    ctr = executable("ctr")
+    if ctr is None or not Path(item.detail).is_socket():
+        return
+    if succeeds([ctr, "--address", item.detail, "images", "rm", "--sync", item.name]):
+        say(f"removed the image {item.name} from containerd")
+
+
+UNDO: dict[Kind, Callable[[Item], None]] = {
+    Kind.TREE: _remove_tree,
+    Kind.FILE: _remove_file,
+    Kind.DIRECTORY: _remove_directory,
+    Kind.USER: _remove_user,
+    Kind.DAEMON: _stop_daemon,
+    Kind.CONTAINERD_IMAGE: _remove_image,
+}

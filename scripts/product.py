@@ -1,0 +1,193 @@
+"""Puts the product onto this machine: packages, virtual environment, executables, the user libvirt wants.
+
+Everything is recorded in the manifest before it is made, and made only if it is not there already.
+"""
+
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+from rpc.errors import AlreadyExists, InvalidArgument
+from scripts import venv
+from scripts.host import (
+    CACHE,
+    CHECKOUT,
+    IMAGE_PACKAGES,
+    RUNTIME_PACKAGES,
+    distribution,
+    executable,
+    install_packages,
+    run,
+    say,
+    succeeds,
+)
+from scripts.manifest import Kind, Manifest, file_digest
+
+DEFAULT_PREFIX = Path("/opt/casemate")
+EXECUTABLES = Path("/usr/local/bin")
+CONFIG = Path("/etc/casemate")
+RUN = Path("/run/casemate")
+IMAGES = Path("/var/lib/casemate/images")
+LOCKS = CHECKOUT / "requirements"
+PACKAGES = ("agent", "bench", "cli", "config", "images", "node", "rpc", "shim", "vfio")
+
+# Embedded libvirt refuses to start without it. Same number as Debian's libvirt-daemon-system gives it.
+QEMU_USER = "libvirt-qemu"
+QEMU_USER_ID = 64055
+
+# -I and -S: neither the environment nor site's search for packages may slow or change a start, and
+# -B: a process of root's writes no bytecode (it was compiled at installation).
+LAUNCHER = """\
+#!{prefix}/bin/python3 -BIS
+# Written by `make install`; taken away by `make uninstall`.
+import sys
+
+sys.path += [{site!r}, {system!r}]
+from {module} import {function}
+
+sys.exit({function}())
+"""
+LAUNCHERS = {
+    "containerd-shim-casemate-v2": ("shim.bootstrap", "main"),
+    "casemate": ("cli.main", "app"),
+}
+
+
+def checked_prefix(text: str) -> Path:
+    """A directory of our own: absolute, fit for the first line of a script, ours already or empty or absent."""
+    prefix = Path(os.path.normpath(text))
+    if not text.startswith("/") or any(letter.isspace() for letter in text) or len(text) > 100:
+        raise InvalidArgument(
+            f"PREFIX={text}: an absolute path of at most 100 letters without blanks is needed"
+        )
+    ours = (prefix / venv.STAMP).exists() or Manifest.read().holds(Kind.TREE, prefix)
+    if not ours and prefix.exists() and (not prefix.is_dir() or any(prefix.iterdir())):
+        raise AlreadyExists(f"PREFIX={text} exists and is not casemate's", hint="name an empty directory")
+    return prefix
+
+
+def source_stamp(prefix: Path) -> str:
+    """Changes with anything that an installation depends on: our code and data, the locks, the Python."""
+    digest = sha256(f"{prefix} {LAUNCHER} {LAUNCHERS} {venv.fingerprint(product_locks())}".encode())
+    files = [CHECKOUT / "pyproject.toml", *product_locks()]
+    for package in PACKAGES:
+        files += (
+            path for path in (CHECKOUT / package).rglob("*") if path.is_file() and path.suffix != ".pyc"
+        )
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(CHECKOUT)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def product_locks() -> list[Path]:
+    return [LOCKS / "product.txt"]
+
+
+def install(prefix: Path) -> bool:
+    """Bring this checkout's product to the machine. Whether anything of it changed."""
+    known = distribution()
+    install_packages(known.names(RUNTIME_PACKAGES | IMAGE_PACKAGES))
+    manifest = Manifest.read()
+    if manifest.prefix and Path(manifest.prefix) != prefix:
+        raise AlreadyExists(
+            f"casemate is installed in {manifest.prefix} already", hint="make uninstall, then install again"
+        )
+    create_qemu_user(manifest)
+    record_directories(manifest)
+    stamp = source_stamp(prefix)
+    if manifest.stamp == stamp and launchers_present():
+        return False
+    manifest.prefix, manifest.stamp = str(prefix), ""
+    manifest.record(Kind.TREE, prefix)
+    manifest.write()
+    venv.ensure(prefix, product_locks(), what="what casemate depends on")
+    install_wheel(prefix)
+    write_launchers(prefix, manifest)
+    manifest.stamp = stamp
+    manifest.write()
+    return True
+
+
+def create_qemu_user(manifest: Manifest) -> None:
+    if succeeds(["getent", "passwd", QEMU_USER]):
+        return
+    say(f"creating the system user {QEMU_USER}: libvirt does not start without it")
+    manifest.record(Kind.USER, QEMU_USER, "libvirt-daemon-system")
+    free = not succeeds(["getent", "passwd", str(QEMU_USER_ID)])
+    number = ["--uid", str(QEMU_USER_ID)] if free else []
+    login = ["--no-create-home", "--home-dir", "/var/lib/libvirt", "--shell", "/usr/sbin/nologin"]
+    run(["useradd", "--system", "--user-group", *number, *login, QEMU_USER], quiet=True)
+
+
+def record_directories(manifest: Manifest) -> None:
+    """What bears our name on this machine: made here, or by the product when it runs."""
+    for tree in (CACHE, RUN, IMAGES):
+        manifest.record(Kind.TREE, tree)
+    for directory in (CONFIG, CONFIG / "config.d"):
+        manifest.record(Kind.DIRECTORY, directory)
+        directory.mkdir(exist_ok=True)
+
+
+def install_wheel(prefix: Path) -> None:
+    """Build this checkout's wheel with the locked builder, and put it in place of the one before."""
+    say(f"installing casemate into {prefix}")
+    python = prefix / "bin/python3"
+    with tempfile.TemporaryDirectory() as scratch:
+        builder = Path(scratch) / "builder"
+        venv.pip(python, "install", "--require-hashes", "--target", builder, "-r", LOCKS / "build.txt")
+        wheel = [
+            "wheel",
+            "--no-deps",
+            "--no-index",
+            "--no-build-isolation",
+            "--wheel-dir",
+            scratch,
+            str(CHECKOUT),
+        ]
+        run([python, "-m", "pip", "--quiet", *wheel], env={"PYTHONPATH": str(builder)}, quiet=True)
+        (built,) = Path(scratch).glob("*.whl")
+        venv.pip(python, "install", "--no-deps", "--no-index", "--force-reinstall", built)
+
+
+def launcher(prefix: Path, name: str) -> str:
+    module, function = LAUNCHERS[name]
+    return LAUNCHER.format(
+        prefix=prefix,
+        site=str(venv.site_packages(prefix)),
+        system=str(venv.SYSTEM_PACKAGES),
+        module=module,
+        function=function,
+    )
+
+
+def launchers_present() -> bool:
+    manifest = Manifest.read()
+    recorded = {item.name: item.detail for item in manifest.items if item.kind is Kind.FILE}
+    paths = [EXECUTABLES / name for name in LAUNCHERS]
+    return all(path.is_file() and recorded.get(str(path)) == file_digest(path) for path in paths)
+
+
+def write_launchers(prefix: Path, manifest: Manifest) -> None:
+    for name in LAUNCHERS:
+        path = EXECUTABLES / name
+        text = launcher(prefix, name)
+        if path.exists() and not manifest.holds(Kind.FILE, path):
+            raise AlreadyExists(f"{path} exists and was not installed by `make install`", hint="move it away")
+        manifest.record(Kind.FILE, path, sha256(text.encode()).hexdigest())
+        scratch = path.with_name(f".{name}.new")
+        scratch.write_text(text)
+        scratch.chmod(0o755)
+        scratch.rename(path)
+
+
+def ensure_image(*, rebuild: bool) -> None:
+    """The guest image: built once, and again when the product (and so the agent in it) changed."""
+    casemate = EXECUTABLES / "casemate"
+    if rebuild or not any(IMAGES.glob("*")):
+        run([casemate, "image", "build"], hint="casemate image build")
+
+
+def tools_missing() -> list[str]:
+    return [name for name in ("containerd", "ctr", "qemu-system-x86_64") if executable(name) is None]
