@@ -1,0 +1,120 @@
+"""The pods of this host as their shims wrote them down, running and ended, and how to find one.
+
+Reads RUN/pods and RUN/ended and /proc only. What a file lacks is unknown, never guessed.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rpc.errors import NotFound
+from shim.paths import run_dir
+
+UNKNOWN, STALE = "unknown", "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One directory of RUN/pods or RUN/ended."""
+
+    directory: Path
+    ended: bool
+    record: dict[str, Any]  # state.json; {} where it cannot be read
+    alive: bool  # the shim that wrote it still runs
+    problem: str | None  # why record is empty
+
+    @property
+    def key(self) -> str:
+        return self.directory.name
+
+    @property
+    def namespace(self) -> str:
+        return str(self.record.get("namespace", "?"))
+
+    @property
+    def id(self) -> str:
+        return str(self.record.get("id", "?"))
+
+    @property
+    def state(self) -> str:
+        """As recorded; "stale" where the shim is gone and nobody has cleaned up after it."""
+        if not self.record:
+            return UNKNOWN
+        if not self.ended and not self.alive:
+            return STALE
+        return str(self.record.get("state", UNKNOWN))
+
+    @property
+    def created_at(self) -> float:
+        """Unix time in seconds; the directory's own where the record does not say."""
+        value = self.record.get("created_at")
+        return float(value) if isinstance(value, int | float) else self.directory.stat().st_mtime
+
+
+def shim_alive(record: dict[str, Any], proc: Path = Path("/proc")) -> bool:
+    """Whether the very process that wrote record runs: a pid alone may be another's by now."""
+    pid, start_time = record.get("pid"), record.get("start_time")
+    if not isinstance(pid, int) or pid <= 0 or not isinstance(start_time, int):
+        return False
+    try:
+        text = (proc / str(pid) / "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # Fields are counted after the command, which may hold spaces and parentheses.
+    fields = text.rpartition(")")[2].split()
+    return len(fields) > 19 and int(fields[19]) == start_time and fields[0] not in "ZX"
+
+
+def running() -> list[Pod]:
+    return sorted(_read(run_dir() / "pods", ended=False), key=lambda pod: (pod.namespace, pod.id))
+
+
+def ended() -> list[Pod]:
+    """Newest first."""
+    return sorted(_read(run_dir() / "ended", ended=True), key=lambda pod: -pod.created_at)
+
+
+def _read(directory: Path, *, ended: bool) -> Iterator[Pod]:
+    try:
+        found = sorted(path for path in directory.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return
+    for path in found:
+        try:
+            record, problem = _record(path / "state.json"), None
+        except (OSError, ValueError) as error:
+            if isinstance(error, PermissionError):
+                raise
+            if not path.exists():
+                continue  # the pod ended while we were looking
+            record, problem = {}, str(error)
+        yield Pod(path, ended, record, not ended and shim_alive(record), problem)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_bytes())
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return record
+
+
+def find(wanted: str) -> Pod:
+    """The pod meant by an id, NAMESPACE/ID, or the unique beginning of an id; running ones first.
+
+    Raises NotFound, or BadParameter where several would do.
+    """
+    for pods in (running(), ended()):
+        for matches in (
+            [pod for pod in pods if wanted in (pod.id, f"{pod.namespace}/{pod.id}", pod.key)],
+            [pod for pod in pods if pod.id.startswith(wanted)],
+        ):
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                names = ", ".join(f"{pod.namespace}/{pod.id}" for pod in matches)
+                raise typer.BadParameter(f"{wanted} may be any of {names}")
+    raise NotFound(f"no pod {wanted}", hint="casemate ps --all lists those that are known")
