@@ -108,3 +108,15 @@ class Unavailable(CasemateError):
 
 class DataLoss(CasemateError):
     code = Code.DATA_LOSS
+
+
+_BY_CODE = {kind.code: kind for kind in CasemateError.__subclasses__()}
+
+
+def from_code(code: int, brief: str) -> CasemateError:
+    """The error that a peer's status stands for; a code that nobody declared is UNKNOWN."""
+    try:
+        known = Code(code)
+    except ValueError:
+        known = Code.UNKNOWN
+    return _BY_CODE.get(known, CasemateError)(brief, code=known)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from rpc.codec import Message
 
+__all__ = ["Generic", "Method", "Q", "R"]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Generic, TypeVar

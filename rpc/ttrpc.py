@@ -35,6 +35,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from rpc.wire import Chunks
 
@@ -89,7 +90,7 @@ def frame(stream_id: int, kind: int, flags: int, size: int, chunks: Chunks) -> b
 
 def encode_request(
     stream_id: int,
-    method: Method[Message, Message],
+    method: Method[Any, Any],
     payload: Message | None,
     flags: int = 0,
     timeout_nano: int = 0,

@@ -6,8 +6,7 @@ what is malformed or beyond the limits is InvalidArgument, an IndexError means r
 
 from __future__ import annotations
 
-from struct import Struct
-from struct import error as StructError
+import struct
 
 from rpc.errors import InvalidArgument
 
@@ -138,13 +137,13 @@ def ranged(name: str, low: int, high: int, read: Callable[[int], int], zigzag: i
 
 
 def fixed(name: str, code: str, default: float) -> Kind:
-    packer = Struct(code)
+    packer = struct.Struct(code)
     unpack = packer.unpack_from
 
     def write(value: float) -> bytes:
         try:
             return packer.pack(value)
-        except (StructError, OverflowError):
+        except (struct.error, OverflowError):
             if isinstance(value, int | float):
                 if code == "<f":  # out of range for a float: what a C cast makes of it
                     return packer.pack(float("inf") if value > 0 else float("-inf"))
