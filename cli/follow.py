@@ -66,12 +66,10 @@ class _File:
             self._descriptor = None
 
 
-def follow(
-    directory: Path, files: Sequence[tuple[Path, int]], pid: int | None
-) -> Iterator[tuple[Path, bytes]]:
-    """Yields (path, new bytes) of files, each from its offset, until directory or process pid is gone.
+def follow(directory: Path, files: Sequence[tuple[Path, int]], process: int) -> Iterator[tuple[Path, bytes]]:
+    """Yields (path, new bytes) of files, each from its offset, until directory or process is gone.
 
-    All files are in directory. What was written last is yielded before the end.
+    All files are in directory; process is a pidfd. What was written last is yielded before the end.
     """
     with ExitStack() as undo:
         watch = _watch(directory)
@@ -80,14 +78,11 @@ def follow(
         opened = [_File(path, offset) for path, offset in files]
         for file in opened:
             undo.callback(file.close)
-        process = _process(pid)
-        if process is not None:
-            undo.callback(os.close, process)
-        over = watch is None or (pid is not None and process is None)
+        over = watch is None
         poll = select.poll()
-        for descriptor in (watch, process):
-            if descriptor is not None:
-                poll.register(descriptor, select.POLLIN)
+        poll.register(process, select.POLLIN)
+        if watch is not None:
+            poll.register(watch, select.POLLIN)
         while True:
             # Read after the watch is set and once more after the end: nothing falls in between.
             for file in opened:
@@ -96,9 +91,9 @@ def follow(
             if over:
                 return
             ready = {descriptor for descriptor, _ in poll.poll()}
-            over = process in ready or (
-                watch in ready and watch is not None and _is_gone(os.read(watch, _CHUNK))
-            )
+            over = process in ready
+            if watch is not None and watch in ready:
+                over = _is_gone(os.read(watch, _CHUNK)) or over
 
 
 def _watch(directory: Path) -> int | None:
@@ -115,15 +110,6 @@ def _watch(directory: Path) -> int | None:
         except FileNotFoundError:
             return None
     return descriptor
-
-
-def _process(pid: int | None) -> int | None:
-    if pid is None:
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
 
 
 def _is_gone(events: bytes) -> bool:

@@ -1,5 +1,6 @@
 """`casemate logs POD`: the guest's console and the shim's log, of a pod that runs or has ended."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -85,18 +86,25 @@ def logs(
     printer = _Printer(names, raw=raw)
     offsets = [_print_file(found.directory / name, printer) for name in names]
     if follow and not found.ended:
-        from cli.follow import follow as follow_files
-
-        files = [(found.directory / name, offset) for name, offset in zip(names, offsets, strict=True)]
-        pid = found.record.get("pid") if found.alive else None
-        if pid is None:
-            print_note(f"the shim of {found.namespace}/{found.id} is gone: nothing will be added")
-        else:
-            for path, data in follow_files(found.directory, files, pid):
-                printer.write(path.name, data)
+        _follow(found, dict(zip(names, offsets, strict=True)), printer)
     printer.end()
     if not any((found.directory / name).exists() for name in names) and found.directory.exists():
         raise NotFound(f"pod {found.namespace}/{found.id} has no {' and no '.join(names)}")
+
+
+def _follow(pod: pods.Pod, offsets: dict[str, int], printer: _Printer) -> None:
+    from cli.follow import follow
+
+    process = pods.open_shim(pod.record)
+    if process is None:
+        print_note(f"the shim of {pod.namespace}/{pod.id} is gone: nothing will be added")
+        return
+    try:
+        files = [(pod.directory / name, offset) for name, offset in offsets.items()]
+        for path, data in follow(pod.directory, files, process):
+            printer.write(path.name, data)
+    finally:
+        os.close(process)
 
 
 def _print_file(path: Path, printer: _Printer) -> int:

@@ -4,6 +4,8 @@ Reads RUN/pods and RUN/ended and /proc only. What a file lacks is unknown, never
 """
 
 import json
+import os
+import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import typer
 
 from rpc.errors import NotFound
+from shim import system
 from shim.paths import run_dir
 
 UNKNOWN, STALE = "unknown", "stale"
@@ -55,18 +58,25 @@ class Pod:
         return float(value) if isinstance(value, int | float) else self.directory.stat().st_mtime
 
 
-def shim_alive(record: dict[str, Any], proc: Path = Path("/proc")) -> bool:
+def shim_alive(record: dict[str, Any]) -> bool:
     """Whether the very process that wrote record runs: a pid alone may be another's by now."""
-    pid, start_time = record.get("pid"), record.get("start_time")
-    if not isinstance(pid, int) or pid <= 0 or not isinstance(start_time, int):
+    process = open_shim(record)
+    if process is None:
         return False
-    try:
-        text = (proc / str(pid) / "stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    # Fields are counted after the command, which may hold spaces and parentheses.
-    fields = text.rpartition(")")[2].split()
-    return len(fields) > 19 and int(fields[19]) == start_time and fields[0] not in "ZX"
+    os.close(process)
+    return True
+
+
+def open_shim(record: dict[str, Any]) -> int | None:
+    """A pidfd of the process that wrote record; None if it is gone, or dead and not yet reaped."""
+    pid, started = record.get("pid"), record.get("start_time")
+    if not isinstance(pid, int) or pid <= 0 or not isinstance(started, int):
+        return None
+    process = system.open_process(pid, started)
+    if process is not None and select.select([process], [], [], 0)[0]:
+        os.close(process)
+        return None
+    return process
 
 
 def running() -> list[Pod]:

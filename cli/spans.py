@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rpc.errors import DataLoss, NotFound
+from shim.phases import RUN
 
 GUEST = "guest"
 
@@ -128,20 +129,32 @@ def gaps(nodes: Sequence[Node], start_s: float, end_s: float) -> list[Gap]:
 
 
 def sections(top: Sequence[Node]) -> list[list[Node]]:
-    """Top-level nodes split where more time passed untraced than was traced in all.
+    """Top-level nodes split where more time passed than was traced in all.
 
     So a pod's start and its end, with its whole life in between, are drawn each on their scale.
+    The span of the container's run is its life, not a phase: a long one is such a passing of time.
     """
-    if not top:
-        return []
-    end_s = max(node.end_s for node in top)
-    untraced = gaps(top, top[0].span.start_s, end_s)
-    traced = end_s - top[0].span.start_s - sum(gap.duration_s for gap in untraced)
-    cuts = [gap.end_s for gap in untraced if gap.duration_s > max(traced, 1.0)]
+    phases_of = [node for node in top if node.span.name != RUN]
+    if not phases_of:
+        return [list(top)] if top else []
+    untraced = gaps(phases_of, phases_of[0].span.start_s, _end(phases_of))
+    traced_s = _length(phases_of) - sum(gap.duration_s for gap in untraced)
+    long_s = max(traced_s, 1.0)
+    lives = [node for node in top if node.span.name == RUN and node.duration_s > long_s]
+    shown = [node for node in top if node not in lives]
+    cuts = [gap.end_s for gap in gaps(shown, shown[0].span.start_s, _end(shown)) if gap.duration_s > long_s]
     result: list[list[Node]] = [[]]
-    for node in top:
+    for node in shown:
         if cuts and node.span.start_s >= cuts[0]:
             cuts.pop(0)
             result.append([])
         result[-1].append(node)
     return result
+
+
+def _end(nodes: Sequence[Node]) -> float:
+    return max(node.end_s for node in nodes)
+
+
+def _length(nodes: Sequence[Node]) -> float:
+    return _end(nodes) - nodes[0].span.start_s

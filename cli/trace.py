@@ -66,6 +66,8 @@ def trace(
     glyphs = BLOCKS if can_draw() else ASCII
     for line in draw(tree(spans), width=terminal_width(120), glyphs=glyphs):
         print_line(*line)
+    if dropped := recorded.get("dropped"):
+        print_note(f"{dropped} more spans were not kept")
     if any(span.where == GUEST for span in spans):
         print_line((f"{glyphs.host} host  {glyphs.guest} guest  {glyphs.untraced} no span", "dim"))
 

@@ -49,8 +49,7 @@ def draw(top: Sequence[Node], *, width: int, glyphs: Glyphs = BLOCKS) -> Iterato
         end_s = max(node.end_s for node in nodes)
         if number:
             yield [("", "")]
-            yield [(f"{_duration(start_s - reached_s)} pass, nothing traced", "dim")]
-            yield [("", "")]
+            yield [(f"{_duration(start_s - reached_s)} later:", "dim")]
         yield from _section(nodes, start_s, end_s, origin_s, width, glyphs)
         reached_s = end_s
 

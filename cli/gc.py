@@ -1,0 +1,122 @@
+"""`casemate gc`: takes away what pods left whose shim is gone, and old records of ended ones."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli import pods
+from cli.exits import ExitCode
+from cli.output import JsonOption, print_error, print_json, print_line, print_note
+from config.load import load
+from rpc.errors import CasemateError
+from shim.cleanup import clean_pod
+from shim.journal import Kind, read_journal
+from shim.paths import PodPaths, run_dir
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+# `start` makes the pod's directory before its journal and state: a directory without either may be
+# a pod that is just being started.
+STARTING_S = 60.0
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")] = False,
+    as_json: Annotated[bool, JsonOption] = False,
+) -> None:
+    """Clean up after pods whose shim is gone, from their journals.
+
+    Pods with a shim are never touched. Of ended pods the records beyond traces_kept go.
+    """
+    failed: list[dict[str, Any]] = []
+    try:
+        kept = load().traces_kept
+    except CasemateError as error:
+        # A mistake in the config must not leave dead pods lying about; only records stay.
+        failed.append({"config": str(error)})
+        kept = sys.maxsize
+    cleaned: list[dict[str, Any]] = []
+    for pod in pods.running():
+        if pod.alive or _is_starting(pod):
+            continue
+        about = {"namespace": pod.namespace, "id": pod.id, "key": pod.key}
+        try:
+            cleaned.append(
+                about | {"undone": _planned(pod) if dry_run else clean_pod(_paths(pod), kept=kept)}
+            )
+        except (CasemateError, OSError) as error:
+            if isinstance(error, PermissionError):
+                raise
+            failed.append(about | {"error": str(error)})
+    removed = _remove_old(kept, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "cleaned": cleaned, "removed": removed, "failed": failed})
+    else:
+        _tell(cleaned, removed, failed, dry_run=dry_run)
+    if failed:
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+def _tell(
+    cleaned: list[dict[str, Any]], removed: list[str], failed: list[dict[str, Any]], *, dry_run: bool
+) -> None:
+    would = "would clean" if dry_run else "cleaned"
+    for pod in cleaned:
+        name = pod["key"] if pod["id"] == "?" else f"{pod['namespace']}/{pod['id']}"
+        print_line((f"{would} {name}", "bold"))
+        for line in pod["undone"]:
+            print_line(f"  {line}")
+    if removed:
+        print_line(f"{'would remove' if dry_run else 'removed'} the records of {len(removed)} ended pods")
+    for failure in failed:
+        if "config" in failure:
+            print_error(failure["config"], hint="no old records were removed")
+        else:
+            print_error(f"{failure['namespace']}/{failure['id']} ({failure['key']})", failure["error"])
+    if not (cleaned or removed or failed):
+        print_note("nothing to clean up")
+
+
+def _paths(pod: pods.Pod) -> PodPaths:
+    """By directory: a pod whose state.json is gone has no names to make the paths of."""
+    paths = PodPaths(pod.namespace, pod.id)
+    paths.key, paths.directory, paths.ended = pod.key, pod.directory, run_dir() / "ended" / pod.key
+    return paths
+
+
+def _is_starting(pod: pods.Pod) -> bool:
+    """Whether a process of its journal lives, or it is too young to have a journal."""
+    entries = read_journal(_paths(pod).journal)
+    for entry in entries:
+        if entry.kind is Kind.PROCESS and pods.shim_alive(
+            {"pid": int(entry.value), "start_time": entry.started}
+        ):
+            return True
+    if entries or pod.record:
+        return False
+    return time.time() - pod.directory.stat().st_mtime < STARTING_S
+
+
+def _planned(pod: pods.Pod) -> list[str]:
+    """What clean_pod() would undo of what is there."""
+    planned: list[str] = []
+    for entry in reversed(read_journal(_paths(pod).journal)):
+        # Of processes none lives, or the pod would not be here.
+        path = Path(entry.value)
+        if (entry.kind is Kind.SOCKET and path.exists()) or (entry.kind is Kind.MOUNT and path.is_mount()):
+            planned.append(f"{entry.kind.value} {entry.value}")
+    return [*planned, f"directory {pod.directory}"]
+
+
+def _remove_old(kept: int, *, dry_run: bool) -> list[str]:
+    """The records of ended pods beyond the newest `kept`."""
+    old = [pod.directory for pod in pods.ended()[kept:]]
+    if not dry_run:
+        for directory in old:
+            shutil.rmtree(directory)
+    return [str(directory) for directory in old]
