@@ -60,7 +60,12 @@ class _Printer:
 
 @app.command()
 def logs(
-    pod: Annotated[str, typer.Argument(help="A pod's id, the unique beginning of it, or NAMESPACE/ID.")],
+    pod: Annotated[
+        str,
+        typer.Argument(
+            help="A pod's id, the unique beginning of it, or NAMESPACE/ID.", autocompletion=pods.complete
+        ),
+    ],
     console: Annotated[bool, typer.Option("--console", help="Only the guest's console.")] = False,
     shim: Annotated[bool, typer.Option("--shim", help="Only the shim's log.")] = False,
     follow: Annotated[

@@ -128,3 +128,11 @@ def find(wanted: str) -> Pod:
                 names = ", ".join(f"{pod.namespace}/{pod.id}" for pod in matches)
                 raise typer.BadParameter(f"{wanted} may be any of {names}")
     raise NotFound(f"no pod {wanted}", hint="casemate ps --all lists those that are known")
+
+
+def complete(incomplete: str) -> list[str]:
+    """For the shell's completion: ids that begin so."""
+    try:
+        return sorted({pod.id for pod in running() + ended() if pod.id.startswith(incomplete)})
+    except PermissionError:
+        return []

@@ -21,7 +21,10 @@ TRACE = "trace.json"
 def trace(
     pod: Annotated[
         str | None,
-        typer.Argument(help="A pod's id, the unique beginning of it, or NAMESPACE/ID; the latest if none."),
+        typer.Argument(
+            help="A pod's id, the unique beginning of it, or NAMESPACE/ID; the latest if none.",
+            autocompletion=pods.complete,
+        ),
     ] = None,
     as_json: Annotated[bool, JsonOption] = False,
     chrome: Annotated[

@@ -60,7 +60,19 @@ class Loaded:
 
 def read_settings() -> Loaded:
     """Read everything anew. Raises InvalidArgument for what is wrong in a config file."""
-    sources = tuple(_read_files())
+    try:
+        return _combined(places.config_files())
+    except OSError as error:  # config.d cannot be listed
+        raise InvalidArgument(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+
+def read_defaults() -> Loaded:
+    """The packaged defaults alone, for who must go on where an operator's file is at fault."""
+    return _combined([places.DEFAULT_FILE])
+
+
+def _combined(paths: Sequence[str]) -> Loaded:
+    sources = tuple(_read_files(paths))
     merged: dict[str, Any] = {}
     origins: Origins = {}
     for source in sources:
@@ -80,11 +92,7 @@ def read_settings() -> Loaded:
     return Loaded(settings, merged, origins, sources)
 
 
-def _read_files() -> Iterator[Source]:
-    try:
-        paths = places.config_files()
-    except OSError as error:
-        raise InvalidArgument(f"config: {error.filename}: {error.strerror}") from None
+def _read_files(paths: Sequence[str]) -> Iterator[Source]:
     for path in paths:
         try:
             with open(path, "rb") as file:

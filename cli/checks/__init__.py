@@ -1,0 +1,1 @@
+"""What `casemate check` looks at, by area. Each check is a function of CheckContext that gives results."""

@@ -1,0 +1,160 @@
+"""What the kernel and the machine offer: acceleration, vsock, tun, cgroups, IOMMU, memory."""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from cli.checks.result import CheckContext, Result, failure, ok, warning
+from rpc.errors import CasemateError
+
+
+def acceleration(context: CheckContext) -> Iterator[Result]:
+    from shim.vm.accel import choose
+
+    name = "acceleration"
+    try:
+        chosen = choose(context.settings.accel)
+    except CasemateError as error:
+        yield failure(name, f"{error.brief}: {error.details}", error.hint)
+        return
+    if chosen.kind == "kvm":
+        yield ok(name, f"kvm: {chosen.reason}")
+    else:
+        yield warning(
+            name,
+            f"guests are emulated (tcg), 10 to 50 times slower: {chosen.reason}",
+            "enable virtualization in the firmware; on a virtual machine, nested virtualization outside it",
+        )
+
+
+def vsock(context: CheckContext) -> Iterator[Result]:
+    yield _device(
+        context,
+        "/dev/vhost-vsock",
+        "vhost_vsock",
+        missing="missing: the agent is reached over virtio-serial",
+        # With "vsock" in the config there is no other way.
+        fatal=context.settings.transport == "vsock",
+    )
+
+
+def vhost_net(context: CheckContext) -> Iterator[Result]:
+    yield _device(
+        context, "/dev/vhost-net", "vhost_net", missing="missing: QEMU itself moves network packets, slower"
+    )
+
+
+def tun(context: CheckContext) -> Iterator[Result]:
+    yield _device(context, "/dev/net/tun", "tun", missing="missing: pods have no network beyond loopback")
+
+
+def _device(context: CheckContext, path: str, module: str, *, missing: str, fatal: bool = False) -> Result:
+    if context.path(path).exists():
+        return ok(path, "there")
+    fix = f"modprobe {module}, and {module} in /etc/modules-load.d/casemate.conf for the next boot"
+    return failure(path, missing, fix) if fatal else warning(path, missing, fix)
+
+
+def cgroups(context: CheckContext) -> Iterator[Result]:
+    base = context.path("/sys/fs/cgroup")
+    name = "cgroups"
+    if (base / "cgroup.controllers").exists():
+        controllers = (base / "cgroup.controllers").read_text().split()
+        lacking = [each for each in ("cpu", "memory", "pids") if each not in controllers]
+        if lacking:
+            yield warning(name, f"v2 without {', '.join(lacking)}", "see cgroup_disable= in /proc/cmdline")
+        else:
+            yield ok(name, "v2")
+    elif (base / "memory").is_dir():
+        kind = "v1 with an empty v2 beside it (hybrid)" if (base / "unified").is_dir() else "v1"
+        yield ok(name, kind)
+    else:
+        yield failure(name, f"nothing is mounted at {base}", "mount -t cgroup2 none /sys/fs/cgroup")
+
+
+def iommu(context: CheckContext) -> Iterator[Result]:
+    name = "IOMMU"
+    groups = context.path("/sys/kernel/iommu_groups")
+    count = len(list(groups.iterdir())) if groups.is_dir() else 0
+    if not count:
+        yield warning(
+            name,
+            "no groups: no device can be given to a pod",
+            "enable VT-d or AMD-Vi in the firmware, and intel_iommu=on where the kernel needs it",
+        )
+        return
+    way = "iommufd and groups" if context.path("/dev/iommu").exists() else "groups (no /dev/iommu)"
+    yield ok(name, f"{count} groups, by {way}")
+
+
+def hugepages(context: CheckContext) -> Iterator[Result]:
+    parts = []
+    base = context.path("/sys/kernel/mm/hugepages")
+    for directory in sorted(base.iterdir()) if base.is_dir() else []:
+        total, free = (int((directory / file).read_text()) for file in ("nr_hugepages", "free_hugepages"))
+        if total:
+            parts.append(f"{directory.name.removeprefix('hugepages-')}: {free} of {total} free")
+    yield ok("hugepages", "; ".join(parts) or "none reserved: guests have ordinary pages")
+
+
+def memory(context: CheckContext) -> Iterator[Result]:
+    """Whether the host has what the default profile asks for."""
+    profile = context.settings.profiles[context.settings.default_profile]
+    fields = dict(
+        line.split(":", 1) for line in context.path("/proc/meminfo").read_text().splitlines() if ":" in line
+    )
+    total, free = (int(fields[key].split()[0]) << 10 for key in ("MemTotal", "MemAvailable"))
+    found = f"{free >> 20} MiB free of {total >> 20}"
+    needed = profile.memory_bytes
+    if needed > total:
+        yield failure(
+            "memory",
+            f"{found}, and profile {profile.name} wants {needed >> 20} MiB",
+            f"profiles.{profile.name}.memory in the config",
+        )
+    elif needed > free:
+        yield warning(
+            "memory", f"{found}, and profile {profile.name} wants {needed >> 20} MiB", "free some memory"
+        )
+    else:
+        yield ok("memory", found)
+
+
+def locked_memory(context: CheckContext) -> Iterator[Result]:
+    """RLIMIT_MEMLOCK as a shim gets it: containerd's, or ours where containerd cannot be seen."""
+    from cli.checks.containerd import daemon_pid
+
+    pid = daemon_pid(context.containerd)
+    whose = "containerd's" if pid else "this shell's"
+    soft = _memlock(Path(f"/proc/{pid}/limits")) if pid else resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    name = "locked memory limit"
+    if soft == resource.RLIM_INFINITY:
+        yield ok(name, f"none ({whose})")
+    elif context.path("/sys/kernel/iommu_groups").is_dir() and any(
+        context.path("/sys/kernel/iommu_groups").iterdir()
+    ):
+        yield warning(
+            name,
+            f"{soft >> 10} KiB ({whose}): a pod with a device needs all its memory locked",
+            "LimitMEMLOCK=infinity in containerd's unit (systemctl edit containerd)",
+        )
+    else:
+        yield ok(name, f"{soft >> 10} KiB ({whose}); only devices would need more")
+
+
+def _memlock(limits: Path) -> int:
+    for line in limits.read_text().splitlines():
+        if line.startswith("Max locked memory"):
+            soft = line.split()[3]
+            return resource.RLIM_INFINITY if soft == "unlimited" else int(soft)
+    raise ValueError(f"{limits}: no line about locked memory")
+
+
+def root_user(context: CheckContext) -> Iterator[Result]:
+    if os.geteuid() == 0:
+        yield ok("user", "root")
+    else:
+        yield warning(
+            "user", "not root: some of this cannot be seen, or looks worse than it is", "sudo casemate check"
+        )
