@@ -1,0 +1,280 @@
+"""A private containerd with this checkout's shim on its PATH, for tests and benchmarks.
+
+Every path inside is the one a user has (/run/containerd, /run/casemate): the supervisor mounts a /run
+of its own. It must not know which test or benchmark uses it, nor how containerd was built.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from bench import supervisor
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+RUNTIME = "io.containerd.casemate.v2"
+SYSTEM_PYTHON_PACKAGES = "/usr/lib/python3/dist-packages"
+"""Where Debian keeps python3-libvirt, which PyPI does not have as a binary."""
+
+CONFIG = """\
+version = 2
+root = "{root}"
+state = "/run/containerd"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+]
+[grpc]
+  address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{opt}"
+"""
+
+SHIM = """\
+#!{python} -IS
+import sys
+sys.path[1:1] = {path!r}
+from shim.bootstrap import main
+main()
+"""
+
+
+class InstanceError(Exception):
+    """The private containerd did not do what it should; the text carries its own last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """One containerd: what the tests call it, its version, and the directory of its executables."""
+
+    name: str
+    version: str
+    directory: Path
+
+    def __getitem__(self, program: str) -> str:
+        return str(self.directory / program)
+
+
+def system_binaries() -> Binaries | None:
+    """The distribution's containerd, or None where it is not installed."""
+    path = shutil.which("containerd")
+    if path is None:
+        return None
+    words = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout.split()
+    version = words[2].lstrip("v").partition("~")[0]
+    return Binaries("system", version, Path(path).parent)
+
+
+def shim_script() -> str:
+    """What stands for the installed shim: the base interpreter of whoever runs us, this checkout, our
+    packages.
+    """
+    path = [str(CHECKOUT), sysconfig.get_path("purelib"), SYSTEM_PYTHON_PACKAGES]
+    return SHIM.format(python=os.path.realpath(sys.executable), path=path)
+
+
+class Instance:
+    """One containerd, its supervisor, and a working directory that both sides see under the same path."""
+
+    def __init__(self, binaries: Binaries, environment: Mapping[str, str] | None = None) -> None:
+        self.binaries = binaries
+        self.environment = dict(environment or {})
+        self.base = Path(tempfile.mkdtemp(prefix="casemate-", dir="/var/tmp"))
+        self.log = self.base / "containerd.log"
+        self.config_dir = self.base / "etc"
+        self.work = self.base / "work"
+        self.containerd_pid = 0
+        self.supervisor_pid = 0
+        self._lines = b""
+        self._exits: dict[int, int] = {}
+
+    # -- life -------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for name in ("bin", "etc", "work", "tmp", "root", "opt"):
+                (self.base / name).mkdir()
+            self.base.chmod(0o711)  # a container's user may have to traverse it to a bind mount
+            shim = self.base / "bin" / "containerd-shim-casemate-v2"
+            shim.write_text(shim_script())
+            shim.chmod(0o755)
+            config = CONFIG.format(root=self.base / "root", opt=self.base / "opt")
+            (self.base / "containerd.toml").write_text(config)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", supervisor.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            self.supervisor_pid = self._await("ready", 10.0)["pid"]
+            self.start()
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End everything below the supervisor and forget the directory. The mounts end with its namespace."""
+        process = getattr(self, "_process", None)
+        if process is not None:
+            if self.containerd_pid:
+                self.stop()
+            process.stdin.close()
+            process.wait(30)
+            process.stdout.close()
+        shutil.rmtree(self.base)
+
+    def start(self) -> None:
+        """Start containerd and wait until it says that it is ready (sd_notify)."""
+        address = str(self.base / "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(address)
+            try:
+                argv = [self.binaries["containerd"], "--config", str(self.base / "containerd.toml")]
+                self.containerd_pid = self.spawn(argv, {"NOTIFY_SOCKET": address})
+                deadline = time.monotonic() + 60
+                while b"READY=1" not in (words := self._notified(notify, deadline)):
+                    if not words:
+                        raise InstanceError(f"containerd did not start:\n{self.log_tail()}")
+            finally:
+                os.unlink(address)
+
+    def _notified(self, notify: socket.socket, deadline: float) -> bytes:
+        """The next datagram; empty when containerd ended or the deadline passed."""
+        output = self._process.stdout
+        assert output is not None
+        while self.containerd_pid not in self._exits:
+            left = deadline - time.monotonic()
+            readable, _, _ = select.select([notify.fileno(), output.fileno()], [], [], max(left, 0))
+            if notify.fileno() in readable:
+                return notify.recv(4096)
+            if not readable:
+                return b""
+            self._read_messages()
+        return b""
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        """SIGTERM containerd, and wait for its end. Containers and their shims go on."""
+        self.signal(15)
+        self.wait_exit(self.containerd_pid, timeout_s)
+        self.containerd_pid = 0
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def signal(self, number: int) -> None:
+        # a containerd that has ended already is reported by wait_exit, with its log
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.containerd_pid, number)
+
+    def configure(self, toml: str) -> None:
+        """What an operator would write to /etc/casemate/config.toml."""
+        (self.config_dir / "config.toml").write_text(toml)
+
+    def clear_config(self) -> None:
+        (self.config_dir / "config.toml").unlink(missing_ok=True)
+
+    # -- processes in its namespaces ---------------------------------------------------------------------
+
+    def env(self) -> dict[str, str]:
+        """The environment of containerd, of what it starts, and of ctr."""
+        standard = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        return {
+            "PATH": f"{self.base / 'bin'}:{self.binaries.directory}:{standard}",
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "TMPDIR": str(self.base / "tmp"),
+            "CASEMATE_CONFIG_DIR": str(self.config_dir),
+            **self.environment,
+        }
+
+    def spawn(self, argv: list[str], environment: Mapping[str, str] | None = None) -> int:
+        """Start a process below the supervisor; its output goes to the containerd log. Returns its pid."""
+        request = {
+            "argv": argv,
+            "env": {**self.env(), **(environment or {})},
+            "log": str(self.log),
+            "cwd": "/",
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        return int(self._await("started", 10.0)["pid"])
+
+    def inside(self, *argv: str) -> list[str]:
+        """The command that runs `argv` in the namespaces of this containerd."""
+        return ["nsenter", f"--target={self.supervisor_pid}", "--mount", "--net", "--wdns=/", *argv]
+
+    def path(self, absolute: str | Path) -> Path:
+        """How we reach a path of this containerd's mount namespace."""
+        return Path(f"/proc/{self.supervisor_pid}/root{absolute}")
+
+    def wait_exit(self, pid: int, timeout_s: float) -> int:
+        deadline = time.monotonic() + timeout_s
+        while pid not in self._exits:
+            if not self._poll_messages(deadline):
+                raise InstanceError(f"process {pid} did not end within {timeout_s} s:\n{self.log_tail()}")
+        return self._exits[pid]
+
+    def descendants(self) -> set[int]:
+        return supervisor.descendants(self.supervisor_pid)
+
+    def log_tail(self, lines: int = 40) -> str:
+        if not self.log.exists():
+            return "(no log)"
+        text = self.log.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in text if " plugin" not in line][-lines:])
+
+    # -- the supervisor's messages ------------------------------------------------------------------------
+
+    def _messages(self) -> Iterator[dict[str, int | str]]:
+        while b"\n" in self._lines:
+            line, self._lines = self._lines.split(b"\n", 1)
+            yield json.loads(line)
+
+    def _read_messages(self) -> list[dict[str, int | str]]:
+        assert self._process.stdout is not None
+        data = os.read(self._process.stdout.fileno(), 65536)
+        if not data:
+            raise InstanceError(f"the supervisor ended (exit code {self._process.wait()})")
+        self._lines += data
+        others = []
+        for message in self._messages():
+            if message["event"] == "exit":
+                self._exits[int(message["pid"])] = int(message["status"])
+            else:
+                others.append(message)
+        return others
+
+    def _poll_messages(self, deadline: float) -> bool:
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))
+        if readable:
+            self._read_messages()
+        return bool(readable)
+
+    def _await(self, event: str, timeout_s: float) -> dict[str, int]:
+        deadline = time.monotonic() + timeout_s
+        assert self._process.stdout is not None
+        while True:
+            readable, _, _ = select.select(
+                [self._process.stdout], [], [], max(deadline - time.monotonic(), 0)
+            )
+            if not readable:
+                raise InstanceError(f"the supervisor did not say {event!r} within {timeout_s} s")
+            for message in self._read_messages():
+                if message["event"] == event:
+                    return message  # type: ignore[return-value]

@@ -1,0 +1,108 @@
+"""Fixtures of the vm tests: a containerd of each version, the demo image, a census around every test.
+
+A test that uses `ctr` fails if it leaves anything behind. What is tested is in the test files.
+"""
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.ctr import Ctr
+from bench.instance import RUNTIME, Instance
+from tests.vm import builds, census
+from tests.vm.pods import FULL, Pods
+
+IMAGE = "localhost/casemate/demo:latest"
+INSTANCE = pytest.StashKey[Instance]()
+
+
+class Instances:
+    """The containerds of this session, started when first asked for."""
+
+    def __init__(self, demo: Path) -> None:
+        self.demo = demo
+        self.running: dict[str, Instance] = {}
+
+    def get(self, name: str) -> Instance:
+        if name not in self.running:
+            instance = Instance(builds.provide(name)).__enter__()
+            self.running[name] = instance
+            prepare(instance, self.demo)
+        return self.running[name]
+
+    def discard(self, instance: Instance) -> None:
+        """End it with all that runs in it: what a failed test left must not be the next test's trouble."""
+        self.running = {name: other for name, other in self.running.items() if other is not instance}
+        instance.close()
+
+    def close(self) -> None:
+        while self.running:
+            self.running.popitem()[1].close()
+
+
+def prepare(instance: Instance, demo: Path) -> None:
+    """Import the image, and run it once with runc, so that what containerd opens once in its life is open."""
+    ctr = Ctr(instance)
+    ctr.import_image(demo)
+    ctr("run", "--rm", IMAGE, "warm-up", "true").ok()
+
+
+@pytest.fixture(scope="session")
+def demo_archive() -> Path:
+    """The demo image, built from Debian packages and cached by images/oci.py."""
+    return Path(os.environ["CASEMATE_TEST_DEMO"])
+
+
+@pytest.fixture(scope="session")
+def instances(demo_archive: Path) -> Iterator[Instances]:
+    instances = Instances(demo_archive)
+    yield instances
+    instances.close()
+
+
+@pytest.fixture
+def instance(request: pytest.FixtureRequest, instances: Instances) -> Iterator[Instance]:
+    """The containerd of this test: FULL, or each version in turn where the test is marked `every_version`."""
+    instance = instances.get(getattr(request, "param", FULL))
+    request.node.stash[INSTANCE] = instance
+    yield instance
+    instance.clear_config()
+
+
+@pytest.fixture
+def ctr(instance: Instance, instances: Instances) -> Iterator[Ctr]:
+    """`ctr` with a census before and after: whatever the test leaves behind fails it."""
+    ctr = Ctr(instance)
+    before = census.take(ctr)
+    yield ctr
+    if not instance.containerd_pid:
+        instance.start()
+    left = census.left_after(ctr, before)
+    if left:
+        instances.discard(instance)
+        pytest.fail("left behind:\n" + "\n".join(left))
+
+
+@pytest.fixture
+def pods(ctr: Ctr) -> Pods:
+    return Pods(ctr, os.environ.get("CASEMATE_TEST_RUNTIME", RUNTIME), IMAGE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the last words of containerd, shims and guests with a failure."""
+    report = yield
+    instance = item.stash.get(INSTANCE, None)
+    if report.failed and instance is not None and instance.base.exists():
+        report.sections.append(("containerd's log", instance.log_tail()))
+        for name in ("shim.log", "console.log"):
+            for path in sorted(instance.path("/run/casemate").glob(f"*/*/{name}"), key=_age)[:2]:
+                text = path.read_text(errors="replace")
+                report.sections.append((str(path.relative_to(path.parents[3])), text[-4000:]))
+    return report
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime

@@ -1,0 +1,210 @@
+"""A container's life: signals, pause, statistics, processes, limits changed, attach, containerd's restart."""
+
+import json
+import os
+import re
+import signal
+import time
+
+from tests.vm.pods import Pods, every_version
+
+CATCHABLE = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
+
+CATCHER = """\
+import os, signal
+def note(number, frame):
+    os.write(1, b'caught %d\\n' % number)
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, note)
+os.write(1, b'ready\\n')
+while True:
+    signal.pause()
+"""
+
+DEADLY = """
+    HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF IO PWR SYS
+    RTMIN RTMAX
+""".split()
+"""Signals that end a process by default."""
+
+
+def test_every_signal_arrives(pods: Pods) -> None:
+    name = pods.ctr.new_id()
+    with pods.start("python3", "-c", CATCHER, name=name) as running:
+        running.read_until(b"ready\n", 60)
+        for number in CATCHABLE:
+            pods.kill(name, str(int(number))).ok()
+            running.read_until(b"caught %d\n" % number, 10)
+        pods.kill(name).ok()
+        assert running.finish(20).code == 137
+
+
+def test_a_signal_ends_an_exec_with_128_and_its_number(pods: Pods) -> None:
+    with pods.detached("sleep", "1000") as name:
+        for number in (signal.Signals[f"SIG{word}"] for word in DEADLY):
+            exec_id = f"s{int(number)}"
+            argv = ("task", "exec", "--exec-id", exec_id, name, "sh", "-c", "echo up; exec sleep 1000")
+            with pods.ctr.start(*argv) as running:
+                running.read_until(b"up\n", 30)
+                pods.kill(name, str(int(number)), "--exec-id", exec_id).ok()
+                assert running.finish(20).code == 128 + number
+
+
+def test_kill_all_reaches_every_process(pods: Pods) -> None:
+    loop = "while :; do sleep 0.1; done"
+    script = f"sh -c 'trap \"echo child; exit 0\" USR1; echo up; {loop}' & trap 'wait; exit 4' USR1; {loop}"
+    name = pods.ctr.new_id()
+    with pods.start("sh", "-c", script, name=name) as running:
+        running.read_until(b"up\n", 60)
+        pods.kill(name, "SIGUSR1", "--all").ok()
+        running.read_until(b"child\n", 10)
+        assert running.finish(20).code == 4
+
+
+@every_version
+def test_sigkill_ends_a_container_with_137(pods: Pods) -> None:
+    name = pods.ctr.new_id()
+    with pods.start("sh", "-c", "echo up; exec sleep 1000", name=name) as running:
+        running.read_until(b"up\n", 60)
+        pods.kill(name).ok()
+        assert running.finish(20).code == 137
+
+
+def test_kill_after_the_end_is_not_found(pods: Pods) -> None:
+    with pods.detached("true") as name:
+        pods.wait_status(name, "STOPPED")
+        result = pods.kill(name)
+        assert result.code != 0
+        assert "not found" in result.err
+
+
+def test_a_paused_container_stands_still(pods: Pods) -> None:
+    """The program measures the longest gap between two of its steps; a second pod's whole life fits in the
+    pause.
+    """
+    script = (
+        "import signal, time\n"
+        "longest, last = 0.0, time.monotonic()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print(longest, flush=True))\n"
+        "print('up', flush=True)\n"
+        "while True:\n"
+        "    time.sleep(0.01); now = time.monotonic(); longest = max(longest, now - last); last = now\n"
+    )
+    name = pods.ctr.new_id()
+    with pods.start("python3", "-c", script, name=name) as running:
+        running.read_until(b"up\n", 60)
+        pods.ctr("task", "pause", name).ok()
+        paused_at = time.monotonic()
+        assert pods.status(name) == "PAUSED"
+        pods.run("true").ok()
+        paused_s = time.monotonic() - paused_at
+        pods.ctr("task", "resume", name).ok()
+        assert pods.status(name) == "RUNNING"
+        pods.kill(name, "SIGUSR1").ok()
+        longest = float(running.read_until(b"\n", 20))
+        assert longest > 0.95 * paused_s
+        pods.kill(name).ok()
+        assert running.finish(20).code == 137
+
+
+@every_version
+def test_metrics_are_the_containers(pods: Pods) -> None:
+    with pods.detached("sh", "-c", "sleep 1000 & exec sleep 1000") as name:
+        result = pods.ctr("task", "metrics", "--format", "json", name).ok()
+        metrics = json.loads(result.out)
+        assert metrics["pids"]["current"] == 2
+        assert 0 < metrics["memory"]["usage"] < 64 << 20
+        assert metrics["cpu"]["usage_usec"] > 0
+
+
+def test_ps_names_a_live_process_of_the_host(pods: Pods) -> None:
+    with pods.detached("sleep", "1000") as name:
+        pids = [int(line.split()[0]) for line in pods.ctr("task", "ps", name).ok().out.splitlines()[1:]]
+        assert pids
+        assert set(pids) <= pods.ctr.instance.descendants()
+
+
+def test_the_pid_of_a_task_is_harmless_and_not_qemus(pods: Pods) -> None:
+    """nerdctl cp and stats go through /proc/PID/root and /proc/PID/ns/net of the pid that we report."""
+    with pods.detached("sleep", "1000") as name:
+        line = next(
+            line for line in pods.ctr("task", "list").ok().out.splitlines() if line.split()[0] == name
+        )
+        pid = int(line.split()[1])
+        assert pid in pods.ctr.instance.descendants()
+        assert "qemu" not in os.readlink(f"/proc/{pid}/exe")
+        assert not os.path.exists(f"/proc/{pid}/root/proc/{os.getpid()}/environ"), (
+            "the host's /proc is under its root"
+        )
+        assert not os.path.samefile(f"/proc/{pid}/root", pods.ctr.instance.path("/"))
+
+
+def test_update_changes_the_limits_in_the_guest(pods: Pods) -> None:
+    """ctr has no update: ask the shim as containerd would."""
+    from tests.vm.taskapi import update
+
+    with pods.detached("sleep", "1000", options=("--memory-limit", str(128 << 20))) as name:
+        assert int(pods.exec(name, "cat", "/sys/fs/cgroup/memory.max").ok().out) == 128 << 20
+        update(pods, name, {"memory": {"limit": 96 << 20}, "pids": {"limit": 77}})
+        limits = (
+            pods.exec(name, "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max").ok().out.split()
+        )
+        assert limits == [str(96 << 20), "77"]
+
+
+@every_version
+def test_detached_run_and_attach(pods: Pods) -> None:
+    script = "read line; echo got $line; exit 9"
+    with pods.detached("sh", "-c", script) as name, pods.ctr.start("task", "attach", name) as running:
+        running.write(b"something\n")
+        running.read_until(b"got something\n", 30)
+        assert running.finish(20).code == 9
+
+
+@every_version
+def test_a_container_outlives_containerd(pods: Pods) -> None:
+    instance = pods.ctr.instance
+    with pods.detached("sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.1; done; exit 6") as name:
+        pid = _pid(pods, name)
+        instance.restart()
+        assert pods.status(name) == "RUNNING"
+        assert _pid(pods, name) == pid
+        assert pods.exec(name, "echo", "still", "here").ok().out == "still here\n"
+        assert pods.exec(name, "touch", "/tmp/go").code == 0
+        pods.wait_status(name, "STOPPED")
+        result = pods.ctr("task", "delete", name)
+        assert result.code == 6 or re.search(r"status 6|exit.*6", result.err), result
+
+
+def test_a_container_that_ends_while_containerd_is_away(pods: Pods) -> None:
+    instance = pods.ctr.instance
+    go = instance.work / pods.ctr.new_id("go")
+    mount = f"type=bind,src={instance.work},dst=/srv/work,options=rbind:rw"
+    script = f"while [ ! -e /srv/work/{go.name} ]; do sleep 0.1; done; exit 11"
+    with pods.detached("sh", "-c", script, options=("--mount", mount)) as name:
+        instance.stop()
+        go.touch()
+        pods.wait_state(name, "stopped")
+        instance.start()
+        pods.wait_status(name, "STOPPED")
+        result = pods.ctr("task", "delete", name)
+        assert result.code == 11 or "11" in result.err, result
+
+
+def test_ctr_gone_leaves_the_container(pods: Pods) -> None:
+    """A client that dies is no reason for a container to end, nor for its output to stop it."""
+    name = pods.ctr.new_id()
+    argv = pods.argv(name, ("sh", "-c", "echo up; exec sleep 1000"), ())
+    with pods.ctr.start(*argv) as running:
+        running.read_until(b"up\n", 60)
+        running.process.send_signal(signal.SIGKILL)
+        running.process.wait(10)
+    assert pods.status(name) == "RUNNING"
+    assert pods.exec(name, "echo", "here").ok().out == "here\n"
+    pods.remove(name)
+
+
+def _pid(pods: Pods, name: str) -> str:
+    return next(
+        line.split()[1] for line in pods.ctr("task", "list").ok().out.splitlines() if line.split()[0] == name
+    )

@@ -1,0 +1,135 @@
+"""`ctr run` of an unmodified image in a virtual machine: exit codes, environment, mounts, users, the
+guest's kernel.
+"""
+
+import os
+import platform
+
+import pytest
+
+from tests.vm.builds import VERSIONS
+from tests.vm.pods import FULL, Pods, every_version
+
+
+@pytest.mark.parametrize(
+    ("instance", "code"),
+    [(FULL, 0), *((version, 42) for version in VERSIONS), (FULL, 127)],
+    indirect=["instance"],
+)
+def test_the_exit_code_is_the_programs(pods: Pods, code: int) -> None:
+    result = pods.run("sh", "-c", f"echo to-stdout; echo to-stderr >&2; exit {code}")
+    assert result.code == code, result
+    assert (result.stdout, result.stderr) == (b"to-stdout\n", b"to-stderr\n")
+
+
+@every_version
+def test_the_kernel_is_the_guests(pods: Pods) -> None:
+    result = pods.run("sh", "-c", "cat /proc/sys/kernel/osrelease /proc/sys/kernel/random/boot_id").ok()
+    release, boot_id = result.out.split()
+    assert release != platform.release()
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        assert boot_id != file.read().strip()
+
+
+def test_arguments_arrive_as_they_were_given(pods: Pods) -> None:
+    words = ("", " two  words ", "quote'\"", "$HOME", "new\nline", "ünïcødé", "-n")
+    script = "import sys, json; print(json.dumps(sys.argv[1:]))"
+    result = pods.run("python3", "-c", script, *words).ok()
+    assert eval(result.out) == list(words)  # noqa: S307 - JSON of strings, from our own program
+
+
+def test_environment_and_working_directory(pods: Pods) -> None:
+    options = ("--env", "GREETING=hello world", "--env", "EMPTY=", "--cwd", "/usr/share")
+    result = pods.run("sh", "-c", 'pwd; echo "$GREETING"; echo "${EMPTY-unset}"', options=options).ok()
+    assert result.out == "/usr/share\nhello world\n\n"
+
+
+def test_user_and_group(pods: Pods) -> None:
+    result = pods.run("sh", "-c", "id -u; id -g; id -G", options=("--user", "65534:33")).ok()
+    assert result.out.split() == ["65534", "33", "33"]
+
+
+def test_hostname(pods: Pods) -> None:
+    result = pods.run("cat", "/proc/sys/kernel/hostname", options=("--hostname", "keep-tower")).ok()
+    assert result.out == "keep-tower\n"
+
+
+def test_a_bind_mounted_directory_is_shared_both_ways(pods: Pods) -> None:
+    shared = pods.ctr.instance.work / "shared"
+    (shared / "sub").mkdir(parents=True)
+    (shared / "sub" / "in").write_text("from the host")
+    mount = f"type=bind,src={shared},dst=/srv/shared,options=rbind:rw"
+    command = "cat /srv/shared/sub/in; echo from the guest > /srv/shared/out"
+    result = pods.run("sh", "-c", command, options=("--mount", mount)).ok()
+    assert result.out == "from the host"
+    assert (shared / "out").read_text() == "from the guest\n"
+
+
+def test_a_read_only_bind_mount_cannot_be_written(pods: Pods) -> None:
+    shared = pods.ctr.instance.work / "read-only"
+    shared.mkdir()
+    mount = f"type=bind,src={shared},dst=/srv/shared,options=rbind:ro"
+    result = pods.run("sh", "-c", "echo no > /srv/shared/out", options=("--mount", mount))
+    assert result.code != 0
+    assert "Read-only file system" in result.err
+    assert os.listdir(shared) == []
+
+
+@every_version
+def test_a_single_file_can_be_mounted(pods: Pods) -> None:
+    source = pods.ctr.instance.work / f"{pods.ctr.new_id('file')}.txt"
+    source.write_text("one file\n")
+    mount = f"type=bind,src={source},dst=/etc/one-file,options=bind:ro"
+    result = pods.run("cat", "/etc/one-file", options=("--mount", mount)).ok()
+    assert result.out == "one file\n"
+
+
+def test_a_mounted_file_is_all_of_its_directory_that_the_guest_sees(pods: Pods) -> None:
+    directory = pods.ctr.instance.work / "with-a-secret"
+    directory.mkdir()
+    (directory / "shown").write_text("shown\n")
+    (directory / "secret").write_text("secret\n")
+    mount = f"type=bind,src={directory / 'shown'},dst=/etc/shown,options=bind:ro"
+    result = pods.run("sh", "-c", "cat /etc/shown; ls -A /etc/secret", options=("--mount", mount))
+    assert result.out == "shown\n"
+    assert result.code != 0
+
+
+def test_writes_stay_in_the_containers_own_layer(pods: Pods) -> None:
+    pods.run("sh", "-c", "echo gone > /etc/motd-of-mine && rm /etc/hostname; cat /etc/motd-of-mine").ok()
+    result = pods.run("ls", "/etc/motd-of-mine")
+    assert result.code != 0
+
+
+def test_a_read_only_root(pods: Pods) -> None:
+    result = pods.run("sh", "-c", "echo x > /etc/x", options=("--read-only",))
+    assert result.code != 0
+    assert "Read-only file system" in result.err
+
+
+def test_only_loopback_without_a_network(pods: Pods) -> None:
+    script = "import os, socket; print(sorted(os.listdir('/sys/class/net')))\n"
+    script += (
+        "s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname()); print('up')"
+    )
+    result = pods.run("python3", "-c", script).ok()
+    assert result.out == "['lo']\nup\n"
+
+
+def test_the_memory_limit_is_the_cgroups(pods: Pods) -> None:
+    options = ("--memory-limit", str(64 << 20))
+    result = pods.run("cat", "/sys/fs/cgroup/memory.max", options=options).ok()
+    assert int(result.out) == 64 << 20
+
+
+def test_beyond_its_memory_limit_a_container_is_killed(pods: Pods) -> None:
+    result = pods.run("python3", "-c", "b = bytearray(200 << 20)", options=("--memory-limit", str(64 << 20)))
+    assert result.code == 137, result
+
+
+def test_the_clock_is_the_hosts(pods: Pods) -> None:
+    import time
+
+    before = time.time()
+    inside = float(pods.run("python3", "-c", "import time; print(time.time())").ok().out)
+    assert before - 0.1 < inside < time.time() + 0.1

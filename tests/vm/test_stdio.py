@@ -1,0 +1,118 @@
+"""Standard streams between ctr and a process in the guest: every byte, in order, with back-pressure;
+terminals.
+"""
+
+import hashlib
+
+import pytest
+
+from tests.vm.pods import TERMINAL_PROGRAM, Pods, every_version
+
+MIB = 1 << 20
+
+# Every block differs from every other, so that a lost, doubled or swapped one is seen.
+WRITER = """\
+import hashlib, os, sys
+def block(n):
+    seed = hashlib.sha256(str(n).encode()).digest()
+    return (seed * 32768)[:1 << 20]
+for n in range({count}):
+    data = memoryview(block(n))
+    while data:
+        data = data[os.write({fd}, data):]
+"""
+
+
+def block(number: int) -> bytes:
+    return (hashlib.sha256(str(number).encode()).digest() * 32768)[:MIB]
+
+
+def expected(count: int) -> str:
+    digest = hashlib.sha256()
+    for number in range(count):
+        digest.update(block(number))
+    return digest.hexdigest()
+
+
+@every_version
+def test_stdin_arrives_whole_and_ends(pods: Pods) -> None:
+    data = b"".join(block(number) for number in range(10))
+    result = pods.run("sha256sum", stdin=data, timeout_s=120).ok()
+    assert result.out.split()[0] == hashlib.sha256(data).hexdigest()
+
+
+def test_empty_stdin_ends(pods: Pods) -> None:
+    # ctr forgets to pass on an end that comes before the container has started: wait for its word
+    with pods.start("sh", "-c", "echo up; cat; echo ended") as running:
+        running.read_until(b"up\n", 60)
+        assert running.finish(20).stdout == b"ended\n"
+
+
+def test_stdin_that_nobody_reads_holds_nothing_up(pods: Pods) -> None:
+    result = pods.run("true", stdin=b"x" * (4 * MIB))
+    assert result.code == 0, result
+
+
+@pytest.mark.timeout(400)
+def test_a_hundred_mebibytes_of_output_are_exact(pods: Pods) -> None:
+    result = pods.run("python3", "-c", WRITER.format(count=100, fd=1), timeout_s=300).ok()
+    assert len(result.stdout) == 100 * MIB
+    assert hashlib.sha256(result.stdout).hexdigest() == expected(100)
+    assert result.stderr == b""
+
+
+def test_stderr_is_a_stream_of_its_own(pods: Pods) -> None:
+    script = WRITER.format(count=2, fd=1) + WRITER.format(count=3, fd=2)
+    result = pods.run("python3", "-c", script).ok()
+    assert hashlib.sha256(result.stdout).hexdigest() == expected(2)
+    assert hashlib.sha256(result.stderr).hexdigest() == expected(3)
+
+
+def test_the_last_bytes_before_the_exit_are_not_lost(pods: Pods) -> None:
+    with pods.detached("sleep", "1000") as name:
+        for number in range(20):
+            result = pods.exec(
+                name, "sh", "-c", f"head -c 100000 /dev/zero; printf end-{number}; exit {number}"
+            )
+            assert result.code == number
+            assert len(result.stdout) == 100000 + len(f"end-{number}"), result
+            assert result.out.endswith(f"end-{number}")
+
+
+def test_output_arrives_while_the_program_runs(pods: Pods) -> None:
+    with pods.start("sh", "-c", "echo asked; read answer; echo got $answer") as running:
+        running.read_until(b"asked\n", 30)
+        running.write(b"this\n")
+        running.read_until(b"got this\n", 10)
+        assert running.finish(20).code == 0
+
+
+@every_version
+def test_a_terminal_has_a_size_and_changes_it(pods: Pods) -> None:
+    with pods.terminal("python3", "-c", TERMINAL_PROGRAM, columns=101, rows=33) as terminal:
+        terminal.expect(rb"isatty True True True", 60)
+        terminal.expect(rb"size=101x33", 10)
+        terminal.resize(77, 22)
+        terminal.expect(rb"size=77x22", 10)
+        terminal.write(b"words\r")
+        terminal.expect(rb"echo=words", 10)
+        terminal.write(b"quit\r")
+        code, _ = terminal.finish(20)
+    assert code == 7
+
+
+def test_a_terminal_turns_ctrl_c_into_a_signal(pods: Pods) -> None:
+    script = "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 1; done"
+    with pods.terminal("sh", "-c", script) as terminal:
+        terminal.expect(rb"ready", 60)
+        terminal.write(b"\x03")
+        terminal.expect(rb"caught", 10)
+        assert terminal.finish(20)[0] == 3
+
+
+def test_a_terminal_carries_much_output(pods: Pods) -> None:
+    with pods.terminal("sh", "-c", "echo begin; seq 1 20000") as terminal:
+        terminal.expect(rb"begin\r+\n", 60)
+        code, output = terminal.finish(90)
+    assert code == 0
+    assert [int(line) for line in output.split()] == list(range(1, 20001))
