@@ -1,0 +1,164 @@
+"""`casemate image`: build, list, show, verify, rm, gc.
+
+Only turns words into calls of images/ and results into text; must not know how images are made or stored.
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.exits import ExitCode
+from cli.output import JsonOption, print_json, print_line, print_note, print_table
+from images.image import GuestImage
+from images.store import ImageStore, Listed
+from rpc.errors import CasemateError
+
+app = typer.Typer(no_args_is_help=True, help="Guest images: the kernel and root file system of the VMs.")
+
+Json = Annotated[bool, JsonOption]
+Reference = Annotated[str, typer.Argument(help="A name, or a digest of at least 6 digits.")]
+
+
+@app.command()
+def build(
+    name: Annotated[str, typer.Option(help="The name that the image gets in the store.")] = "default",
+    suite: Annotated[str, typer.Option(help="The Debian suite it is made of.")] = "trixie",
+    mirror: Annotated[str, typer.Option(help="A Debian mirror, instead of the one in the apt sources.")] = "",
+    if_needed: Annotated[
+        bool, typer.Option("--if-needed", help="Do nothing if the image there was made by this casemate.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a guest image from Debian packages and this casemate's agent."""
+    from images import builder
+
+    store = ImageStore()
+    options = builder.Options(name=name, suite=suite, mirror=mirror)
+    current = builder.current(store, options) if if_needed else None
+    if current is not None:
+        _print_built(current, {}, as_json)
+        return
+    built = builder.build(store, options, progress=print_note)
+    _print_built(built.image, built.phases_s, as_json)
+
+
+@app.command("list")
+def list_images(as_json: Json = False) -> None:
+    """List the images in the store."""
+    listed = ImageStore().list()
+    if as_json:
+        print_json([_summary(entry) for entry in listed])
+        return
+    print_table(("NAMES", "DIGEST", "SUITE", "KERNEL", "SIZE", "STATE"), [_row(entry) for entry in listed])
+
+
+@app.command()
+def show(reference: Reference = "default", as_json: Json = False) -> None:
+    """Show what an image is made of."""
+    image = ImageStore().resolve(reference)
+    about = image.manifest
+    if as_json:
+        print_json({"digest": image.digest, "directory": str(image.directory), **about})
+        return
+    print_line(f"digest        {image.digest}")
+    print_line(f"directory     {image.directory}")
+    for key in ("suite", "architecture", "kernel", "python", "cmdline"):
+        print_line(f"{key:13} {about.get(key, '')}")
+    for name, entry in about["files"].items():
+        print_line(f"{name:13} {entry['bytes']} bytes, sha256:{entry['sha256']}")
+    packages = about.get("packages", {}).items()
+    print_table(("PACKAGE", "VERSION"), [(name, entry["version"]) for name, entry in packages])
+
+
+@app.command()
+def verify(
+    references: Annotated[list[str] | None, typer.Argument(help="Names or digests; all if none.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read every file of images and compare it with its digest. Ends with 1 if one is damaged."""
+    store = ImageStore()
+    results = [_verify(store, wanted) for wanted in references or [entry.digest for entry in store.list()]]
+    if as_json:
+        print_json(results)
+    else:
+        for result in results:
+            print_line(f"{result['image']}: {result['problem'] or 'ok'}")
+    if any(result["problem"] for result in results):
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+@app.command()
+def rm(
+    references: Annotated[list[str], typer.Argument(help="Names or digests.")],
+    as_json: Json = False,
+) -> None:
+    """Remove images, with all their names. One that is in use is an error."""
+    store = ImageStore()
+    removed = [store.remove(reference) for reference in references]
+    _print_removed(removed, [], as_json)
+
+
+@app.command()
+def gc(as_json: Json = False) -> None:
+    """Remove images without a name that no pod uses."""
+    collected = ImageStore().gc()
+    _print_removed(collected.removed, collected.in_use, as_json)
+
+
+def _verify(store: ImageStore, reference: str) -> dict[str, Any]:
+    try:
+        store.verify(store.resolve(reference), full=True)
+    except CasemateError as error:
+        return {"image": reference, "problem": str(error)}
+    return {"image": reference, "problem": None}
+
+
+def _summary(entry: Listed) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "digest": entry.digest,
+        "names": list(entry.names),
+        "problem": entry.problem or None,
+    }
+    if entry.image is not None:
+        about = {key: entry.image.manifest.get(key) for key in ("suite", "kernel", "python")}
+        found |= {"directory": str(entry.image.directory), "size_bytes": entry.image.size_bytes, **about}
+    return found
+
+
+def _row(entry: Listed) -> tuple[str, ...]:
+    names, short = ", ".join(entry.names) or "-", entry.digest.removeprefix("sha256:")[:12]
+    if entry.image is None:
+        return names, short, "-", "-", "-", entry.problem
+    about = entry.image.manifest
+    size = f"{entry.image.size_bytes / 2**20:.1f} MiB"
+    return names, short, str(about.get("suite", "-")), str(about.get("kernel", "-")), size, "ok"
+
+
+def _print_built(image: GuestImage, phases_s: dict[str, float], as_json: bool) -> None:
+    """phases_s is empty if the image was there already."""
+    if as_json:
+        print_json(
+            {
+                "name": image.name,
+                "digest": image.digest,
+                "directory": str(image.directory),
+                "size_bytes": image.size_bytes,
+                "built": bool(phases_s),
+                "phases_s": phases_s,
+            }
+        )
+        return
+    state = f"built in {sum(phases_s.values()):.1f} s" if phases_s else "is current"
+    print_line(f"guest image {image.name} {state}: sha256:{image.short}, {image.size_bytes / 2**20:.1f} MiB")
+
+
+def _print_removed(
+    removed: tuple[str, ...] | list[str], in_use: tuple[str, ...] | list[str], as_json: bool
+) -> None:
+    if as_json:
+        print_json({"removed": list(removed), "in_use": list(in_use)})
+        return
+    for digest in removed:
+        print_line(f"removed {digest}")
+    for digest in in_use:
+        print_line(f"in use, left alone: {digest}")

@@ -1,0 +1,150 @@
+"""Builds a guest image: kernel, initramfs and root file system from Debian packages and our own agent.
+
+Only composes the steps; each is a module of its own. Must not know who uses the image.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from images import rootfs
+from images.bytecode import find_python
+from images.image import INITRD, KERNEL, ROOTFS, GuestImage
+from images.initramfs import Root, initramfs
+from images.kernel import find_kernel, vmlinux
+from images.modules import BOOT, ModuleTree, feature_list
+from images.packages import PackageTree, Request, fetch
+from images.store import ImageStore
+from rpc.errors import DataLoss, FailedPrecondition, NotFound
+
+log = logging.getLogger(__name__)
+
+# tiny-initramfs stands in for initramfs-tools, which the kernel's package depends on, and which
+# would drag systemd and udev into the download; neither gets into an image
+PACKAGES = (
+    *("python3-minimal", "libpython3-stdlib", "crun", "busybox-static"),
+    *("linux-image-cloud-amd64", "tiny-initramfs"),
+)
+CMDLINE = "pci=lastbus=0 cryptomgr.notests"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """name: under which the store will have it. source: where agent/ and rpc/ are."""
+
+    name: str = "default"
+    suite: str = "trixie"
+    mirror: str = ""
+    source: Path = field(default_factory=lambda: Path(__file__).resolve().parent.parent)
+    compression: str = ""  # of the root file system, as mkfs.erofs -z takes it
+
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    image: GuestImage
+    phases_s: dict[str, float]
+
+
+class _Phases:
+    """Times the steps of a build and tells of each when it begins."""
+
+    def __init__(self, progress: Progress = log.info) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._progress(f"guest image: {name}")
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 3)
+
+
+def build(
+    store: ImageStore, options: Options, cache: Path | None = None, progress: Progress = log.info
+) -> Built:
+    """Builds an image and adds it to the store under options.name. progress is told of each step."""
+    phases = _Phases(progress)
+    with phases.phase("packages"):
+        tree = fetch(Request(PACKAGES, suite=options.suite, mirror=options.mirror), cache)
+    with tempfile.TemporaryDirectory(prefix="casemate-image-") as scratch:
+        files, about = assemble(tree, options, Path(scratch), phases)
+        with phases.phase("store"):
+            image = store.add(options.name, files, about)
+    return Built(image, phases.seconds)
+
+
+def assemble(
+    tree: PackageTree, options: Options, scratch: Path, phases: _Phases | None = None
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Makes the image's files in scratch. Returns them and what the manifest says of them."""
+    phase = (phases or _Phases()).phase
+    files = {name: scratch / name for name in (KERNEL, INITRD, ROOTFS)}
+    with phase("kernel"):
+        kernel = find_kernel(tree.directory)
+        modules = ModuleTree(kernel.modules)
+        files[KERNEL].write_bytes(vmlinux(kernel.bzimage.read_bytes()))
+        boot = {f"{module.name}.ko": module.content for module in modules.load_order(BOOT)}
+        files[INITRD].write_bytes(initramfs(boot, Root("/dev/vda", "erofs", rootfs.PROGRAM)))
+    python = find_python(tree.directory)
+    root = scratch / "root"
+    with phase("root"):
+        root.mkdir()
+        rootfs.populate(tree.directory, python, root)
+        rootfs.add_modules(root, *feature_list(modules, rootfs.MODULES))
+    with phase("agent"):
+        rootfs.add_agent(root, python, options.source)
+    with phase("erofs"):
+        compression = (f"-z{options.compression}",) if options.compression else ()
+        rootfs.make_erofs(root, files[ROOTFS], compression)
+    about = {
+        "cmdline": CMDLINE,
+        "architecture": "amd64",
+        "suite": options.suite,
+        "kernel": kernel.release,
+        "python": python.version,
+        "agent": _code_digest(options.source),
+        "builder": _builder_digest(),
+        "packages": {name: asdict(package) for name, package in tree.packages.items()},
+    }
+    return files, about
+
+
+def _code_digest(source: Path) -> str:
+    """Of the agent's and rpc's sources: tells from which an image was built."""
+    return _sources_digest(source, [p for name in ("agent", "rpc") for p in (source / name).rglob("*.py")])
+
+
+def _builder_digest() -> str:
+    """Of the modules of this package: the recipe."""
+    here = Path(__file__).parent
+    return _sources_digest(here, here.glob("*.py"))
+
+
+def _sources_digest(root: Path, paths: Iterable[Path]) -> str:
+    total = sha256()
+    for path in sorted(paths):
+        content = path.read_bytes()
+        total.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+    return total.hexdigest()
+
+
+def current(store: ImageStore, options: Options) -> GuestImage | None:
+    """The image of that name if it is whole and made from the same agent for the same suite."""
+    try:
+        image = store.resolve(options.name)
+        store.verify(image)
+    except (NotFound, DataLoss, FailedPrecondition) as reason:
+        log.info("image %s must be built: %s", options.name, reason)
+        return None
+    wanted = {"agent": _code_digest(options.source), "suite": options.suite, "builder": _builder_digest()}
+    return image if wanted.items() <= image.manifest.items() else None

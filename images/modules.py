@@ -1,0 +1,138 @@
+"""Kernel modules for a guest: which ones, in which order, decompressed.
+
+The guest has no modprobe: it reads modules.txt, written here. Must not know what is done with the files.
+"""
+
+import lzma
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from images.run import run
+from rpc.errors import FailedPrecondition
+
+BOOT = ("virtio_blk", "erofs")  # what mounting the root needs
+
+# feature of the guest -> modules that give it; a module that the kernel has built in needs no file
+FEATURES: Mapping[str, tuple[str, ...]] = {
+    "serial": ("virtio_console",),
+    "vsock": ("vmw_vsock_virtio_transport",),
+    "virtiofs": ("virtiofs",),
+    "overlay": ("overlay",),
+    "ext4": ("ext4",),
+    "net": ("virtio_net",),
+    "rng": ("virtio-rng",),
+    "balloon": ("virtio_balloon",),
+    "mem": ("virtio_mem",),
+    "pmem": ("virtio_pmem", "nd_pmem"),
+    "tun": ("tun",),
+    "veth": ("veth",),
+    "fuse": ("fuse",),
+}
+_SIGNATURE = b"~Module signature appended~\n"
+_SIGNATURE_INFO_BYTES = 12  # struct module_signature; its last four bytes are the signature's length
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    name: str
+    content: bytes
+
+
+class ModuleTree:
+    """The modules of one kernel as its package installs them (/usr/lib/modules/RELEASE)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = {
+            _name(path): path for path in sorted((directory / "kernel").rglob("*.ko*")) if path.is_file()
+        }
+        builtin = (directory / "modules.builtin").read_text().split()
+        self._builtin = {_name(Path(line)) for line in builtin}
+
+    def has(self, name: str) -> bool:
+        return _normal(name) in self._files or self.is_builtin(name)
+
+    def is_builtin(self, name: str) -> bool:
+        return _normal(name) in self._builtin
+
+    def load_order(self, names: Iterable[str]) -> list[Module]:
+        """The named modules and what they depend on, each once, dependencies first."""
+        found: dict[str, Module] = {}
+        for name in names:
+            self._collect(_normal(name), found, ())
+        return list(found.values())
+
+    def _collect(self, name: str, found: dict[str, Module], via: tuple[str, ...]) -> None:
+        if name in found or self.is_builtin(name):
+            return
+        if name in via:
+            raise FailedPrecondition(
+                f"kernel modules depend on each other in a circle: {' '.join((*via, name))}"
+            )
+        if name not in self._files:
+            needed = f", which {via[-1]} needs" if via else ""
+            raise FailedPrecondition(f"the kernel has no module {name}{needed}")
+        content = unsigned(_read(self._files[name]))
+        for dependency in _dependencies(content):
+            self._collect(_normal(dependency), found, (*via, name))
+        found[name] = Module(name, content)
+
+
+def feature_list(tree: ModuleTree, directory: str) -> tuple[str, dict[str, bytes]]:
+    """The text of modules.txt, and the files it names (name -> content).
+
+    One line per feature: "FEATURE: PATH PATH ...", in load order; no path if it is built in. A
+    feature that the kernel does not have at all has no line.
+    """
+    lines: list[str] = []
+    files: dict[str, bytes] = {}
+    for feature, names in FEATURES.items():
+        if not all(tree.has(name) for name in names):
+            continue
+        order = tree.load_order(names)
+        files |= {f"{module.name}.ko": module.content for module in order}
+        lines.append(" ".join([f"{feature}:", *(f"{directory}/{module.name}.ko" for module in order)]))
+    return "".join(f"{line}\n" for line in lines), files
+
+
+def unsigned(module: bytes) -> bytes:
+    """A module without the signature that is appended to it.
+
+    Checking it costs an emulated guest 10 ms per module and proves nothing here: whoever could
+    change a module in the image could change the kernel next to it. The store verifies both.
+    """
+    if not module.endswith(_SIGNATURE):
+        return module
+    end = len(module) - len(_SIGNATURE)
+    length = int.from_bytes(module[end - 4 : end], "big")
+    return module[: end - _SIGNATURE_INFO_BYTES - length]
+
+
+def _dependencies(module: bytes) -> Iterator[str]:
+    """From the "depends=a,b" string of the section .modinfo (strings that end with NUL)."""
+    start = module.find(b"\0depends=")
+    if start < 0:
+        raise FailedPrecondition("a kernel module lists no dependencies: is it a module?")
+    end = module.index(b"\0", start + 1)
+    listed = module[start + len(b"\0depends=") : end].decode()
+    yield from filter(None, listed.split(","))
+
+
+def _read(path: Path) -> bytes:
+    content = path.read_bytes()
+    match path.suffix:
+        case ".xz":
+            return lzma.decompress(content)
+        case ".zst":
+            return run(["zstd", "-dcq"], stdin=content, package="zstd")
+        case _:
+            return content
+
+
+def _name(path: Path) -> str:
+    return _normal(path.name.split(".ko")[0])
+
+
+def _normal(name: str) -> str:
+    return name.replace("-", "_")
