@@ -9,7 +9,7 @@ SCRIPT := /usr/bin/python3 -BEs -m scripts
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install uninstall bench dev lock format clean bare
+.PHONY: help demo test coverage check install uninstall bench dev lock format clean bare
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,13 +20,11 @@ demo: ## as root: install what is missing, and run a container in a virtual mach
 test: ## as root: install what the tests need, and run them all
 	@$(SCRIPT).test $(ARGS)
 
-check: dev ## what CI checks without running anything: style, types, arrows, locks
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -B -m scripts.lock --check
-	@$(BIN)/python -B -m pytest -q tests/unit/project
+coverage: dev ## how much of the product the unit tests run, and which lines they do not
+	@$(BIN)/python -m pytest -q -m unit --cov --cov-report=term tests/unit
+
+check: ## what CI checks without running the product: style, types, arrows, locks
+	@$(SCRIPT).check
 
 install: ## as root: the product in PREFIX, its executables in /usr/local/bin, the guest image
 	@$(SCRIPT).install --prefix=$(PREFIX)

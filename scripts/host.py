@@ -36,6 +36,13 @@ IMAGE_PACKAGES = {
     "mmdebstrap": 12,
     "zstd": 12,
 }
+# What the tests use beside the product: other runtimes to compare with, and ways to look at a machine.
+TEST_PACKAGES = {
+    "crun": 12,
+    "iproute2": 12,
+    "procps": 12,
+    "runc": 12,
+}
 
 
 def say(text: str) -> None:
@@ -105,7 +112,7 @@ class Distribution:
 
     @classmethod
     def read(cls, text: str) -> "Distribution":
-        pairs = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', text, re.MULTILINE))
+        pairs: dict[str, str] = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', text, re.MULTILINE))
         number = pairs.get("VERSION_ID", "").split(".")[0]
         return cls(
             name=pairs.get("PRETTY_NAME", pairs.get("ID", "an unknown system")),

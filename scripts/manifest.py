@@ -1,4 +1,4 @@
-"""What `make install` and `make demo` created on this machine, so that `make uninstall` can take it away again.
+"""What `make install` and `make demo` created on this machine, for `make uninstall` to take away again.
 
 Each thing is written down before it is made; taking it away when it was never made is no error.
 Must not know why a thing was created.
@@ -15,10 +15,16 @@ from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 
-from rpc.errors import CasemateError, DeadlineExceeded
+from rpc.errors import CasemateError, DeadlineExceeded, FailedPrecondition, InvalidArgument
 from scripts.host import executable, missing_packages, run, say, succeeds
 
 MANIFEST = Path("/var/lib/casemate/install.json")
+# No mistake in a manifest may cost more than one directory.
+SYSTEM_DIRECTORIES = frozenset(
+    "/ /bin /boot /dev /etc /home /lib /lib64 /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr "
+    "/usr/bin /usr/lib /usr/local /usr/local/bin /usr/sbin /usr/share /var /var/cache /var/lib /var/log "
+    "/var/tmp".split()
+)
 
 
 class Kind(StrEnum):
@@ -102,9 +108,20 @@ def file_digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
+def mounts_below(path: Path) -> list[str]:
+    """Mount points at or below path, as this process sees them."""
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return [point for point in points if point == str(path) or point.startswith(f"{path}/")]
+
+
 def _remove_tree(item: Item) -> None:
-    if Path(item.name).exists():
-        shutil.rmtree(item.name)
+    path = Path(item.name)
+    if not path.is_absolute() or item.name in SYSTEM_DIRECTORIES:
+        raise InvalidArgument(f"{item.name} is not ours to remove")
+    if mounts := mounts_below(path):  # what is mounted there belongs to somebody: never delete through it
+        raise FailedPrecondition(f"{item.name} has something mounted: {', '.join(mounts)}", hint="umount it")
+    if path.exists():
+        shutil.rmtree(path)
         say(f"removed {item.name}")
 
 

@@ -16,7 +16,6 @@ from scripts.host import (
     IMAGE_PACKAGES,
     RUNTIME_PACKAGES,
     distribution,
-    executable,
     install_packages,
     run,
     say,
@@ -55,12 +54,10 @@ LAUNCHERS = {
 
 
 def checked_prefix(text: str) -> Path:
-    """A directory of our own: absolute, fit for the first line of a script, ours already or empty or absent."""
+    """A directory of our own: absolute, fit for a script's first line, and ours already, empty or absent."""
     prefix = Path(os.path.normpath(text))
     if not text.startswith("/") or any(letter.isspace() for letter in text) or len(text) > 100:
-        raise InvalidArgument(
-            f"PREFIX={text}: an absolute path of at most 100 letters without blanks is needed"
-        )
+        raise InvalidArgument(f"PREFIX={text}: an absolute path of <= 100 letters without blanks is needed")
     ours = (prefix / venv.STAMP).exists() or Manifest.read().holds(Kind.TREE, prefix)
     if not ours and prefix.exists() and (not prefix.is_dir() or any(prefix.iterdir())):
         raise AlreadyExists(f"PREFIX={text} exists and is not casemate's", hint="name an empty directory")
@@ -137,18 +134,11 @@ def install_wheel(prefix: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         builder = Path(scratch) / "builder"
         venv.pip(python, "install", "--require-hashes", "--target", builder, "-r", LOCKS / "build.txt")
-        wheel = [
-            "wheel",
-            "--no-deps",
-            "--no-index",
-            "--no-build-isolation",
-            "--wheel-dir",
-            scratch,
-            str(CHECKOUT),
-        ]
-        run([python, "-m", "pip", "--quiet", *wheel], env={"PYTHONPATH": str(builder)}, quiet=True)
+        offline = ["--no-deps", "--no-index"]
+        build = ["wheel", *offline, "--no-build-isolation", "--wheel-dir", scratch, str(CHECKOUT)]
+        venv.pip(python, *build, env={"PYTHONPATH": str(builder)})
         (built,) = Path(scratch).glob("*.whl")
-        venv.pip(python, "install", "--no-deps", "--no-index", "--force-reinstall", built)
+        venv.pip(python, "install", *offline, "--force-reinstall", built)
 
 
 def launcher(prefix: Path, name: str) -> str:
@@ -187,7 +177,3 @@ def ensure_image(*, rebuild: bool) -> None:
     casemate = EXECUTABLES / "casemate"
     if rebuild or not any(IMAGES.glob("*")):
         run([casemate, "image", "build"], hint="casemate image build")
-
-
-def tools_missing() -> list[str]:
-    return [name for name in ("containerd", "ctr", "qemu-system-x86_64") if executable(name) is None]

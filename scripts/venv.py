@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from rpc.errors import AlreadyExists
 from scripts.host import run, say
 
 # The one the host's libvirt binding is built for. A pyenv's or conda's python3 on PATH would not find it.
@@ -29,10 +30,10 @@ def site_packages(directory: Path) -> Path:
     return next(directory.glob("lib/python3.*/site-packages"))
 
 
-def pip(python: Path, *arguments: str | Path) -> None:
+def pip(python: Path, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
     run(
         [python, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
-        env={"PYTHONDONTWRITEBYTECODE": "", "PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_INPUT": "1"},
+        env={"PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_INPUT": "1", **(env or {})},
         quiet=True,
         hint="pip must reach a package index: its settings come from the environment and pip.conf",
     )
@@ -48,10 +49,10 @@ def ensure(directory: Path, locks: Sequence[Path], *, what: str) -> bool:
     if stamp.is_file() and stamp.read_text() == wanted and (directory / "bin/python3").exists():
         return False
     say(f"installing {what} into {directory}")
-    if directory.is_symlink() or not directory.is_dir():
-        directory.unlink(missing_ok=True)
-    else:
+    if (directory / "pyvenv.cfg").exists():
         shutil.rmtree(directory)
+    elif directory.exists() and any(directory.iterdir()):
+        raise AlreadyExists(f"{directory} is not empty and no virtual environment", hint="move it away")
     run([SYSTEM_PYTHON, "-m", "venv", directory], quiet=True, hint="apt-get install python3-venv")
     for lock in locks:
         pip(directory / "bin/python3", "install", "--require-hashes", "--only-binary", ":all:", "-r", lock)

@@ -1,0 +1,120 @@
+"""`make demo`: from a bare machine to a container in a virtual machine of its own, and what it cost.
+
+Runs what a user would type and prints it; everything it says of the run was measured in it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rpc.errors import CasemateError
+from scripts import containerd, product
+from scripts.demo_input import report
+from scripts.host import executable, main_guard, require_root, run, say
+from scripts.manifest import Kind, Manifest
+
+INPUT = Path(report.__file__).parent
+RUNTIME = "io.containerd.casemate.v2"
+IMAGE = "localhost/casemate/demo:latest"
+QUOTA_GPU_HOURS = 150
+
+
+def ctr(*arguments: str | Path) -> list[str]:
+    return [str(executable("ctr") or "ctr"), *map(str, arguments)]
+
+
+def ensure_image(manifest: Manifest) -> None:
+    """The demo image in containerd: built from Debian packages once, imported when containerd lacks it."""
+    archive = product.demo_archive()
+    held = run(ctr("images", "ls", "--quiet", f"name=={IMAGE}"), quiet=True).split()
+    stamp = archive.with_suffix(".imported")
+    if IMAGE in held and stamp.exists():
+        return
+    say(f"importing {IMAGE}")
+    manifest.record(Kind.CONTAINERD_IMAGE, IMAGE, str(containerd.ADDRESS))
+    run(ctr("images", "import", archive), quiet=True)
+    stamp.touch()
+
+
+def run_container(name: str, facts: Path) -> int:
+    """`ctr run` as a user would, its output going straight to the terminal. The program's exit code."""
+    command = [
+        *("ctr", "run", "--rm", "--runtime", RUNTIME),
+        *("--mount", f"type=bind,src={INPUT},dst=/demo,options=rbind:ro"),
+        *("--mount", f"type=bind,src={facts},dst=/facts,options=rbind:rw"),
+        *("--env", f"QUOTA_GPU_HOURS={QUOTA_GPU_HOURS}"),
+        *(IMAGE, name),
+        *("python3", "/demo/report.py", "/demo/gpu_hours.csv", "--machine", "/facts/machine.json"),
+    ]
+    print(f"\n$ {shlex.join(command)}\n", flush=True)
+    return subprocess.run(ctr(*command[1:]), stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def compare(guest: dict[str, str]) -> None:
+    """What this machine and the container's machine say of themselves, side by side."""
+    host = report.machine()
+    print(f"\n{'':<12} {'this host':<28} the container")
+    for name, value in host.items():
+        print(f"{name:<12} {value:<28} {guest[name]}")
+
+
+def show_next(name: str, found: containerd.Containerd) -> None:
+    print("\nNext:")
+    print(f"  ctr run --rm -t --runtime {RUNTIME} {IMAGE} shell bash")
+    print(f"  casemate trace {name} --chrome demo.json")
+    print("  casemate check")
+    if found.stop:
+        print(f"containerd {found.version} was started for this demo at {containerd.ADDRESS}; to stop it:")
+        print(f"  {found.stop}")
+
+
+def demo() -> int:
+    manifest = Manifest.read()
+    found = containerd.ensure(manifest)
+    ensure_image(manifest)
+    name = f"demo-{os.getpid()}"
+    say(f"containerd {found.version}, host kernel {platform.release()}: one container, one machine")
+    with tempfile.TemporaryDirectory(prefix="casemate-demo-") as scratch:
+        code = run_container(name, Path(scratch))
+        written = Path(scratch) / "machine.json"
+        if not written.exists():
+            print(
+                f"casemate: error: the container ended with exit code {code} before its report",
+                file=sys.stderr,
+            )
+            print(f"casemate: hint: casemate logs {name}; casemate check", file=sys.stderr)
+            return 1
+        guest = json.loads(written.read_text())
+    expected = sum(hours > QUOTA_GPU_HOURS for hours in report.totals(INPUT / "gpu_hours.csv").values())
+    print(f"\nexit code {code}: the program's own, one for each team over quota")
+    if code != expected:
+        print(f"casemate: error: that should have been {expected}", file=sys.stderr)
+        return 1
+    compare(guest)
+    print("\nWhere the time went:", flush=True)
+    run([product.EXECUTABLES / "casemate", "trace", name])
+    show_next(name, found)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--prefix", default=str(product.DEFAULT_PREFIX))
+    arguments = parser.parse_args()
+    try:
+        require_root("demo")
+        changed = product.install(product.checked_prefix(arguments.prefix))
+        product.ensure_image(rebuild=changed)
+        return demo()
+    except CasemateError as error:
+        return main_guard(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
