@@ -57,9 +57,7 @@ def read_varint(data: Data, pos: int) -> tuple[int, int]:
         pos += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            if value > _MASK64:
-                break
-            return value, pos
+            return value & _MASK64, pos
         shift += 7
     raise malformed("an integer is longer than 64 bits")
 
