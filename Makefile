@@ -4,38 +4,44 @@
 
 PREFIX ?= /opt/casemate
 # The system's own Python: Debian's python3-libvirt is built for it.
-SCRIPT := /usr/bin/python3 -BEs -m scripts
+PYTHON := /usr/bin/python3
+SCRIPT := $(PYTHON) -BEs -m scripts
 # Tools of the checkout's own environment, which `make dev` brings up to date.
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage check install uninstall bench dev lock format clean bare
 
+$(PYTHON):
+	@[ "$$(id -u)" = 0 ] || { echo "$(PYTHON) is missing: run this as root, or install python3" >&2; exit 1; }
+	apt-get -qq update
+	apt-get -qq -y --no-install-recommends install python3
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## as root: install what is missing, and run a container in a virtual machine of its own
+demo: $(PYTHON) ## as root: install what is missing, and run a container in a virtual machine of its own
 	@$(SCRIPT).demo --prefix=$(PREFIX)
 
-test: ## as root: install what the tests need, and run them all
+test: $(PYTHON) ## as root: install what the tests need, and run them all
 	@$(SCRIPT).test $(ARGS)
 
 coverage: dev ## how much of the product the unit tests run, and which lines they do not
 	@$(BIN)/python -m pytest -q -m unit --cov --cov-report=term tests/unit
 
-check: ## what CI checks without running the product: style, types, arrows, locks
+check: $(PYTHON) ## what CI checks without running the product: style, types, arrows, locks
 	@$(SCRIPT).check
 
-install: ## as root: the product in PREFIX, its executables in /usr/local/bin, the guest image
+install: $(PYTHON) ## as root: the product in PREFIX, its executables in /usr/local/bin, the guest image
 	@$(SCRIPT).install --prefix=$(PREFIX)
 
-uninstall: ## as root: take away what install and demo made; Debian packages stay
+uninstall: $(PYTHON) ## as root: take away what install and demo made; Debian packages stay
 	@$(SCRIPT).uninstall
 
-bench: ## as root: measure against runc and write docs/performance.md
+bench: $(PYTHON) ## as root: measure against runc and write docs/performance.md
 	@$(SCRIPT).bench
 
-dev: ## the checkout's own environment, .venv
+dev: $(PYTHON) ## the checkout's own environment, .venv
 	@$(SCRIPT).dev
 
 lock: dev ## write requirements/*.txt anew from pyproject.toml (UPGRADE=1: newest of everything)
@@ -49,5 +55,5 @@ clean: ## the checkout as it was cloned
 	@rm -rf .venv .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-bare: ## as root: prove demo and test on a bare Debian, SUITE=bookworm or trixie
+bare: $(PYTHON) ## as root: prove demo and test on a bare Debian, SUITE=bookworm or trixie
 	@$(SCRIPT).bare_machine $(SUITE)

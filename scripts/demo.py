@@ -109,8 +109,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         require_root("demo")
-        changed = product.install(product.checked_prefix(arguments.prefix))
-        product.ensure_image(rebuild=changed)
+        product.install(product.checked_prefix(arguments.prefix))
+        product.ensure_image()
         return demo()
     except CasemateError as error:
         return main_guard(error)

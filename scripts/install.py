@@ -16,7 +16,7 @@ def main() -> int:
         require_root("install")
         prefix = product.checked_prefix(arguments.prefix)
         changed = product.install(prefix)
-        product.ensure_image(rebuild=changed)
+        product.ensure_image()
     except CasemateError as error:
         return main_guard(error)
     say(f"installed in {prefix}" if changed else f"up to date in {prefix}")

@@ -172,8 +172,6 @@ def write_launchers(prefix: Path, manifest: Manifest) -> None:
         scratch.rename(path)
 
 
-def ensure_image(*, rebuild: bool) -> None:
-    """The guest image: built once, and again when the product (and so the agent in it) changed."""
-    casemate = EXECUTABLES / "casemate"
-    if rebuild or not any(IMAGES.glob("*")):
-        run([casemate, "image", "build"], hint="casemate image build")
+def ensure_image() -> None:
+    """The guest image: built once, and again when what goes into it changed."""
+    run([EXECUTABLES / "casemate", "image", "build", "--if-needed"], hint="casemate image build")
