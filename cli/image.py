@@ -1,8 +1,9 @@
-"""`casemate image`: build, list, show, verify, rm, gc.
+"""`casemate image`: build, list, show, verify, rm, gc; and the demo's OCI image.
 
 Only turns words into calls of images/ and results into text; must not know how images are made or stored.
 """
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,8 +67,7 @@ def show(reference: Reference = "default", as_json: Json = False) -> None:
         print_line(f"{key:13} {about.get(key, '')}")
     for name, entry in about["files"].items():
         print_line(f"{name:13} {entry['bytes']} bytes, sha256:{entry['sha256']}")
-    packages = about.get("packages", {}).items()
-    print_table(("PACKAGE", "VERSION"), [(name, entry["version"]) for name, entry in packages])
+    print_table(("PACKAGE", "VERSION"), list(about.get("packages", {}).items()))
 
 
 @app.command()
@@ -103,6 +103,22 @@ def gc(as_json: Json = False) -> None:
     """Remove images without a name that no pod uses."""
     collected = ImageStore().gc()
     _print_removed(collected.removed, collected.in_use, as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Argument(help="Where to write the archive.")],
+    suite: Annotated[str, typer.Option(help="The Debian suite it is made of.")] = "trixie",
+    as_json: Json = False,
+) -> None:
+    """Write the demo's OCI image, a plain Debian with Python, as an archive for `ctr image import`."""
+    from images import oci
+
+    digest = oci.write_demo(output, suite=suite)
+    if as_json:
+        print_json({"reference": oci.DEMO, "digest": digest, "path": str(output)})
+    else:
+        print_line(f"{oci.DEMO} ({digest[:19]}) written to {output}")
 
 
 def _verify(store: ImageStore, reference: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from images.image import INITRD, KERNEL, ROOTFS, GuestImage
 from images.initramfs import Root, initramfs
 from images.kernel import find_kernel, vmlinux
 from images.modules import BOOT, ModuleTree, feature_list
-from images.packages import PackageTree, Request, fetch
+from images.packages import Fetched, Request, fetch
 from images.store import ImageStore
 from rpc.errors import DataLoss, FailedPrecondition, NotFound
 
@@ -73,6 +73,7 @@ def build(
     store: ImageStore, options: Options, cache: Path | None = None, progress: Progress = log.info
 ) -> Built:
     """Builds an image and adds it to the store under options.name. progress is told of each step."""
+    rootfs.check_source(options.source)
     phases = _Phases(progress)
     with phases.phase("packages"):
         tree = fetch(Request(PACKAGES, suite=options.suite, mirror=options.mirror), cache)
@@ -84,22 +85,22 @@ def build(
 
 
 def assemble(
-    tree: PackageTree, options: Options, scratch: Path, phases: _Phases | None = None
+    tree: Fetched, options: Options, scratch: Path, phases: _Phases | None = None
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Makes the image's files in scratch. Returns them and what the manifest says of them."""
     phase = (phases or _Phases()).phase
     files = {name: scratch / name for name in (KERNEL, INITRD, ROOTFS)}
     with phase("kernel"):
-        kernel = find_kernel(tree.directory)
+        kernel = find_kernel(tree.path)
         modules = ModuleTree(kernel.modules)
         files[KERNEL].write_bytes(vmlinux(kernel.bzimage.read_bytes()))
         boot = {f"{module.name}.ko": module.content for module in modules.load_order(BOOT)}
         files[INITRD].write_bytes(initramfs(boot, Root("/dev/vda", "erofs", rootfs.PROGRAM)))
-    python = find_python(tree.directory)
+    python = find_python(tree.path)
     root = scratch / "root"
     with phase("root"):
         root.mkdir()
-        rootfs.populate(tree.directory, python, root)
+        rootfs.populate(tree.path, python, root)
         rootfs.add_modules(root, *feature_list(modules, rootfs.MODULES))
     with phase("agent"):
         rootfs.add_agent(root, python, options.source)
@@ -114,7 +115,7 @@ def assemble(
         "python": python.version,
         "agent": _code_digest(options.source),
         "builder": _builder_digest(),
-        "packages": {name: asdict(package) for name, package in tree.packages.items()},
+        "packages": dict(tree.versions),
     }
     return files, about
 

@@ -1,6 +1,6 @@
-"""Debian packages, resolved and downloaded by apt, verified by its signatures, unpacked into a cached tree.
+"""Debian packages, resolved and downloaded by apt, verified by its signatures, unpacked and cached.
 
-Used by guest images and by the OCI images of demo and tests. Must not know what is made of a tree.
+Used by guest images and by the OCI images of demo and tests. Must not know what is made of them.
 """
 
 import fcntl
@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import file_digest, sha256
+from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -25,40 +27,48 @@ log = logging.getLogger(__name__)
 CACHE_VARIABLE = "CASEMATE_CACHE_DIR"
 _APT_HELPER = "/usr/lib/apt/apt-helper"
 _ARCHIVES = "var/cache/apt/archives"
+_DPKG_STATUS = "var/lib/dpkg/status"
+_CONTENT, _VERSIONS = "content", "versions.json"
+_UNREAD = ("doc", "man", "locale", "info", "lintian")  # of /usr/share: nobody reads them in a container
+_INSTALL_OPTIONS = (
+    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _UNREAD),
+    # what mmdebstrap copies from this host, and what names its mirror
+    '--customize-hook=rm -f "$1"/etc/hostname "$1"/etc/resolv.conf "$1"/etc/apt/sources.list',
+)
 _KEPT_PER_REQUEST = 2  # what the mirror has now, and what it had before
-_FORMAT = 1  # of the cache; raised when an older entry cannot be used
+_FORMAT = 2  # of the cache; raised when an older entry cannot be used
+
+
+class Form(StrEnum):
+    """How packages are delivered."""
+
+    UNPACKED = "extract"  # a directory: their files and those of what they depend on, nothing configured
+    INSTALLED = "essential"  # a tar archive: a small Debian system with them installed in it
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is wanted: packages of a suite, with or without what they depend on being configured."""
-
     packages: tuple[str, ...]
+    form: Form = Form.UNPACKED
     suite: str = "trixie"
     architecture: str = "amd64"
     mirror: str = ""  # instead of the machine's own
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
-    version: str
-    sha256: str
+class Fetched:
+    """path: the directory or archive, read-only for its users. versions: package -> version."""
 
-
-@dataclass(frozen=True, slots=True)
-class PackageTree:
-    """The packages' files, unpacked on each other, never configured. Read-only for its users."""
-
-    directory: Path
-    packages: Mapping[str, Package]
+    path: Path
+    versions: Mapping[str, str]
 
 
 def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or "/var/cache/casemate")
 
 
-def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None = None) -> PackageTree:
-    """The tree for a request, from the cache if the mirror's index has not changed since.
+def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None = None) -> Fetched:
+    """What was requested, from the cache if the mirror's index has not changed since.
 
     Without a network, what the same request got last is used, and said so.
     Raises FailedPrecondition with apt's own words if there is neither.
@@ -75,7 +85,7 @@ def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None =
             if not newest:
                 raise
             log.warning("using packages fetched earlier: %s", error)
-            return _load(newest[0] / "tree")
+            return _load(newest[0])
         if not entry.exists():
             with tempfile.TemporaryDirectory(prefix="fetch-", dir=home) as scratch:
                 made = Path(scratch, "entry")
@@ -84,7 +94,7 @@ def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None =
         os.utime(entry)  # the newest is the one used last
         for old in _entries(home, recipe)[_KEPT_PER_REQUEST:]:
             shutil.rmtree(old)
-        return _load(entry / "tree")
+        return _load(entry)
 
 
 def _lines(request: Request, apt_etc: Path | None) -> list[str]:
@@ -94,31 +104,57 @@ def _lines(request: Request, apt_etc: Path | None) -> list[str]:
 
 
 def _unpack(request: Request, lines: Sequence[str], entry: Path) -> None:
-    tree = entry / "tree"
     entry.mkdir()
-    run(
-        [
-            *("mmdebstrap", "--quiet", "--variant=extract", "--skip=cleanup/apt"),
-            *(f"--architectures={request.architecture}", f"--include={','.join(request.packages)}"),
-            *(request.suite, str(tree), *lines),
-        ],
-        package="mmdebstrap",
-    )
-    packages = {}
-    for deb in sorted((tree / _ARCHIVES).glob("*.deb")):
-        name, version, _ = deb.name.split("_")
-        with deb.open("rb") as file:
-            packages[name] = asdict(Package(unquote(version), file_digest(file, "sha256").hexdigest()))
-    if not packages:
-        raise FailedPrecondition("mmdebstrap left no packages to record", f"looked in {tree / _ARCHIVES}")
-    for leftover in (_ARCHIVES, "var/lib/apt/lists"):
-        shutil.rmtree(tree / leftover, ignore_errors=True)
-    (entry / "packages.json").write_text(json.dumps(packages, indent=1))
+    target = entry / _CONTENT
+    include = f"--include={','.join(request.packages)}"
+    common = ["mmdebstrap", "--quiet", f"--variant={request.form}", f"--architectures={request.architecture}"]
+    where = [request.suite, str(target), *lines]
+    if request.form is Form.UNPACKED:
+        run([*common, "--skip=cleanup/apt", "--format=directory", include, *where], package="mmdebstrap")
+        versions = _downloaded(target / _ARCHIVES)
+        for leftover in (_ARCHIVES, "var/lib/apt/lists"):
+            shutil.rmtree(target / leftover, ignore_errors=True)
+    else:
+        run(
+            [*common, *_INSTALL_OPTIONS, "--format=tar", include, *where],
+            environment={"SOURCE_DATE_EPOCH": str(source_date_epoch())},
+            package="mmdebstrap",
+        )
+        versions = _installed(target)
+    if not versions:
+        raise FailedPrecondition("mmdebstrap left no packages to record", f"looked in {target}")
+    (entry / _VERSIONS).write_text(json.dumps(versions, indent=1, sort_keys=True))
 
 
-def _load(tree: Path) -> PackageTree:
-    listed = json.loads((tree.parent / "packages.json").read_text())
-    return PackageTree(tree, {name: Package(**fields) for name, fields in listed.items()})
+def _downloaded(archives: Path) -> dict[str, str]:
+    """From the names of the packages' files: NAME_VERSION_ARCHITECTURE.deb, ":" spelt %3a."""
+    parts = [unquote(path.name).split("_") for path in archives.glob("*.deb")]
+    return {name: version for name, version, _ in parts}
+
+
+def _installed(archive: Path) -> dict[str, str]:
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile(f"./{_DPKG_STATUS}")
+        if member is None:
+            raise FailedPrecondition(f"{archive} has no {_DPKG_STATUS}")
+        status = member.read().decode()
+    versions = {}
+    for paragraph in status.split("\n\n"):
+        fields = dict(
+            line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " "
+        )
+        if "Package" in fields:
+            versions[fields["Package"]] = fields["Version"]
+    return versions
+
+
+def source_date_epoch() -> int:
+    """Seconds; the time that files get which a build makes (reproducible-builds.org)."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+
+
+def _load(entry: Path) -> Fetched:
+    return Fetched(entry / _CONTENT, json.loads((entry / _VERSIONS).read_text()))
 
 
 def _entries(home: Path, recipe: str) -> list[Path]:

@@ -136,10 +136,14 @@ def add_modules(root: Path, text: str, files: Mapping[str, bytes]) -> None:
     (code / "modules.txt").write_text(text)
 
 
-def add_agent(root: Path, python: GuestPython, source: Path) -> None:
-    """Adds the agent and rpc, compiled, from a checkout or an installation of casemate."""
+def check_source(source: Path) -> None:
     if not (source / "agent/__main__.py").is_file():
         raise NotFound(f"no agent to put into the image: {source}/agent/__main__.py is missing")
+
+
+def add_agent(root: Path, python: GuestPython, source: Path) -> None:
+    """Adds the agent and rpc, compiled, from a checkout or an installation of casemate."""
+    check_source(source)
     target = root / CODE.lstrip("/")
     for package in ("agent", "rpc"):
         files = sorted(str(p.relative_to(source)) for p in (source / package).rglob("*.py"))
