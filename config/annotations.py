@@ -4,8 +4,6 @@ Annotations come from whoever may start a pod: every value is checked, and an an
 not honoured is an error. Must not know who asks (shim, check) nor what a machine is made of.
 """
 
-from dataclasses import replace
-
 from config import values
 from config.settings import Profile, Settings
 from rpc.errors import InvalidArgument, PermissionDenied
@@ -46,17 +44,17 @@ def apply(settings: Settings, profile: Profile, annotations: "Mapping[str, str]"
     try:
         name = VCPUS
         if name in asked:
-            profile = replace(profile, vcpus=_count(asked[name]))
+            profile = profile.replace(vcpus=_count(asked[name]))
         name = MEMORY
         if name in asked:
-            profile = replace(profile, memory_bytes=values.memory(asked[name]))
+            profile = profile.replace(memory_bytes=values.memory(asked[name]))
         name = IMAGE
         if name in asked:
-            profile = replace(profile, image=values.image(asked[name]))
+            profile = profile.replace(image=values.image(asked[name]))
         name = KERNEL_CMDLINE
         if name in asked:
             both = f"{profile.kernel_cmdline} {values.kernel_cmdline(asked[name])}".strip()
-            profile = replace(profile, kernel_cmdline=values.kernel_cmdline(both))
+            profile = profile.replace(kernel_cmdline=values.kernel_cmdline(both))
     except ValueError as error:
         raise InvalidArgument(f"annotation {name}: {error}") from None
     return profile

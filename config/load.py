@@ -8,7 +8,6 @@ every file it came from. Anything odd about that file only means reading the con
 import json
 import os
 import stat
-from dataclasses import replace
 
 from config import places
 from config.settings import Settings, from_mapping, to_mapping
@@ -40,7 +39,7 @@ def load() -> Settings:
     if settings is None:
         settings = _load_slowly(signature)
     image_dir = os.environ.get(places.IMAGE_DIR_VARIABLE)
-    return replace(settings, image_dir=image_dir) if image_dir else settings
+    return settings.replace(image_dir=image_dir) if image_dir else settings
 
 
 def _load_slowly(signature: "list[list[Any]] | None") -> Settings:

@@ -1,10 +1,10 @@
-"""What an operator decided, as plain frozen data that every part of casemate reads.
+"""What an operator decided, as plain frozen records that every part of casemate reads.
 
 Imports nothing heavy: a shim builds these from a cached file in its first milliseconds. It must
 not know where the values came from (load.py) nor what is allowed (schema.py).
 """
 
-from dataclasses import asdict, dataclass, fields
+from config.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself costs the shim two milliseconds
@@ -12,8 +12,7 @@ if TYPE_CHECKING:  # typing itself costs the shim two milliseconds
     from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(Record):
     """The shape of a pod's machine. An annotation may change it for one pod (annotations.py)."""
 
     name: str
@@ -24,8 +23,7 @@ class Profile:
     cpu_model: str
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(Record):
     """How long the host waits, in seconds on KVM; without KVM multiplied by tcg_factor."""
 
     boot_s: float
@@ -34,8 +32,7 @@ class Timeouts:
     tcg_factor: float
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Record):
     """Every option of config/default.toml, checked. That file says what each one means."""
 
     accel: str
@@ -57,7 +54,10 @@ class Settings:
 
 def to_mapping(settings: Settings) -> "dict[str, Any]":
     """Plain values for JSON; from_mapping() is the way back."""
-    return asdict(settings)
+    return vars(settings) | {
+        "profiles": {name: vars(profile) for name, profile in settings.profiles.items()},
+        "timeouts": vars(settings.timeouts),
+    }
 
 
 def from_mapping(values: "Mapping[str, Any]") -> Settings:
@@ -82,13 +82,11 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
     return settings
 
 
-def _checked(kind: "type[Any]", values: "Mapping[str, Any]") -> "Mapping[str, Any]":
+def _checked(kind: "type[Record]", values: "Mapping[str, Any]") -> "Mapping[str, Any]":
     """values, if they are all of kind's fields and nothing else, each of its declared type."""
-    names = [field.name for field in fields(kind)]
-    if set(values) != set(names):
+    if values.keys() != {name for name, _ in kind.FIELDS}:
         raise ValueError(f"{kind.__name__}: not the fields of this version")
-    for field in fields(kind):
-        expected = getattr(field.type, "__origin__", field.type)
-        if type(values[field.name]) is not expected:
-            raise TypeError(f"{kind.__name__}.{field.name}: not {expected}")
+    for name, declared in kind.FIELDS:
+        if type(values[name]) is not getattr(declared, "__origin__", declared):
+            raise TypeError(f"{kind.__name__}.{name}: not {declared}")
     return values

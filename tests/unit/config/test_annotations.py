@@ -1,7 +1,5 @@
 """What a pod's annotations may change, and that nothing else gets through."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +14,7 @@ from rpc.errors import CasemateError, InvalidArgument, PermissionDenied
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     """Everything allowed."""
-    return replace(read_defaults().settings, allowed_annotations=KNOWN)
+    return read_defaults().settings.replace(allowed_annotations=KNOWN)
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +28,25 @@ def test_no_annotation_changes_nothing(settings: Settings, default: Profile) -> 
 
 
 def test_each_annotation_changes_its_own_field(settings: Settings, default: Profile) -> None:
-    assert apply(settings, default, {annotations.VCPUS: "3"}) == replace(default, vcpus=3)
-    assert apply(settings, default, {annotations.MEMORY: "1GiB"}) == replace(default, memory_bytes=1 << 30)
-    assert apply(settings, default, {annotations.IMAGE: "other"}) == replace(default, image="other")
+    assert apply(settings, default, {annotations.VCPUS: "3"}) == default.replace(vcpus=3)
+    assert apply(settings, default, {annotations.MEMORY: "1GiB"}) == default.replace(memory_bytes=1 << 30)
+    assert apply(settings, default, {annotations.IMAGE: "other"}) == default.replace(image="other")
     assert apply(settings, default, {annotations.PROFILE: "large"}) == settings.profiles["large"]
     assert apply(settings, default, {annotations.KERNEL_CMDLINE: "debug"}).kernel_cmdline == "debug"
 
 
 def test_a_profile_comes_first_whatever_the_order(settings: Settings, default: Profile) -> None:
     asked = {annotations.VCPUS: "3", annotations.PROFILE: "large"}
-    assert apply(settings, default, asked) == replace(settings.profiles["large"], vcpus=3)
+    assert apply(settings, default, asked) == settings.profiles["large"].replace(vcpus=3)
 
 
 def test_kernel_parameters_come_after_the_profiles(settings: Settings, default: Profile) -> None:
-    profile = replace(default, kernel_cmdline="quiet")
+    profile = default.replace(kernel_cmdline="quiet")
     assert apply(settings, profile, {annotations.KERNEL_CMDLINE: "debug"}).kernel_cmdline == "quiet debug"
 
 
 def test_kernel_parameters_together_have_a_limit(settings: Settings, default: Profile) -> None:
-    profile = replace(default, kernel_cmdline="x" * 600)
+    profile = default.replace(kernel_cmdline="x" * 600)
     with pytest.raises(InvalidArgument, match="kernel-cmdline: must not be longer"):
         apply(settings, profile, {annotations.KERNEL_CMDLINE: "y" * 600})
 
@@ -57,7 +55,7 @@ def test_kernel_parameters_together_have_a_limit(settings: Settings, default: Pr
 def test_what_the_operator_does_not_allow_is_denied_and_named(
     settings: Settings, default: Profile, name: str
 ) -> None:
-    strict = replace(settings, allowed_annotations=tuple(each for each in KNOWN if each != name))
+    strict = settings.replace(allowed_annotations=tuple(each for each in KNOWN if each != name))
     with pytest.raises(PermissionDenied, match=name) as caught:
         apply(strict, default, {name: "whatever"})
     assert name in (caught.value.hint or "")
@@ -120,7 +118,7 @@ def test_a_malformed_value_is_an_error_that_names_the_annotation(
     )
 )
 def test_whatever_is_asked_gives_a_sound_profile_or_our_error(asked: dict[str, str]) -> None:
-    settings = replace(read_defaults().settings, allowed_annotations=KNOWN)
+    settings = read_defaults().settings.replace(allowed_annotations=KNOWN)
     try:
         profile = apply(settings, settings.profiles["default"], asked)
     except CasemateError:

@@ -1,6 +1,5 @@
 """Where programs are looked for."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from rpc.errors import NotFound
 def test_a_configured_program_is_the_only_candidate(tmp_path: Path) -> None:
     there = tmp_path / "virtiofsd"
     there.write_text("")
-    settings = replace(read_defaults().settings, virtiofsd=str(there), qemu=str(there), firmware=str(there))
+    settings = read_defaults().settings.replace(virtiofsd=str(there), qemu=str(there), firmware=str(there))
     assert (
         programs.virtiofsd(settings) == programs.qemu(settings) == programs.firmware(settings) == str(there)
     )
