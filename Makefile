@@ -14,8 +14,9 @@ BIN := .venv/bin
 
 $(PYTHON):
 	@[ "$$(id -u)" = 0 ] || { echo "$(PYTHON) is missing: run this as root, or install python3" >&2; exit 1; }
-	apt-get -qq update
-	apt-get -qq -y --no-install-recommends install python3
+	@echo "casemate: installing Debian packages: python3"
+	@apt-get -qq update
+	@DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install python3 >/dev/null
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -13,15 +13,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from images import oci
 from rpc.errors import CasemateError
-from scripts import containerd, product
+from scripts import containerd, demo_image, product
 from scripts.demo_input import report
 from scripts.host import executable, main_guard, require_root, run, say
 from scripts.manifest import Kind, Manifest
 
 INPUT = Path(report.__file__).parent
 RUNTIME = "io.containerd.casemate.v2"
-IMAGE = "localhost/casemate/demo:latest"
+IMAGE = oci.DEMO
 QUOTA_GPU_HOURS = 150
 
 
@@ -30,16 +31,14 @@ def ctr(*arguments: str | Path) -> list[str]:
 
 
 def ensure_image(manifest: Manifest) -> None:
-    """The demo image in containerd: built from Debian packages once, imported when containerd lacks it."""
-    archive = product.demo_archive()
-    held = run(ctr("images", "ls", "--quiet", f"name=={IMAGE}"), quiet=True).split()
-    stamp = archive.with_suffix(".imported")
-    if IMAGE in held and stamp.exists():
-        return
+    """The demo image in containerd: imported when containerd lacks it, or holds another."""
+    archive, digest = demo_image.archive()
+    for line in run(ctr("images", "ls", f"name=={IMAGE}"), quiet=True).splitlines():
+        if line.split()[:3:2] == [IMAGE, digest]:  # REF TYPE DIGEST
+            return
     say(f"importing {IMAGE}")
     manifest.record(Kind.CONTAINERD_IMAGE, IMAGE, str(containerd.ADDRESS))
     run(ctr("images", "import", archive), quiet=True)
-    stamp.touch()
 
 
 def run_container(name: str, facts: Path) -> int:

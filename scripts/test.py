@@ -5,7 +5,7 @@ import sys
 from typing import NoReturn
 
 from rpc.errors import CasemateError
-from scripts import dev, golang, product
+from scripts import demo_image, dev, golang, product
 from scripts.host import (
     CHECKOUT,
     IMAGE_PACKAGES,
@@ -30,7 +30,12 @@ def prepare() -> dict[str, str]:
     product.record_directories(manifest)
     go = golang.ensure()
     dev.ensure()
-    return {**os.environ, "PATH": f"{go}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    archive, _ = demo_image.archive()
+    return {
+        **os.environ,
+        "CASEMATE_TEST_DEMO": str(archive),
+        "PATH": f"{go}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
+    }
 
 
 def main() -> NoReturn:

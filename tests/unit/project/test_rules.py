@@ -52,7 +52,7 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~ \[;]", requirement)[0].lower() for requirement in requirements}
 
 
-@pytest.mark.parametrize("package", ["agent", "rpc", "scripts"])
+@pytest.mark.parametrize("package", ["agent", "images", "rpc", "scripts"])
 def test_what_runs_without_our_environment_imports_the_standard_library_only(package: str) -> None:
     assert foreign(package) == {}
 
