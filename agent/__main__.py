@@ -1,0 +1,122 @@
+"""PID 1 of the guest: boots the machine, connects to the shim, serves it until the end, powers off.
+
+Only puts the parts together. `--listen=PATH --directory=DIR` serves on a unix socket instead, as an ordinary
+process that owns no machine: the same agent, for trying it out.
+"""
+
+from time import monotonic_ns
+
+FIRST_BYTE_NS = monotonic_ns()
+
+import os  # noqa: E402 - the first thing this file does is look at the clock
+import sys  # noqa: E402
+
+if not __package__:  # run as a file, as the guest image does: make its neighbours importable
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import asyncio  # noqa: E402
+
+from agent import boot, libc, system  # noqa: E402
+from agent.cgroups import OomWatch  # noqa: E402
+from agent.containers import Guest  # noqa: E402
+from agent.crun import Crun  # noqa: E402
+from agent.reaper import Reaper  # noqa: E402
+from agent.services import AgentService  # noqa: E402
+from agent.spans import Spans, kernel_spans  # noqa: E402
+from agent.transport import connect  # noqa: E402
+from rpc.server import Server  # noqa: E402
+
+DIRECTORY = "/run/casemate"
+
+
+async def serve_shim(spans: Spans, settings: dict[str, str]) -> None:
+    """Serves the one connection of this machine's life; returns when it is over or SHUTDOWN came."""
+    async with asyncio.TaskGroup() as tasks:
+        guest = make_guest(tasks, DIRECTORY)
+        transport, (reader, writer) = await connect(settings)
+        spans.done("connect")
+        service = AgentService(guest, spans, transport=transport, machine=True)
+        server = Server()
+        service.register(server)
+        serving = tasks.create_task(server.serve(reader, writer))
+        ending = tasks.create_task(service.ending.wait())
+        await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+        await server.close()  # gives the shim the answer to SHUTDOWN
+        guest.kill_all()
+        system.power_off()
+
+
+async def serve_socket(spans: Spans, path: str, directory: str) -> None:
+    """Serves whoever connects to a unix socket, until SHUTDOWN."""
+    import socket
+
+    async with asyncio.TaskGroup() as tasks:
+        guest = make_guest(tasks, directory)
+        service = AgentService(guest, spans, transport="unix", machine=False)
+        server = Server()
+        service.register(server)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            await server.listen_unix(listener)
+            await service.ending.wait()
+            await server.close()
+        sys.exit(0)
+
+
+def make_guest(tasks: asyncio.TaskGroup, directory: str) -> Guest:
+    loop = asyncio.get_running_loop()
+    reaper = Reaper()
+    reaper.install(loop)
+    crun = Crun(reaper, f"{directory}/crun")
+    return Guest(crun, reaper, OomWatch(loop), tasks, f"{directory}/containers", boot.CGROUP_ROOT)
+
+
+def boot_machine(spans: Spans) -> dict[str, str]:
+    """Everything before the event loop; returns the kernel command line's settings for us."""
+    boot.mount_all()
+    boot.enable_controllers()
+    boot.raise_limits()
+    spans.done("mounts")
+    boot.load_modules()
+    spans.done("modules")
+    boot.loopback_up()
+    for name, start_ns, end_ns in kernel_spans(libc.kernel_log(), FIRST_BYTE_NS):
+        spans.add(name, start_ns, end_ns)
+    spans.done("loopback and log")
+    return boot.command_line()
+
+
+def main() -> None:
+    spans = Spans(FIRST_BYTE_NS)
+    spans.done("imports")
+    # The kernel hands words of its command line that it does not know to us: what is not ours is ignored.
+    options = dict(word.split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
+    if "--listen" in options:
+        asyncio.run(serve_socket(spans, options["--listen"], options.get("--directory", DIRECTORY)))
+    else:
+        asyncio.run(serve_shim(spans, boot_machine(spans)))
+
+
+def die(error: BaseException) -> None:
+    """The end of PID 1 is a kernel panic: say why where the panic will be read, and be quick about it."""
+    import traceback
+
+    text = "casemate agent: PID 1 failed\n" + "".join(traceback.format_exception(error))
+    for path in ("/dev/console", "/dev/stderr"):
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+        except OSError:
+            continue
+        os.write(fd, text.encode(errors="replace"))
+        break
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    if os.getpid() != 1:
+        main()
+    else:
+        try:
+            main()
+        except BaseException as error:  # noqa: BLE001 - nobody is left to catch it
+            die(error)

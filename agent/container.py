@@ -1,0 +1,246 @@
+"""A container of the guest and its processes: create, start, exec, signal, pause, update, delete.
+
+Knows crun and the container's cgroup; must not know of RPC types or of how events travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+
+from agent.cgroups import Cgroup
+from agent.crun import CrunFailed
+from agent.executables import explain
+from agent.files import remove, remove_directory, write
+from agent.launch import launch, make_stdio
+from agent.process import Process
+from rpc.errors import AlreadyExists, CasemateError, FailedPrecondition, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from agent.containers import Guest
+
+    Json = dict[str, Any]
+
+CGROUP_PARENT = "/containers"
+_SIGKILL = 9
+_log = logging.getLogger("casemate.agent")
+
+
+class Container:
+    def __init__(self, guest: Guest, container_id: str) -> None:
+        self.id = container_id
+        self.bundle = f"{guest.directory}/{container_id}"
+        self.cgroup = Cgroup(f"{guest.cgroup_root}{CGROUP_PARENT}/{container_id}")
+        self.execs: dict[str, Process] = {}
+        self.paused = False
+        self._guest = guest
+        self._init: Process | None = None
+        self._changing = asyncio.Lock()
+        self._oom_watch = -1
+        self._oom_kills = 0
+        self._launched = 0
+
+    @property
+    def init(self) -> Process:
+        if self._init is None:
+            raise FailedPrecondition(f"container {self.id} is being created")
+        return self._init
+
+    def process(self, exec_id: str) -> Process:
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"exec {exec_id} of container {self.id} does not exist") from None
+
+    # its life
+
+    async def create(self, spec: Json, *, terminal: bool, stdin: bool) -> int:
+        """Returns init's pid. Nothing is left behind if it raises."""
+        process_spec = spec["process"]
+        process_spec["terminal"] = terminal
+        spec.setdefault("linux", {})["cgroupsPath"] = f"{CGROUP_PARENT}/{self.id}"
+        process = Process(self.id, "", make_stdio(terminal=terminal, stdin=stdin))
+        try:
+            os.makedirs(self.bundle)
+            write(f"{self.bundle}/config.json", json.dumps(spec).encode())
+            await self._launch(process, "init", terminal, "create", "--bundle", self.bundle, self.id)
+            self._check_command(f"/proc/{process.pid}/root", process_spec)
+        except BaseException as error:
+            process.stdio.close()
+            await self._abandon()
+            if isinstance(error, CrunFailed) and error.silent:
+                self._check_command(spec["root"]["path"], process_spec)
+            raise
+        self._init = process
+        self._oom_watch = self._guest.oom_watch.add(self.cgroup, self.look_for_oom)
+        self._guest.follow(self._follow_init(process))
+        return process.pid
+
+    async def start(self) -> None:
+        async with self._changing:
+            init = self.init
+            if init.gone:
+                raise FailedPrecondition(f"{init.who} is stopped, it cannot be started")
+            init.state.started(init.who)  # refuses before crun does
+            await self._crun("start", self.id)
+            if not init.gone:
+                init.started()
+
+    async def exec(self, exec_id: str, spec: Json, *, terminal: bool, stdin: bool) -> int:
+        """Creates and starts one more process; returns its pid."""
+        if exec_id in self.execs:
+            raise AlreadyExists(f"exec {exec_id} of container {self.id} exists already")
+        if self.init.gone:
+            raise FailedPrecondition(f"container {self.id} is stopped, nothing can be executed in it")
+        if self.paused:
+            raise FailedPrecondition(f"container {self.id} is paused, nothing can be executed in it")
+        spec["terminal"] = terminal
+        self._check_command(f"/proc/{self.init.pid}/root", spec)
+        process = Process(self.id, exec_id, make_stdio(terminal=terminal, stdin=stdin))
+        self.execs[exec_id] = process
+        self._launched += 1
+        name = f"exec-{self._launched}"
+        path = f"{self.bundle}/{name}.json"
+        try:
+            write(path, json.dumps(spec).encode())
+            await self._launch(process, name, terminal, "exec", "--detach", "--process", path, self.id)
+        except BaseException:
+            del self.execs[exec_id]
+            process.stdio.close()
+            process.settled.set()
+            raise
+        finally:
+            remove(path)
+            remove(f"{self.bundle}/{name}.log")
+        process.started()
+        if self.init.gone:
+            self.cgroup.kill()
+        self._guest.follow(self._follow_exec(process))
+        return process.pid
+
+    def signal(self, exec_id: str, number: int, *, everyone: bool) -> None:
+        if not everyone or exec_id:
+            self.process(exec_id).signal(number)
+            return
+        self.init.check_signal(number)
+        if number == _SIGKILL:
+            self.cgroup.kill()
+            return
+        for pid in self.cgroup.pids():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue  # ended between the list and the signal
+
+    async def pause(self) -> None:
+        await self._freeze("pause", True)
+
+    async def resume(self) -> None:
+        await self._freeze("resume", False)
+
+    async def update(self, resources: bytes) -> None:
+        async with self._changing:
+            path = f"{self.bundle}/resources.json"
+            write(path, resources)
+            try:
+                await self._crun("update", "--resources", path, self.id)
+            finally:
+                remove(path)
+
+    async def delete_exec(self, exec_id: str) -> None:
+        process = self.process(exec_id)
+        process.state.deleted(process.who)
+        process.stdio.close()
+        del self.execs[exec_id]
+
+    async def delete(self) -> None:
+        """Removes what is left of a stopped container."""
+        async with self._changing:
+            self.init.state.deleted(self.init.who)
+            await self._discard()
+
+    def pids(self) -> list[tuple[int, str]]:
+        """Every process of the container: (pid, exec id, empty for what is not an exec's first process)."""
+        names = {process.pid: exec_id for exec_id, process in self.execs.items() if not process.gone}
+        return [(pid, names.get(pid, "")) for pid in self.cgroup.pids()]
+
+    # inside
+
+    def look_for_oom(self) -> None:
+        kills = self.cgroup.oom_kills()
+        if kills > self._oom_kills:
+            self._oom_kills = kills
+            self._guest.announce_oom(self.id)
+
+    async def _follow_init(self, init: Process) -> None:
+        """Announces init's end, after those of everything else in the container."""
+        assert init.ended is not None
+        how = await init.ended
+        self.cgroup.kill()  # with a pid namespace of its own the kernel has done it; not with a shared one
+        for process in list(self.execs.values()):
+            await process.settled.wait()
+        self.look_for_oom()
+        init.exited(how)
+        self._guest.announce_exit(init, how)
+
+    async def _follow_exec(self, process: Process) -> None:
+        assert process.ended is not None
+        how = await process.ended
+        self.look_for_oom()
+        process.exited(how)
+        self._guest.announce_exit(process, how)
+
+    async def _freeze(self, command: str, paused: bool) -> None:
+        async with self._changing:
+            if self.init.gone:
+                raise FailedPrecondition(f"container {self.id} is stopped")
+            if self.paused is paused:
+                raise FailedPrecondition(f"container {self.id} is {'' if paused else 'not '}paused")
+            await self._crun(command, self.id)
+            self.paused = paused
+
+    async def _launch(self, process: Process, name: str, terminal: bool, *command: str) -> None:
+        await launch(
+            self._guest.crun, self._guest.reaper, process, f"{self.bundle}/{name}", terminal, *command
+        )
+
+    async def _crun(self, command: str, *arguments: str) -> None:
+        await self._guest.crun.run(f"{self.bundle}/{command}.log", command, *arguments)
+
+    async def _discard(self) -> None:
+        """Whatever exists of it goes."""
+        for process in self.execs.values():
+            process.stdio.close()
+        if self._init is not None:
+            self._init.stdio.close()
+        self._guest.oom_watch.remove(self._oom_watch)
+        self.cgroup.kill()
+        try:
+            await self._crun("delete", "--force", self.id)
+        finally:
+            remove_directory(self.bundle)
+
+    async def _abandon(self) -> None:
+        """_discard() on the way out of another error, which is the one to be told."""
+        try:
+            await self._discard()
+        except CasemateError as error:
+            _log.warning("container %s was not cleaned up: %s", self.id, error)
+
+    def _check_command(self, root: str, process_spec: Json) -> None:
+        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            problem = explain(
+                root_fd, process_spec["args"], process_spec.get("cwd", "/"), process_spec.get("env") or ()
+            )
+        finally:
+            os.close(root_fd)
+        if problem is not None:
+            raise problem

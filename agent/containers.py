@@ -1,0 +1,129 @@
+"""All the containers of the guest, and what they share: crun, the reaper, the events.
+
+Must not know of RPC methods; events are the API's messages because they are nothing but data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from agent.cgroups import OomWatch
+from agent.container import Container
+from agent.events import EventQueue
+from rpc.api.agent import Event, EventKind
+from rpc.errors import AlreadyExists, InvalidArgument, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from agent.crun import Crun
+    from agent.process import Process
+    from agent.reaper import Exit, Reaper
+
+MAX_ID_BYTES = 76  # containerd's own limit
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
+
+
+class Guest:
+    """directory: where bundles live. tasks: the group that followers of processes belong to."""
+
+    def __init__(
+        self,
+        crun: Crun,
+        reaper: Reaper,
+        oom_watch: OomWatch,
+        tasks: asyncio.TaskGroup,
+        directory: str,
+        cgroup_root: str,
+    ) -> None:
+        self.crun = crun
+        self.reaper = reaper
+        self.oom_watch = oom_watch
+        self.events = EventQueue()
+        self.directory = directory
+        self.cgroup_root = cgroup_root
+        self._tasks = tasks
+        self._containers: dict[str, Container] = {}
+
+    def container(self, container_id: str) -> Container:
+        try:
+            return self._containers[container_id]
+        except KeyError:
+            raise NotFound(f"container {container_id} does not exist") from None
+
+    def process(self, container_id: str, exec_id: str) -> Process:
+        return self.container(container_id).process(exec_id)
+
+    async def create(self, container_id: str, spec: bytes, *, terminal: bool, stdin: bool) -> int:
+        check_id(container_id)
+        if container_id in self._containers:
+            raise AlreadyExists(f"container {container_id} exists already")
+        parsed = parse_object(spec, "the OCI specification")
+        if not isinstance(parsed.get("process"), dict) or not isinstance(parsed.get("root"), dict):
+            raise InvalidArgument("the OCI specification lacks process or root")
+        container = Container(self, container_id)
+        self._containers[container_id] = container
+        try:
+            return await container.create(parsed, terminal=terminal, stdin=stdin)
+        except BaseException:
+            del self._containers[container_id]
+            raise
+
+    async def exec(
+        self, container_id: str, exec_id: str, process: bytes, *, terminal: bool, stdin: bool
+    ) -> int:
+        check_id(exec_id)
+        parsed = parse_object(process, "the OCI process")
+        return await self.container(container_id).exec(exec_id, parsed, terminal=terminal, stdin=stdin)
+
+    async def delete(self, container_id: str, exec_id: str) -> None:
+        container = self.container(container_id)
+        if exec_id:
+            await container.delete_exec(exec_id)
+            return
+        await container.delete()
+        del self._containers[container_id]
+
+    def kill_all(self) -> None:
+        for container in self._containers.values():
+            container.cgroup.kill()
+
+    # what containers tell
+
+    def follow(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._tasks.create_task(coroutine)
+
+    def announce_exit(self, process: Process, how: Exit) -> None:
+        self.events.put(
+            Event(
+                kind=EventKind.EXIT,
+                container_id=process.container_id,
+                exec_id=process.exec_id,
+                exit_status=how.status,
+                exited_at_ns=how.at_ns,
+            )
+        )
+        process.settled.set()
+
+    def announce_oom(self, container_id: str) -> None:
+        self.events.put(Event(kind=EventKind.OOM, container_id=container_id))
+
+
+def check_id(name: str) -> None:
+    """Ids become names of directories and cgroups."""
+    if len(name) > MAX_ID_BYTES or not _ID.fullmatch(name):
+        raise InvalidArgument(f"{name[:MAX_ID_BYTES]!r} is no valid id")
+
+
+def parse_object(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{what} is not JSON", str(error)) from None
+    if not isinstance(parsed, dict):
+        raise InvalidArgument(f"{what} is not a JSON object")
+    return parsed

@@ -1,0 +1,187 @@
+"""The agent's API on top of the guest: translates requests into calls, holds no logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+
+from agent import system
+from rpc.api import agent as api
+from rpc.api.types import Empty
+from rpc.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from agent.containers import Guest
+    from agent.spans import Spans
+    from rpc.server import Context, Server
+
+VERSION = "0.1.0"
+
+
+class AgentService:
+    """machine is False where the agent does not own the machine it runs on (it is being tried out as an
+    ordinary process): clock, host name, entropy and power are then left alone."""
+
+    def __init__(self, guest: Guest, spans: Spans, *, transport: str, machine: bool) -> None:
+        self.ending = asyncio.Event()
+        self._guest = guest
+        self._spans = spans
+        self._machine = machine
+        self._first_hello_may_be_stale = transport == "serial"
+
+    def register(self, server: Server) -> None:
+        server.add(api.HELLO, self.hello)
+        server.add(api.MOUNT_SHARE, self.mount_share)
+        server.add(api.CREATE_CONTAINER, self.create_container)
+        server.add(api.START_CONTAINER, self.start_container)
+        server.add(api.EXEC, self.exec)
+        server.add(api.SIGNAL, self.signal)
+        server.add(api.DELETE, self.delete)
+        server.add(api.WRITE_STDIN, self.write_stdin)
+        server.add(api.CLOSE_STDIN, self.close_stdin)
+        server.add(api.READ_OUTPUT, self.read_output)
+        server.add(api.RESIZE, self.resize)
+        server.add(api.PAUSE, self.pause)
+        server.add(api.RESUME, self.resume)
+        server.add(api.UPDATE, self.update)
+        server.add(api.STATS, self.stats)
+        server.add(api.PIDS, self.pids)
+        server.add(api.EVENTS, self.events)
+        server.add(api.SYNC, self.sync)
+        server.add(api.SHUTDOWN, self.shutdown)
+
+    # the machine
+
+    async def hello(self, request: api.HelloRequest, context: Context) -> api.HelloResponse:
+        if request.protocol != api.PROTOCOL:
+            raise InvalidArgument(
+                f"the shim speaks agent protocol {request.protocol}, this guest image {api.PROTOCOL}",
+                hint="build the guest image anew: casemate image build",
+            )
+        if self._machine:
+            if request.entropy:
+                system.add_entropy(request.entropy)
+            if request.realtime_ns:
+                system.set_clock(request.realtime_ns, only_forward=self._first_hello_may_be_stale)
+                self._first_hello_may_be_stale = False
+            if request.hostname:
+                system.set_hostname(request.hostname)
+        total, used = system.memory_bytes()
+        return api.HelloResponse(
+            protocol=api.PROTOCOL,
+            version=VERSION,
+            kernel_release=os.uname().release,
+            python=sys.version.split()[0],
+            monotonic_ns=time.monotonic_ns(),
+            spans=[
+                api.GuestSpan(name=name, start_ns=start_ns, end_ns=end_ns)
+                for name, start_ns, end_ns in self._spans.all()
+            ],
+            rss_bytes=system.rss_bytes(),
+            memory_total_bytes=total,
+            memory_used_bytes=used,
+        )
+
+    async def mount_share(self, request: api.MountShareRequest, context: Context) -> Empty:
+        system.mount_share(request.tag, request.path, request.fstype, request.options)
+        return Empty()
+
+    async def sync(self, request: Empty, context: Context) -> Empty:
+        os.sync()
+        return Empty()
+
+    async def shutdown(self, request: Empty, context: Context) -> Empty:
+        self._guest.kill_all()
+        self.ending.set()
+        return Empty()
+
+    # containers
+
+    async def create_container(
+        self, request: api.CreateContainerRequest, context: Context
+    ) -> api.CreateContainerResponse:
+        pid = await self._guest.create(
+            request.container_id, request.spec_json, terminal=request.terminal, stdin=request.stdin
+        )
+        return api.CreateContainerResponse(pid=pid)
+
+    async def start_container(self, request: api.ContainerRequest, context: Context) -> Empty:
+        await self._guest.container(request.container_id).start()
+        return Empty()
+
+    async def exec(self, request: api.ExecRequest, context: Context) -> api.ExecResponse:
+        pid = await self._guest.exec(
+            request.container_id,
+            request.exec_id,
+            request.process_json,
+            terminal=request.terminal,
+            stdin=request.stdin,
+        )
+        return api.ExecResponse(pid=pid)
+
+    async def signal(self, request: api.SignalRequest, context: Context) -> Empty:
+        container = self._guest.container(request.container_id)
+        container.signal(request.exec_id, request.signal, everyone=request.all)
+        return Empty()
+
+    async def delete(self, request: api.DeleteRequest, context: Context) -> Empty:
+        await self._guest.delete(request.container_id, request.exec_id)
+        return Empty()
+
+    async def pause(self, request: api.ContainerRequest, context: Context) -> Empty:
+        await self._guest.container(request.container_id).pause()
+        return Empty()
+
+    async def resume(self, request: api.ContainerRequest, context: Context) -> Empty:
+        await self._guest.container(request.container_id).resume()
+        return Empty()
+
+    async def update(self, request: api.UpdateRequest, context: Context) -> Empty:
+        await self._guest.container(request.container_id).update(request.resources_json)
+        return Empty()
+
+    async def stats(self, request: api.ContainerRequest, context: Context) -> api.StatsResponse:
+        metrics = self._guest.container(request.container_id).cgroup.metrics()
+        return api.StatsResponse(metrics=metrics.encode())
+
+    async def pids(self, request: api.ContainerRequest, context: Context) -> api.PidsResponse:
+        members = self._guest.container(request.container_id).pids()
+        return api.PidsResponse(
+            processes=[api.GuestProcess(pid=pid, exec_id=exec_id) for pid, exec_id in members]
+        )
+
+    # streams
+
+    async def write_stdin(self, request: api.WriteStdinRequest, context: Context) -> Empty:
+        await self._guest.process(request.container_id, request.exec_id).stdin().write(request.data)
+        return Empty()
+
+    async def close_stdin(self, request: api.CloseStdinRequest, context: Context) -> Empty:
+        await self._guest.process(request.container_id, request.exec_id).stdin().finish()
+        return Empty()
+
+    async def read_output(self, request: api.ReadOutputRequest, context: Context) -> api.ReadOutputResponse:
+        process = self._guest.process(request.container_id, request.exec_id)
+        data = await process.stdio.output(request.stream).read(request.max_bytes)
+        return api.ReadOutputResponse(data=data, eof=not data)
+
+    async def resize(self, request: api.ResizeRequest, context: Context) -> Empty:
+        process = self._guest.process(request.container_id, request.exec_id)
+        process.stdio.resize(request.width, request.height)
+        return Empty()
+
+    async def events(
+        self,
+        request: api.EventsRequest,
+        context: Context,
+        send: Callable[[api.Event], Awaitable[None]],
+    ) -> None:
+        with self._guest.events.subscribe() as events:
+            while True:
+                await send(await events.first())
+                events.drop_first()

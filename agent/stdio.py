@@ -1,0 +1,244 @@
+"""The container's ends of standard input and output: pipes, or a terminal that crun hands over.
+
+Never buffers: what is not asked for stays in the kernel's pipe, which is the back-pressure.
+Must not know of containers or RPC types.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import termios
+from struct import pack
+
+from rpc.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STDOUT = 1
+STDERR = 2
+READ_MAX_BYTES = 1024 * 1024
+PIPE_BYTES = 256 * 1024
+_ENDED = b""
+
+
+async def _ready(add: Callable[..., object], remove: Callable[[int], object], fd: int, stop: Closing) -> None:
+    """Waits until fd can be read (or written), or until it is being closed."""
+    wake = asyncio.Event()
+    add(fd, wake.set)
+    stop.waiters.add(wake)
+    try:
+        await wake.wait()
+    finally:
+        stop.waiters.discard(wake)
+        remove(fd)
+
+
+class Closing:
+    """Who waits on a descriptor, to be woken before it goes away."""
+
+    __slots__ = ("closed", "waiters")
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.waiters: set[asyncio.Event] = set()
+
+    def close(self) -> None:
+        self.closed = True
+        for waiter in self.waiters:
+            waiter.set()
+
+
+class Output:
+    """One stream out of a process; one reader at a time."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._closing = Closing()
+        self._busy = False
+        self._ended = False
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Up to max_bytes as soon as there are any; empty at the end of the stream."""
+        if self._busy:
+            raise FailedPrecondition("this output is already being read")
+        self._busy = True
+        size = min(max_bytes or READ_MAX_BYTES, READ_MAX_BYTES)
+        loop = asyncio.get_running_loop()
+        try:
+            while not (self._ended or self._closing.closed):
+                try:
+                    data = os.read(self._fd, size)
+                except BlockingIOError:
+                    await _ready(loop.add_reader, loop.remove_reader, self._fd, self._closing)
+                    continue
+                except OSError as error:
+                    if error.errno != errno.EIO:  # a terminal nobody holds open any more
+                        raise
+                    data = _ENDED
+                if data:
+                    return data
+                self._ended = True
+            return _ENDED
+        finally:
+            self._busy = False
+
+    def close(self) -> None:
+        self._closing.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Input:
+    """The stream into a process; writers take turns."""
+
+    def __init__(self, fd: int, *, terminal: bool) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._terminal = terminal
+        self._closing = Closing()
+        self._turn = asyncio.Lock()
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the kernel has all of it. FailedPrecondition when nobody will ever read it."""
+        loop = asyncio.get_running_loop()
+        view = memoryview(data)
+        async with self._turn:
+            while view:
+                if self._closing.closed:
+                    raise FailedPrecondition("standard input is closed")
+                try:
+                    view = view[os.write(self._fd, view) :]
+                except BlockingIOError:
+                    await _ready(loop.add_writer, loop.remove_writer, self._fd, self._closing)
+                except OSError as error:
+                    if error.errno not in (errno.EPIPE, errno.EIO):
+                        raise
+                    raise FailedPrecondition("standard input has no reader any more") from error
+
+    async def finish(self) -> None:
+        """End of file after what was written. A terminal has none: it ends with its process."""
+        if not self._terminal:
+            async with self._turn:
+                self.close()
+
+    def close(self) -> None:
+        self._closing.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Stdio:
+    """A process's standard streams: our ends, and until it is started the ends it is to inherit."""
+
+    def __init__(self) -> None:
+        self.input: Input | None = None
+        self.outputs: dict[int, Output] = {}
+        self.inherited: list[int] = []
+        self._master = -1
+        self._terminal = False
+
+    @classmethod
+    def pipes(cls, *, stdin: bool) -> Stdio:
+        made = cls()
+        try:
+            if stdin:
+                theirs, ours = os.pipe2(os.O_CLOEXEC)
+                made.inherited.append(theirs)
+                made.input = Input(ours, terminal=False)
+            else:
+                made.inherited.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            for stream in (STDOUT, STDERR):
+                ours, theirs = os.pipe2(os.O_CLOEXEC)
+                made.inherited.append(theirs)
+                made.outputs[stream] = Output(ours)
+                fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @classmethod
+    def terminal(cls) -> Stdio:
+        """Streams that come to life with adopt(); until then the process gets /dev/null."""
+        made = cls()
+        made._terminal = True
+        made.inherited = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for _ in range(3)]
+        return made
+
+    def adopt(self, master: int) -> None:
+        """Takes over the master end of the terminal."""
+        self._master = master
+        self.outputs[STDOUT] = Output(os.dup(master))
+        self.input = Input(os.dup(master), terminal=True)
+
+    def output(self, stream: int) -> Output:
+        try:
+            return self.outputs[stream]
+        except KeyError:
+            raise InvalidArgument(f"this process has no output stream {stream}") from None
+
+    def resize(self, width: int, height: int) -> None:
+        """A process without a terminal has no size: that is not an error (runc answers OK too)."""
+        if self._master >= 0:
+            size = pack("HHHH", min(height, 0xFFFF), min(width, 0xFFFF), 0, 0)
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+
+    def handed_over(self) -> None:
+        """The process has its ends now; ours must not keep the pipes open."""
+        for fd in self.inherited:
+            os.close(fd)
+        self.inherited = []
+
+    def close(self) -> None:
+        self.handed_over()
+        for output in self.outputs.values():
+            output.close()
+        if self.input is not None:
+            self.input.close()
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+
+class ConsoleSocket:
+    """The unix socket on which crun sends the master end of a terminal."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.bind(path)
+            self._socket.listen(1)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def receive(self) -> int:
+        """The descriptor, once crun has said that the process exists: it was sent before that."""
+        self._socket.setblocking(False)
+        try:
+            connection, _ = self._socket.accept()
+        except BlockingIOError:
+            raise Internal("crun handed over no terminal") from None
+        with connection:
+            connection.setblocking(False)
+            try:
+                _, fds, _, _ = socket.recv_fds(connection, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                raise DeadlineExceeded("crun connected to the console socket and sent no terminal") from None
+        if not fds:
+            raise Internal("crun sent no descriptor on the console socket")
+        return fds[0]
+
+    def close(self) -> None:
+        self._socket.close()
+        os.unlink(self.path)

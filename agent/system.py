@@ -1,0 +1,106 @@
+"""The machine as a whole: clock, entropy, host name, memory figures, power.
+
+What the shim tells a guest when they meet (HELLO), and how the guest ends. Knows no RPC types.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from fcntl import ioctl
+from struct import pack
+
+from agent import libc
+from rpc.errors import FailedPrecondition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CLOCK_TOLERANCE_NS = 20_000_000  # below this a step would only hurt: timers, file times, logs
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+
+
+def set_clock(realtime_ns: int, *, only_forward: bool) -> bool:
+    """Steps CLOCK_REALTIME to the host's time if it differs by more than the tolerance.
+
+    only_forward: the time may have been written long before it was read (bytes wait in a
+    virtio-serial port while the guest boots), so it can prove that we are late, not that we are early.
+    """
+    ahead_ns = realtime_ns - time.time_ns()
+    if (ahead_ns if only_forward else abs(ahead_ns)) < CLOCK_TOLERANCE_NS:
+        return False
+    time.clock_settime_ns(time.CLOCK_REALTIME, realtime_ns)
+    return True
+
+
+def add_entropy(seed: bytes) -> None:
+    """Credits the host's random bytes to the kernel's pool, and makes it use them at once."""
+    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        ioctl(fd, _RNDADDENTROPY, pack("ii", len(seed) * 8, len(seed)) + seed)
+        ioctl(fd, _RNDRESEEDCRNG)
+    finally:
+        os.close(fd)
+
+
+def set_hostname(name: str) -> None:
+    socket.sethostname(name)
+
+
+def memory_bytes() -> tuple[int, int]:
+    """(total, used) memory of the guest; used is what an application could not get."""
+    values = {}
+    with open("/proc/meminfo") as file:
+        for line in file:
+            key, _, rest = line.partition(":")
+            if key in ("MemTotal", "MemAvailable"):
+                values[key] = int(rest.split()[0]) * 1024
+                if len(values) == 2:
+                    break
+    return values["MemTotal"], values["MemTotal"] - values["MemAvailable"]
+
+
+def rss_bytes() -> int:
+    """Resident memory of the agent itself."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+_MOUNT_FLAGS = {
+    "ro": libc.MS_RDONLY,
+    "nosuid": libc.MS_NOSUID,
+    "nodev": libc.MS_NODEV,
+    "noexec": libc.MS_NOEXEC,
+    "sync": libc.MS_SYNCHRONOUS,
+    "noatime": libc.MS_NOATIME,
+    "nodiratime": libc.MS_NODIRATIME,
+    "relatime": libc.MS_RELATIME,
+    "strictatime": libc.MS_STRICTATIME,
+    "rw": 0,
+}
+
+
+def mount_share(tag: str, path: str, fstype: str, options: Sequence[str]) -> None:
+    """Mounts what the host shares under this tag; options as in fstab."""
+    flags = 0
+    data = []
+    for option in options:
+        if option in _MOUNT_FLAGS:
+            flags |= _MOUNT_FLAGS[option]
+        else:
+            data.append(option)
+    os.makedirs(path, exist_ok=True)
+    try:
+        libc.mount(tag, path, fstype, flags, ",".join(data))
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the guest cannot mount {fstype} {tag} on {path}", os.strerror(error.errno or 0)
+        ) from error
+
+
+def power_off() -> None:
+    os.sync()
+    libc.power_off()

@@ -1,0 +1,122 @@
+"""The byte stream to the shim: a virtio-serial port found by its name, or a vsock connection to the host.
+
+Yields a (reader, writer) pair; must not know what is said on it. Waits for devices by the
+kernel's uevents, never by polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import time
+
+from agent.port import PortTransport
+from rpc.errors import InvalidArgument, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias, TypeVar
+
+    Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    T = TypeVar("T")
+
+PORT_NAME = "dev.casemate.agent"
+PORTS = "/sys/class/virtio-ports"
+DEFAULT_VSOCK_PORT = 1024
+DEVICE_WAIT_S = 30.0
+_KOBJECT_UEVENT = 15  # NETLINK_KOBJECT_UEVENT
+_LIMIT = 256 * 1024
+_HOST_CID = 2
+
+
+async def connect(settings: dict[str, str]) -> tuple[str, Streams]:
+    """Connects as the kernel command line says (casemate.transport, .port); tells which way it took."""
+    kind = settings.get("transport", "serial")
+    if kind == "serial":
+        path = _when_there(lambda: find_port(settings.get("port_name", PORT_NAME)), "virtio-serial port")
+        return kind, await _open_port(path)
+    if kind == "vsock":
+        port = int(settings.get("port", DEFAULT_VSOCK_PORT))
+        return kind, await asyncio.open_connection(
+            sock=_when_there(lambda: _dial(port), "vsock device"), limit=_LIMIT
+        )
+    raise InvalidArgument(
+        f"casemate.transport={kind} is unknown", hint="the kernel command line takes serial or vsock"
+    )
+
+
+def find_port(name: str, ports: str = PORTS) -> str | None:
+    """The device node of the virtio-serial port with this name."""
+    try:
+        candidates = os.listdir(ports)
+    except FileNotFoundError:
+        return None
+    for port in candidates:
+        try:
+            with open(f"{ports}/{port}/name") as file:
+                if file.read().strip() == name:
+                    return f"/dev/{port}"
+        except FileNotFoundError:
+            continue  # a port whose name the host has not sent yet
+    return None
+
+
+def _dial(port: int) -> socket.socket | None:
+    connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        connection.connect((_HOST_CID, port))
+    except OSError as error:
+        connection.close()
+        if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
+            return None  # the device is still being probed
+        raise Unavailable(
+            f"vsock port {port} of the host does not accept the agent", os.strerror(error.errno or 0)
+        ) from error
+    connection.setblocking(False)
+    return connection
+
+
+def _when_there(look: Callable[[], T | None], what: str) -> T:
+    """look() as soon as it finds something, asked again after each of the kernel's device events."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _KOBJECT_UEVENT) as events:
+        events.bind((0, 1))
+        deadline = time.monotonic() + DEVICE_WAIT_S
+        while (found := look()) is None:
+            events.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                events.recv(65536)
+            except TimeoutError:
+                raise Unavailable(f"no {what} appeared within {DEVICE_WAIT_S:g} s") from None
+        return found
+
+
+async def _open_port(path: str) -> Streams:
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    await _host_connected(fd)
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=_LIMIT)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    return reader, asyncio.StreamWriter(PortTransport(loop, fd, protocol), protocol, reader, loop)
+
+
+async def _host_connected(fd: int) -> None:
+    """Returns when the host's end of the port is open: until then it reads as end of file."""
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+    loop.add_signal_handler(signal.SIGIO, changed.set)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while any(state & select.POLLHUP for _, state in poll.poll(0)):
+        await changed.wait()
+        changed.clear()
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    loop.remove_signal_handler(signal.SIGIO)
