@@ -106,8 +106,8 @@ class Instance:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            for name in ("bin", "etc", "work", "tmp", "root", "opt"):
-                (self.base / name).mkdir()
+            for name in ("bin", "etc/config.d", "work", "tmp", "root", "opt"):
+                (self.base / name).mkdir(parents=True)
             self.base.chmod(0o711)  # a container's user may have to traverse it to a bind mount
             shim = self.base / "bin" / "containerd-shim-casemate-v2"
             shim.write_text(shim_script())
@@ -181,11 +181,11 @@ class Instance:
             os.kill(self.containerd_pid, number)
 
     def configure(self, toml: str) -> None:
-        """What an operator would write to /etc/casemate/config.toml."""
-        (self.config_dir / "config.toml").write_text(toml)
+        """What an operator would write to a file of /etc/casemate/config.d, instead of what was there."""
+        (self.config_dir / "config.d" / "test.toml").write_text(toml)
 
     def clear_config(self) -> None:
-        (self.config_dir / "config.toml").unlink(missing_ok=True)
+        (self.config_dir / "config.d" / "test.toml").unlink(missing_ok=True)
 
     # -- processes in its namespaces ---------------------------------------------------------------------
 

@@ -11,25 +11,27 @@ import pytest
 
 from bench.ctr import Ctr
 from bench.instance import RUNTIME, Instance
+from images import builder, oci
+from images.store import ImageStore
 from tests.vm import builds, census
-from tests.vm.pods import FULL, Pods
+from tests.vm.pods import FULL, IMAGE, Pods, prepare
 
-IMAGE = "localhost/casemate/demo:latest"
 INSTANCE = pytest.StashKey[Instance]()
 
 
 class Instances:
     """The containerds of this session, started when first asked for."""
 
-    def __init__(self, demo: Path) -> None:
+    def __init__(self, demo: Path, store: Path) -> None:
         self.demo = demo
+        self.store = store
         self.running: dict[str, Instance] = {}
 
     def get(self, name: str) -> Instance:
         if name not in self.running:
             instance = Instance(builds.provide(name)).__enter__()
             self.running[name] = instance
-            prepare(instance, self.demo)
+            prepare(instance, self.demo, self.store)
         return self.running[name]
 
     def discard(self, instance: Instance) -> None:
@@ -42,22 +44,27 @@ class Instances:
             self.running.popitem()[1].close()
 
 
-def prepare(instance: Instance, demo: Path) -> None:
-    """Import the image, and run it once with runc, so that what containerd opens once in its life is open."""
-    ctr = Ctr(instance)
-    ctr.import_image(demo)
-    ctr("run", "--rm", IMAGE, "warm-up", "true").ok()
+@pytest.fixture(scope="session")
+def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo image, from Debian packages that images/oci.py fetches once."""
+    archive = tmp_path_factory.mktemp("demo") / "demo.tar"
+    oci.write_demo(archive)
+    return archive
 
 
 @pytest.fixture(scope="session")
-def demo_archive() -> Path:
-    """The demo image, built from Debian packages and cached by images/oci.py."""
-    return Path(os.environ["CASEMATE_TEST_DEMO"])
+def image_store() -> Path:
+    """A store of the tests' own with the guest image of this checkout, built if it is not there yet."""
+    store, options = ImageStore(builds.CACHE.parent / "test-images"), builder.Options()
+    if builder.current(store, options) is None:
+        builder.build(store, options)
+        store.gc()
+    return store.root
 
 
 @pytest.fixture(scope="session")
-def instances(demo_archive: Path) -> Iterator[Instances]:
-    instances = Instances(demo_archive)
+def instances(demo_archive: Path, image_store: Path) -> Iterator[Instances]:
+    instances = Instances(demo_archive, image_store)
     yield instances
     instances.close()
 

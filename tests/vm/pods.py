@@ -13,6 +13,8 @@ from typing import IO, Any
 import pytest
 
 from bench.ctr import Ctr, Result, Running, Terminal
+from bench.instance import Instance
+from images import oci
 from shim.paths import PodPaths
 from tests.vm.builds import VERSIONS
 
@@ -24,6 +26,17 @@ every_version = pytest.mark.parametrize("instance", list(VERSIONS), indirect=Tru
 
 RUN_S = 60.0
 """A pod's whole life under TCG on a machine that is busy with others takes a fraction of it."""
+
+IMAGE = oci.DEMO
+
+
+def prepare(instance: Instance, demo: Path, store: Path) -> None:
+    """Import the image, and run it once with runc, so that what containerd opens once in its life is open."""
+    (instance.config_dir / "config.toml").write_text(f'image_dir = "{store}"\n')
+    ctr = Ctr(instance)
+    ctr.import_image(demo)
+    ctr("run", "--rm", IMAGE, "warm-up", "true").ok()
+
 
 TERMINAL_PROGRAM = """\
 import os, signal, sys
@@ -110,9 +123,13 @@ class Pods:
     def kill(self, name: str, signal: str = "SIGKILL", *options: str) -> Result:
         return self.ctr("task", "kill", "--signal", signal, *options, name, timeout_s=15)
 
+    def tasks(self) -> list[str]:
+        """The lines of `ctr task list`: name, pid, status."""
+        return self.ctr("task", "list").ok().out.splitlines()[1:]
+
     def status(self, name: str) -> str:
         """RUNNING, STOPPED, PAUSED ...; empty if there is no such task."""
-        for line in self.ctr("task", "list").ok().out.splitlines()[1:]:
+        for line in self.tasks():
             columns = line.split()
             if columns[0] == name:
                 return columns[-1]
@@ -138,9 +155,9 @@ class Pods:
         state: dict[str, Any] = json.loads(self.paths(name).state.read_text())
         return state
 
-    def ended(self) -> list[Path]:
-        """Directories of ended pods."""
-        return sorted(self.ctr.instance.path("/run/casemate/ended").glob("*"))
+    def ended_directory(self, name: str) -> Path:
+        """What is kept of an ended pod."""
+        return self.paths(name).ended
 
     def wait_state(self, name: str, wanted: str, timeout_s: float = 20.0) -> None:
         """Wait until the pod's state.json says so of its container (for when containerd is away to be

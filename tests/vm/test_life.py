@@ -21,11 +21,9 @@ while True:
     signal.pause()
 """
 
-HARMLESS = {
-    signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG,
-    signal.SIGWINCH,
-}  # fmt: skip
-DEADLY = [number for number in (*range(1, 32), signal.SIGRTMIN, signal.SIGRTMAX) if number not in HARMLESS]
+HARMLESS = {signal.Signals[f"SIG{word}"] for word in ("CHLD", "CONT", "URG", "WINCH")}
+STOPPING = {signal.Signals[f"SIG{word}"] for word in ("STOP", "TSTP", "TTIN", "TTOU")}
+DEADLY = sorted({*range(1, 32), signal.SIGRTMIN, signal.SIGRTMAX} - HARMLESS - STOPPING)
 """Signals that end a process by default."""
 
 
@@ -128,9 +126,7 @@ def test_ps_names_a_live_process_of_the_host(pods: Pods) -> None:
 def test_the_pid_of_a_task_is_harmless_and_not_qemus(pods: Pods) -> None:
     """nerdctl cp and stats go through /proc/PID/root and /proc/PID/ns/net of the pid that we report."""
     with pods.detached("sleep", "1000") as name:
-        line = next(
-            line for line in pods.ctr("task", "list").ok().out.splitlines() if line.split()[0] == name
-        )
+        line = next(line for line in pods.tasks() if line.split()[0] == name)
         pid = int(line.split()[1])
         assert pid in pods.ctr.instance.descendants()
         assert "qemu" not in os.readlink(f"/proc/{pid}/exe")
@@ -206,6 +202,4 @@ def test_ctr_gone_leaves_the_container(pods: Pods) -> None:
 
 
 def _pid(pods: Pods, name: str) -> str:
-    return next(
-        line.split()[1] for line in pods.ctr("task", "list").ok().out.splitlines() if line.split()[0] == name
-    )
+    return next(line.split()[1] for line in pods.tasks() if line.split()[0] == name)

@@ -1,0 +1,138 @@
+"""Guests that panic, fall silent or die: the reason, the console's last words, and nothing left behind."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from images import builder
+from images.store import ImageStore
+from tests.vm import faults
+from tests.vm.faults import refused
+from tests.vm.pods import Pods
+
+BOOT_S = 30.0
+TCG_FACTOR = 4
+CALL_S = 0.5
+CONFIG = """
+image_dir = "{store}"
+[timeouts]
+agent_call_s = {call_s}
+tcg_factor = {factor}
+boot_s = {boot_s}
+[profiles.default]
+image = "broken"
+kernel_cmdline = "{cmdline}"
+"""
+
+
+@pytest.fixture(scope="module")
+def broken_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a guest image, made by the image builder, whose agent misbehaves on demand."""
+    source = tmp_path_factory.mktemp("source")
+    checkout = builder.Options().source
+    for package in ("agent", "rpc"):
+        shutil.copytree(checkout / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "agent/__main__.py").rename(source / "agent/real.py")
+    shutil.copyfile(Path(__file__).with_name("broken_agent.py"), source / "agent/__main__.py")
+    store = ImageStore(tmp_path_factory.mktemp("broken-images"))
+    builder.build(store, builder.Options(name="broken", source=source))
+    return store.root
+
+
+def configure(pods: Pods, store: Path, cmdline: str, boot_s: float = BOOT_S) -> None:
+    pods.ctr.instance.configure(
+        CONFIG.format(store=store, call_s=CALL_S, factor=TCG_FACTOR, boot_s=boot_s, cmdline=cmdline)
+    )
+
+
+def test_the_broken_image_is_whole_unless_told_otherwise(pods: Pods, broken_store: Path) -> None:
+    configure(pods, broken_store, "")
+    assert pods.run("sh", "-c", "exit 6").code == 6
+
+
+def test_a_kernel_that_finds_no_root(pods: Pods, broken_store: Path) -> None:
+    configure(pods, broken_store, "rdinit=/no/such/init")
+    refused(pods.run("true"), "kernel panicked", "Unable to mount root", within_s=BOOT_S)
+
+
+def test_an_agent_that_ends_at_once(pods: Pods, broken_store: Path) -> None:
+    configure(pods, broken_store, "broken=returns")
+    refused(pods.run("true"), "kernel panicked", "Attempted to kill init", within_s=BOOT_S)
+
+
+def test_an_agent_that_never_answers(pods: Pods, broken_store: Path) -> None:
+    configure(pods, broken_store, "broken=mute", boot_s=2.0)
+    result = pods.run("true")
+    refused(result, "agent did not answer", "console", "boot_s", within_s=2.0 * TCG_FACTOR + 5)
+    assert result.seconds >= 2.0
+
+
+@pytest.mark.parametrize("method", ["mount_share", "create_container"])
+def test_an_agent_that_answers_and_falls_silent(pods: Pods, broken_store: Path, method: str) -> None:
+    configure(pods, broken_store, f"broken=silent:{method}")
+    word = method.replace("_", "")
+    result = pods.run("true")
+    refused(result, "agent did not answer", "console", within_s=BOOT_S)
+    assert word in result.err.lower().replace("_", "").replace(" ", ""), result
+
+
+def test_an_agent_that_falls_silent_while_a_container_runs(pods: Pods, broken_store: Path) -> None:
+    """Each call is answered with an error in time; the pod can still be ended."""
+    configure(pods, broken_store, "broken=silent:stats broken=silent:signal")
+    with pods.detached("sleep", "1000") as name:
+        result = pods.ctr("task", "metrics", name)
+        refused(result, "agent did not answer", within_s=CALL_S * TCG_FACTOR + 4)
+        assert pods.exec(name, "echo", "still here").ok().out == "still here\n"
+        pods.kill(name)  # nobody answers; removing it must do without
+
+
+@pytest.mark.parametrize("method", ["hello", "mount_share", "create_container"])
+def test_an_agent_that_dies(pods: Pods, broken_store: Path, method: str) -> None:
+    configure(pods, broken_store, f"broken=dies:{method}")
+    refused(pods.run("true"), "kernel panicked", "exitcode=0x00000300", within_s=BOOT_S)
+
+
+def test_an_agent_that_dies_while_a_container_runs(pods: Pods, broken_store: Path) -> None:
+    configure(pods, broken_store, "broken=dies:stats")
+    name = pods.ctr.new_id()
+    with pods.start("sh", "-c", "echo up; exec sleep 1000", name=name) as running:
+        running.read_until(b"up\n", 60)
+        refused(pods.ctr("task", "metrics", name), "kernel panicked", within_s=10)
+        assert running.finish(10).code != 0
+    assert "exitcode=0x00000300" in (pods.ended_directory(name) / "console.log").read_text()
+
+
+def test_an_agent_of_another_protocol(pods: Pods, broken_store: Path) -> None:
+    configure(pods, broken_store, "broken=lies:hello")
+    refused(pods.run("true"), "protocol", "casemate image build", within_s=BOOT_S)
+
+
+def test_a_container_that_makes_its_guest_panic(pods: Pods) -> None:
+    """Privileged in its own VM: it hurts nobody else, and its end is told."""
+    name = pods.ctr.new_id()
+    options = ("--privileged", "--privileged-without-host-devices")
+    with pods.start(
+        "sh", "-c", "echo up; echo c > /proc/sysrq-trigger", options=options, name=name
+    ) as running:
+        running.read_until(b"up\n", 60)
+        result = running.finish(15)
+    assert result.code != 0
+    assert "kernel panicked" in (pods.ended_directory(name) / "state.json").read_text()
+
+
+def test_a_guest_that_powers_itself_off(pods: Pods) -> None:
+    name = pods.ctr.new_id()
+    options = ("--privileged", "--privileged-without-host-devices")
+    with pods.start(
+        "sh", "-c", "echo up; echo o > /proc/sysrq-trigger; sleep 1000", options=options, name=name
+    ) as running:
+        running.read_until(b"up\n", 60)
+        assert running.finish(15).code != 0
+
+
+def test_shutting_down_is_bounded_when_the_guest_does_not(pods: Pods, broken_store: Path) -> None:
+    configure(pods, broken_store, "broken=silent:sync broken=silent:shutdown broken=silent:delete")
+    result = pods.run("true", timeout_s=60)
+    assert result.seconds < BOOT_S, result
+    assert not [pid for pid in pods.ctr.instance.descendants() if faults.comm(pid).startswith("qemu")]
