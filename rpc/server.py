@@ -44,16 +44,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any, Self, TypeAlias
 
-    from rpc.codec import Message
     from rpc.method import Method
 
     Handler: TypeAlias = Callable[..., Awaitable[Any]]
-    Send: TypeAlias = Callable[[R], Awaitable[None]]
     AnyHandler: TypeAlias = (
         Callable[[Q, "Context"], Awaitable[R]]
-        | Callable[[Q, "Context", Send[R]], Awaitable[None]]
+        | Callable[[Q, "Context", "Send[R]"], Awaitable[None]]
         | Callable[["Context", "Receive[Q]"], Awaitable[R]]
-        | Callable[["Context", "Receive[Q]", Send[R]], Awaitable[None]]
+        | Callable[["Context", "Receive[Q]", "Send[R]"], Awaitable[None]]
     )
 
 _log = logging.getLogger("casemate.rpc")
@@ -88,6 +86,22 @@ class Receive(Generic[Q]):
         if message is None:
             raise StopAsyncIteration
         return message
+
+
+class Send(Generic[R]):
+    """`await send(response)`: one message of a streaming server; waits while the peer does not read."""
+
+    def __init__(self, channel: Channel, stream_id: int, method: Method[Any, R]) -> None:
+        self._channel, self._stream_id, self._method = channel, stream_id, method
+
+    async def __call__(self, message: R) -> None:
+        await self._channel.send(encode_data(self._stream_id, _checked(self._method, message)))
+
+
+def _checked(method: Method[Any, R], message: R) -> R:
+    if type(message) is not method.response:
+        raise TypeError(f"{method} answers {method.response.__name__}, not {type(message).__name__}")
+    return message
 
 
 class Server:
@@ -282,11 +296,6 @@ class _Connection:
     ) -> bytes:
         """Run a handler; the frame that ends its stream, whatever happens in it."""
 
-        async def send(message: Message) -> None:
-            if type(message) is not method.response:
-                raise TypeError(f"{method} sends {method.response.__name__}, not {type(message).__name__}")
-            await self.channel.send(encode_data(stream_id, message))
-
         limit = asyncio.timeout_at(context.deadline)
         first: object
         second: object
@@ -297,13 +306,9 @@ class _Connection:
                 first, second = method.request.decode(payload), context
             async with limit:
                 if method.server_streams:
-                    await handler(first, second, send)
+                    await handler(first, second, Send(self.channel, stream_id, method))
                     return encode_data(stream_id, None, REMOTE_CLOSED | NO_DATA)
-                response = await handler(first, second)
-                if type(response) is not method.response:
-                    raise TypeError(
-                        f"{method} answers {method.response.__name__}, not {type(response).__name__}"
-                    )
+                response = _checked(method, await handler(first, second))
                 return encode_response(stream_id, response)
         except CasemateError as error:
             return _failure(stream_id, error)
