@@ -8,6 +8,8 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+from images import builder
+from images.store import ImageStore
 from rpc.errors import AlreadyExists, InvalidArgument
 from scripts import venv
 from scripts.host import (
@@ -174,4 +176,7 @@ def write_launchers(prefix: Path, manifest: Manifest) -> None:
 
 def ensure_image() -> None:
     """The guest image: built once, and again when what goes into it changed."""
-    run([EXECUTABLES / "casemate", "image", "build", "--if-needed"], hint="casemate image build")
+    store, options = ImageStore(IMAGES), builder.Options()
+    if builder.current(store, options) is None:
+        say("building the guest image")
+        builder.build(store, options, progress=say)

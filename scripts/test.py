@@ -28,6 +28,7 @@ def prepare() -> dict[str, str]:
     manifest = Manifest.read()
     product.create_qemu_user(manifest)
     product.record_directories(manifest)
+    product.ensure_image()
     go = golang.ensure()
     dev.ensure()
     archive, _ = demo_image.archive()
