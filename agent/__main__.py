@@ -16,13 +16,13 @@ if not __package__:  # run as a file, as the guest image does: make its neighbou
 
 import asyncio  # noqa: E402
 
-from agent import boot, libc, system  # noqa: E402
+from agent import boot, system  # noqa: E402
 from agent.cgroups import OomWatch  # noqa: E402
 from agent.containers import Guest  # noqa: E402
 from agent.crun import Crun  # noqa: E402
 from agent.reaper import Reaper  # noqa: E402
 from agent.services import AgentService  # noqa: E402
-from agent.spans import Spans, kernel_spans  # noqa: E402
+from agent.spans import MARKS_VARIABLE, Spans, early_spans  # noqa: E402
 from agent.transport import connect  # noqa: E402
 from rpc.server import Server  # noqa: E402
 
@@ -34,7 +34,7 @@ async def serve_shim(spans: Spans, settings: dict[str, str]) -> None:
     async with asyncio.TaskGroup() as tasks:
         guest = make_guest(tasks, DIRECTORY)
         transport, (reader, writer) = await connect(settings)
-        spans.done("connect")
+        spans.done("agent connect")
         service = AgentService(guest, spans, transport=transport, machine=True)
         server = Server()
         service.register(server)
@@ -76,19 +76,30 @@ def boot_machine(spans: Spans) -> dict[str, str]:
     boot.mount_all()
     boot.enable_controllers()
     boot.raise_limits()
-    spans.done("mounts")
-    boot.load_modules()
-    spans.done("modules")
     boot.loopback_up()
-    for name, start_ns, end_ns in kernel_spans(libc.kernel_log(), FIRST_BYTE_NS):
-        spans.add(name, start_ns, end_ns)
-    spans.done("loopback and log")
-    return boot.command_line()
+    settings = boot.command_line()
+    if settings.get("transport") == "vsock":
+        boot.load_feature("vsock")
+    spans.done("agent boot")
+    return settings
 
 
 def main() -> None:
+    """Never returns where it is PID 1."""
+    if os.getpid() != 1:
+        run()
+        return
+    try:
+        run()
+    except BaseException as error:  # noqa: BLE001 - nobody is left to catch it
+        die(error)
+
+
+def run() -> None:
     spans = Spans(FIRST_BYTE_NS)
-    spans.done("imports")
+    for name, start_ns, end_ns in early_spans(FIRST_BYTE_NS, os.environ.pop(MARKS_VARIABLE, None)):
+        spans.add(name, start_ns, end_ns)
+    spans.done("agent imports")
     # The kernel hands words of its command line that it does not know to us: what is not ours is ignored.
     options = dict(word.split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
     if "--listen" in options:
@@ -113,10 +124,4 @@ def die(error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    if os.getpid() != 1:
-        main()
-    else:
-        try:
-            main()
-        except BaseException as error:  # noqa: BLE001 - nobody is left to catch it
-            die(error)
+    main()

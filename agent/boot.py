@@ -11,6 +11,7 @@ from socket import AF_INET, SOCK_DGRAM, socket
 from struct import pack
 
 from agent import libc
+from rpc.errors import FailedPrecondition
 
 MODULE_LIST = "/usr/lib/casemate/modules.txt"
 CGROUP_ROOT = "/sys/fs/cgroup"
@@ -36,16 +37,19 @@ _IFF_UP = 1
 _OPEN_FILES = (65536, 1048576)  # soft, hard: what containerd's own unit gives runc containers is the hard one
 
 
-def mount_all() -> None:
-    """Mounts what PID 1 owes its children. What an initramfs already mounted is left as it is."""
+def mount_all(mounts_path: str = "/proc/self/mounts") -> None:
+    """Mounts what PID 1 owes its children and an initramfs has not mounted already."""
+    try:
+        with open(mounts_path) as file:
+            present = {line.split()[1] for line in file}
+    except FileNotFoundError:
+        present = set()  # not even /proc
     for source, target, fstype, flags, options in _MOUNTS:
-        if target in _MADE_ON_DEV and not os.path.isdir(target):
-            os.mkdir(target)
-        try:
-            libc.mount(source, target, fstype, flags, options)
-        except OSError as error:
-            if error.errno != errno.EBUSY:  # EBUSY: this very file system is already here
-                raise
+        if target in present:
+            continue
+        if target in _MADE_ON_DEV:
+            os.makedirs(target, exist_ok=True)
+        libc.mount(source, target, fstype, flags, options)
 
 
 def enable_controllers() -> None:
@@ -58,30 +62,29 @@ def enable_controllers() -> None:
             file.write(wanted)
 
 
-def load_modules(list_path: str = MODULE_LIST) -> list[str]:
-    """Loads the modules the image lists ("PATH [PARAMETERS]" a line), in order.
+def load_feature(name: str, list_path: str = MODULE_LIST) -> None:
+    """Loads the kernel modules of a feature ("vsock", "overlay"), in order; none if it is built in.
 
-    A module that is there already, or whose device is missing, is not an error; one that cannot
-    be read or linked is: the image is broken then, and says so on the console.
+    The image lists "FEATURE: PATH PATH ..." a line. A feature it does not list is one its kernel lacks.
     """
-    loaded: list[str] = []
+    with open(list_path) as file:
+        for line in file:
+            feature, colon, paths = line.partition(":")
+            if colon and feature == name:
+                for path in paths.split():
+                    _load_module(path)
+                return
+    raise FailedPrecondition(f"this guest image's kernel has no {name}")
+
+
+def _load_module(path: str) -> None:
     try:
-        with open(list_path) as file:
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return loaded
-    for line in lines:
-        path, _, parameters = line.strip().partition(" ")
-        if not path or path.startswith("#"):
-            continue
-        try:
-            libc.load_module(path, parameters.strip())
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENODEV):
-                raise
-        else:
-            loaded.append(path)
-    return loaded
+        libc.load_module(path)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise FailedPrecondition(
+                f"kernel module {path} cannot be loaded", os.strerror(error.errno or 0)
+            ) from error
 
 
 def raise_limits() -> None:

@@ -26,7 +26,6 @@ _OPENAT2 = 437  # the same number on every architecture (Linux 5.6)
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _MODULE_INIT_COMPRESSED_FILE = 4
 _POWER_OFF = 0x4321FEDC
-_SYSLOG_READ_ALL = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,13 +46,13 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
     )
 
 
-def load_module(path: str, parameters: str = "") -> None:
+def load_module(path: str) -> None:
     """Inserts a kernel module; a compressed one is decompressed by the kernel (Linux 5.17)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         flags = 0 if path.endswith(".ko") else _MODULE_INIT_COMPRESSED_FILE
         number = _FINIT_MODULE[os.uname().machine]
-        _check(_libc.syscall(number, fd, parameters.encode(), flags), path)
+        _check(_libc.syscall(number, fd, b"", flags), path)
     finally:
         os.close(fd)
 
@@ -67,9 +66,3 @@ def open_in_root(root_fd: int, path: str, flags: int) -> int:
 def power_off() -> None:
     """Switches the machine off at once. Does not sync."""
     _check(_libc.reboot(_POWER_OFF))
-
-
-def kernel_log(max_bytes: int = 256 * 1024) -> bytes:
-    """The newest part of the kernel's log, as dmesg shows it."""
-    buffer = ctypes.create_string_buffer(max_bytes)
-    return buffer.raw[: _check(_libc.klogctl(_SYSLOG_READ_ALL, buffer, max_bytes))]

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from agent import system
+from agent import boot, system
 from rpc.api import agent as api
 from rpc.api.types import Empty
 from rpc.errors import InvalidArgument
@@ -88,6 +88,8 @@ class AgentService:
         )
 
     async def mount_share(self, request: api.MountShareRequest, context: Context) -> Empty:
+        if request.fstype == "overlay":
+            boot.load_feature("overlay")
         system.mount_share(request.tag, request.path, request.fstype, request.options)
         return Empty()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import os
+import struct
 import time
 
 TYPE_CHECKING = False
@@ -30,14 +31,24 @@ class Spans:
         return iter(sorted(self._spans, key=lambda span: span[1:]))
 
 
-def kernel_spans(log: bytes, first_byte_ns: int) -> list[tuple[str, int, int]]:
-    """Before the agent: the kernel until it ran the first program, then whatever ran until this Python did.
+MARKS_VARIABLE = "CASEMATE_BOOT_MARKS"
+_TIMESPEC = struct.Struct("qq")
+_BEFORE_MARKS = ("kernel", "initramfs modules", "initramfs mounts", "python start")
 
-    The kernel's log has the moment in the line "Run /init as init process"; without it (it was not the kernel
-    that logged this far back) all of it counts as the kernel's.
+
+def early_spans(first_byte_ns: int, marks_fd: str | None) -> Iterator[tuple[str, int, int]]:
+    """The phases before the agent's first byte, from the marks that the initramfs left behind.
+
+    marks_fd names a file of struct timespec: /init starts, its modules are loaded, the root is mounted
+    (Python is executed next). Without it all the time counts as the kernel's.
     """
-    match = re.search(rb"\[ *(\d+)\.(\d{6})\] Run \S+ as init process", log)
-    if match is None:
-        return [("kernel", 0, first_byte_ns)]
-    init_ns = min(int(match[1]) * 10**9 + int(match[2]) * 1000, first_byte_ns)
-    return [("kernel", 0, init_ns), ("init until python", init_ns, first_byte_ns)]
+    ends = []
+    if marks_fd is not None:
+        fd = int(marks_fd)
+        for seconds, nanoseconds in _TIMESPEC.iter_unpack(os.pread(fd, 3 * _TIMESPEC.size, 0)):
+            ends.append(seconds * 10**9 + nanoseconds)
+        os.close(fd)
+    start_ns = 0
+    for name, end_ns in zip(_BEFORE_MARKS, [*ends, first_byte_ns], strict=False):
+        yield name, start_ns, end_ns
+        start_ns = end_ns
