@@ -1,0 +1,228 @@
+"""containerd-shim-casemate-v2: what containerd executes. `start`, `delete` and `-info`.
+
+`start` binds the socket, forks the daemon and prints the address with almost nothing imported: a
+connection waits in the backlog while the daemon imports. The contract (working directory is the bundle,
+stdout carries the answer and nothing else) is containerd's core/runtime/v2/README.md.
+"""
+
+import os
+import sys
+import time
+
+FIRST_LINE_S = time.monotonic()
+
+from shim.paths import PodPaths  # noqa: E402  (the clock is read before anything is imported)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from config.settings import Settings
+
+SOCKET_DIR = "/run/containerd/s"
+GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+MOST_STDIN_BYTES = 4 << 20
+
+
+class Arguments:
+    """What stands on the command line: containerd's flags with one dash, then the action."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.namespace = ""
+        self.address = ""
+        self.publish_binary = ""
+        self.id = ""
+        self.bundle = ""
+        self.debug = False
+        self.info = False
+        self.action = ""
+        words = iter(argv)
+        for word in words:
+            name, _, value = word.lstrip("-").partition("=")
+            if not word.startswith("-"):
+                self.action = word
+            elif name in ("debug", "info", "v"):
+                setattr(self, "info" if name in ("info", "v") else name, True)
+            elif name in ("namespace", "address", "publish-binary", "id", "bundle"):
+                setattr(self, name.replace("-", "_"), value or next(words, ""))
+            elif name != "socket":  # an address that containerd never sends; unknown flags are errors
+                raise SystemExit(f"containerd-shim-casemate-v2: unknown flag {word}")
+
+
+class Start:
+    """Everything that the daemon is told by `start`."""
+
+    def __init__(self, arguments: Arguments, bundle: str, pod_id: str, spec: "dict[str, Any] | None") -> None:
+        self.namespace = arguments.namespace
+        self.address = arguments.address
+        self.ttrpc_address = os.environ.get("TTRPC_ADDRESS") or arguments.address + ".ttrpc"
+        self.publish_binary = arguments.publish_binary
+        self.debug = arguments.debug
+        self.bundle = bundle
+        self.pod_id = pod_id
+        self.spec = spec
+        self.paths = PodPaths(arguments.namespace, pod_id)
+        self.socket_path = socket_path(arguments.address, arguments.namespace, pod_id)
+        self.created_at = time.time()
+
+
+def main() -> "NoReturn":
+    try:
+        arguments = Arguments(sys.argv[1:])
+        if arguments.info:
+            from shim.contract import print_info
+
+            print_info()
+        elif arguments.action == "start":
+            start(arguments)
+        elif arguments.action == "delete":
+            from shim.contract import delete
+
+            delete(arguments)
+        else:
+            raise SystemExit(
+                "usage: containerd-shim-casemate-v2 -namespace NS -address A -id ID start|delete"
+            )
+    except Exception as error:
+        from rpc.errors import CasemateError
+
+        # containerd shows the client what a failed `start` printed: one line for what we understand,
+        # the whole traceback for what we do not.
+        if not isinstance(error, (CasemateError, OSError)):
+            raise
+        sys.stderr.write(f"casemate: {error}\n")
+        raise SystemExit(1) from error
+    sys.stdout.flush()
+    raise SystemExit(0)
+
+
+def start(arguments: Arguments) -> None:
+    """Prints the address of the pod's shim: a running one's, or that of a daemon forked here."""
+    bundle = os.getcwd()
+    spec = read_spec(bundle)
+    pod_id = pod_of(spec, arguments.id)
+    params = sys.stdin.buffer.read(MOST_STDIN_BYTES)
+    from config.load import load
+
+    settings = load()
+    request = Start(arguments, bundle, pod_id, spec)
+    listener = None if is_served(request.socket_path) else prepare(request)
+    if listener is not None:
+        bound = time.monotonic()
+        if os.fork() == 0:
+            from shim.daemon import run
+
+            run(request, settings, listener, bound)
+        listener.close()
+    answer = address_answer(arguments, settings, "unix://" + request.socket_path, params)
+    write_address_file(bundle, "unix://" + request.socket_path)
+    sys.stdout.buffer.write(answer)
+
+
+def read_spec(bundle: str) -> "dict[str, Any] | None":
+    """config.json as it stands, or None: with `sandboxer = "shim"` there need be none."""
+    import json
+
+    try:
+        with open(os.path.join(bundle, "config.json"), "rb") as file:
+            spec = json.load(file)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        from rpc.errors import InvalidArgument
+
+        raise InvalidArgument(f"{bundle}/config.json is not JSON", details=str(error)) from error
+    return spec if isinstance(spec, dict) else None
+
+
+def pod_of(spec: "dict[str, Any] | None", container_id: str) -> str:
+    """The id of the pod that a container belongs to: its sandbox's, or its own."""
+    annotations = (spec or {}).get("annotations") or {}
+    for name in GROUP_ANNOTATIONS:
+        group = annotations.get(name)
+        if isinstance(group, str) and group:
+            return group
+    return container_id
+
+
+def socket_path(address: str, namespace: str, pod_id: str) -> str:
+    """The path that `ctr shim --id` computes too (pkg/shim/util_unix.go, SocketAddress)."""
+    from hashlib import sha256
+
+    digest = sha256(os.path.join(address, namespace, pod_id).encode()).hexdigest()
+    return os.path.join(SOCKET_DIR, digest)
+
+
+def is_served(path: str) -> bool:
+    """Whether a shim accepts connections there; a socket that nobody serves is removed."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return False
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return False
+    return True
+
+
+def prepare(request: Start) -> "Any":
+    """Pod directory, journal and listening socket. Removes again what it made if it fails half way."""
+    import socket
+
+    from shim.journal import Entry, Journal, Kind
+
+    paths = request.paths
+    if paths.directory.exists():
+        from shim.cleanup import clean_pod
+
+        clean_pod(paths)  # of a shim that was killed and that nobody has deleted yet
+    # Others may pass through to what they own in there (QEMU's sockets), and list nothing.
+    for directory in (paths.directory.parent.parent, paths.directory.parent, paths.directory):
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    try:
+        journal = Journal(paths.journal)
+        journal.add(Entry(Kind.SOCKET, request.socket_path))
+        journal.close()
+        os.makedirs(SOCKET_DIR, mode=0o711, exist_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(request.socket_path)
+        finally:
+            os.umask(mask)
+        listener.listen(64)
+    except BaseException:
+        from shim.cleanup import clean_pod
+
+        clean_pod(paths)
+        raise
+    return listener
+
+
+def address_answer(arguments: Arguments, settings: "Settings", address: str, params: bytes) -> bytes:
+    """In the newest form that the asking containerd certainly understands."""
+    if params:
+        from shim.contract import bootstrap_result
+
+        result = bootstrap_result(arguments, address, params)
+        if result is not None and settings.address_format == "auto":
+            return result
+    if settings.address_format == "json":
+        version = min(int(os.environ.get("MAX_SHIM_VERSION") or 3), 3)
+        return f'{{"version":{version},"address":"{address}","protocol":"ttrpc"}}'.encode()
+    return address.encode()
+
+
+def write_address_file(bundle: str, address: str) -> None:
+    """containerd before 2.0 reads it to find the shim again after its own restart."""
+    partial = os.path.join(bundle, ".address")
+    with open(partial, "w") as file:
+        file.write(address)
+    os.rename(partial, os.path.join(bundle, "address"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""A container of a pod, and its processes: their stdio, their states, their ends.
+
+A process here is one on the host's side of the guest: what it does, the agent is asked to do. It must not
+know of RPC from containerd (services/), nor of where the machine came from.
+"""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+from rpc.api import agent as api
+from rpc.errors import CasemateError, FailedPrecondition, NotFound
+from shim.anchor import Anchor
+from shim.process import KILLED, SIGKILL, Created, State, Stopped
+from shim.stdio import Sink, Source, Stdio
+from shim.vm.guest import Machine
+
+READ_BYTES = 256 << 10
+# What a program wrote before it ended is in a pipe in the guest; a grandchild may hold that open for ever.
+DRAIN_S = 10.0
+
+log = logging.getLogger("casemate")
+
+
+class Process:
+    """A container's init (exec_id "") or an exec. `lock` orders its start before its exit."""
+
+    def __init__(
+        self, container_id: str, exec_id: str, terminal: bool, stdin: str, stdout: str, stderr: str
+    ) -> None:
+        self.container_id = container_id
+        self.exec_id = exec_id
+        self.terminal = terminal
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self.state: State = Created()
+        self.lock = asyncio.Lock()
+        self.exited = asyncio.Event()
+        self.in_guest = False
+        self._stdio: Stdio | None = None
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    @property
+    def end(self) -> Stopped:
+        """How it ended. Raises FailedPrecondition while it has not."""
+        if not isinstance(self.state, Stopped):
+            raise FailedPrecondition(f"process {self.exec_id or self.container_id} is {self.state.name}")
+        return self.state
+
+    def stop(self, exit_status: int, exited_at_ns: int) -> bool:
+        """Records its end; False if it had ended before."""
+        if isinstance(self.state, Stopped):
+            return False
+        self.state = self.state.exit(exit_status, exited_at_ns)
+        self.exited.set()
+        return True
+
+    def attach(self, machine: Machine, stdio: Stdio) -> None:
+        """Starts carrying its stdio between the host's ends and the guest."""
+        self._stdio = stdio
+        self._carry(self._output(machine, api.STDOUT, stdio.stdout))
+        if not self.terminal:
+            self._carry(self._output(machine, api.STDERR, stdio.stderr))
+        if stdio.source is not None:
+            self._carry(self._input(machine, stdio.source))
+
+    def _carry(self, coroutine: "Coroutine[Any, Any, None]") -> None:
+        task = asyncio.create_task(coroutine, name=f"stdio {self.container_id}/{self.exec_id}")
+        self._pumps.add(task)
+
+    def close_stdin(self) -> None:
+        if self._stdio is not None and self._stdio.source is not None:
+            self._stdio.source.close_soon()
+
+    async def drain(self) -> None:
+        """Until the last byte of output is with its reader, within DRAIN_S; then nothing is carried any more."""
+        if self._stdio is None:
+            return
+        outputs = [task for task in self._pumps if not task.get_name().endswith("stdin")]
+        if outputs:
+            _, late = await asyncio.wait(outputs, timeout=DRAIN_S)
+            if late:
+                log.warning("%s/%s: output was not read to its end", self.container_id, self.exec_id)
+        await self.close()
+
+    async def close(self) -> None:
+        stdio, self._stdio = self._stdio, None
+        for task in self._pumps:
+            task.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        self._pumps.clear()
+        if stdio is not None:
+            await stdio.close()
+
+    async def _output(self, machine: Machine, stream: int, sink: Sink | None) -> None:
+        """One chunk is on its way from the guest while the one before is being written."""
+        request = api.ReadOutputRequest(
+            container_id=self.container_id, exec_id=self.exec_id, stream=stream, max_bytes=READ_BYTES
+        )
+        coming: asyncio.Task[api.ReadOutputResponse] | None = None
+        try:
+            while True:
+                answer = await (coming or machine.call(api.READ_OUTPUT, request, patient=True))
+                coming = None
+                if not answer.eof:
+                    coming = asyncio.create_task(machine.call(api.READ_OUTPUT, request, patient=True))
+                if answer.data and sink is not None:
+                    await sink.write(answer.data)
+                if answer.eof:
+                    return
+        except (CasemateError, OSError) as error:
+            # The machine's end is told elsewhere; a reader's is none of the container's business.
+            log.info("%s/%s: stream %d ended: %s", self.container_id, self.exec_id, stream, error)
+        finally:
+            if coming is not None:
+                coming.cancel()
+            if sink is not None:
+                await sink.close()  # the reader's end of file
+
+    async def _input(self, machine: Machine, source: Source) -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        current.set_name(current.get_name() + " stdin")
+        ids = {"container_id": self.container_id, "exec_id": self.exec_id}
+        try:
+            while data := await source.read():
+                await machine.call(api.WRITE_STDIN, api.WriteStdinRequest(**ids, data=data), patient=True)
+            await machine.call(api.CLOSE_STDIN, api.CloseStdinRequest(**ids))
+        except CasemateError as error:
+            # A process may close its stdin, or end, while there is more: that is no failure.
+            log.debug("%s/%s: stdin ended: %s", self.container_id, self.exec_id, error)
+
+
+class Container:
+    """Owns the host's side of a container: mounts, the anchor, its processes. undo takes it all away again."""
+
+    def __init__(
+        self, container_id: str, bundle: str, init: Process, anchor: Anchor, undo: AsyncExitStack
+    ) -> None:
+        self.id = container_id
+        self.bundle = bundle
+        self.init = init
+        self.anchor = anchor
+        self.execs: dict[str, Process] = {}
+        self.undo = undo
+
+    @property
+    def pid(self) -> int:
+        """The pid that the host's tools may look at."""
+        return self.anchor.shown_pid
+
+    def process(self, exec_id: str) -> Process:
+        """Raises NotFound."""
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"exec {exec_id} of container {self.id} does not exist") from None
+
+    def processes(self) -> list[Process]:
+        """Execs first: they end before the init does."""
+        return [*self.execs.values(), self.init]
+
+    async def release(self, machine: Machine | None) -> None:
+        """Everything of it on the host, and in the guest if that goes on."""
+        try:
+            if machine is not None:
+                await machine.call(api.DELETE, api.DeleteRequest(container_id=self.id))
+        finally:
+            await self.undo.aclose()
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+__all__ = ["KILLED", "SIGKILL", "Container", "Process"]

@@ -1,0 +1,66 @@
+"""The parts of the shim's binary contract that need messages: `delete`, `-info`, BootstrapResult.
+
+Apart from bootstrap.py so that a plain `start` does not pay for the imports.
+"""
+
+import json
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+from rpc.api.bootstrap import BootstrapParams, BootstrapResult
+from rpc.api.task import DeleteResponse
+from rpc.api.types import RuntimeInfo, RuntimeVersion, Timestamp
+from rpc.errors import InvalidArgument
+from shim.bootstrap import Arguments
+from shim.cleanup import clean_pod
+from shim.paths import PodPaths
+
+KILLED = 128 + 9
+
+
+def product_version() -> str:
+    try:
+        return version("casemate")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0+checkout"
+
+
+def print_info() -> None:
+    """`-info`: a RuntimeInfo. stdin holds an Any of options; none of ours change the answer."""
+    info = RuntimeInfo(name="io.containerd.casemate.v2", version=RuntimeVersion(version=product_version()))
+    sys.stdout.buffer.write(info.encode())
+
+
+def bootstrap_result(arguments: Arguments, address: str, stdin: bytes) -> bytes | None:
+    """The answer to BootstrapParams (containerd 2.3), or None if stdin holds the older options.
+
+    Options bytes parse as BootstrapParams too: only one that repeats the flags is taken for it.
+    """
+    try:
+        params = BootstrapParams.decode(stdin)
+    except InvalidArgument:
+        return None
+    if params.instance_id != arguments.id or params.namespace != arguments.namespace:
+        return None
+    return BootstrapResult(version=3, address=address, protocol="ttrpc").encode()
+
+
+def delete(arguments: Arguments) -> None:
+    """Undoes what a pod left, whether its shim lives or not. A container in another's pod owns nothing here."""
+    paths = PodPaths(arguments.namespace, arguments.id)
+    pid = recorded_pid(paths)
+    for line in clean_pod(paths):
+        sys.stderr.write(f"casemate: removed {line}\n")
+    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+    response = DeleteResponse(pid=pid, exit_status=KILLED, exited_at=Timestamp(seconds=seconds, nanos=nanos))
+    sys.stdout.buffer.write(response.encode())
+
+
+def recorded_pid(paths: PodPaths) -> int:
+    try:
+        with open(paths.state) as file:
+            containers = json.load(file)["containers"]
+        return int(containers[0]["pid"]) if containers else 0
+    except (FileNotFoundError, ValueError, KeyError, IndexError, TypeError):
+        return 0

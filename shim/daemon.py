@@ -1,0 +1,97 @@
+"""From a forked `start` to a running event loop: detached, in namespaces of its own.
+
+The daemon is the first process of a PID namespace, so that its death, however it dies, is the death of
+QEMU, virtiofsd and all else of the pod, and in a mount namespace, so that no mount of a pod is ever seen
+on the host. It must not know what a pod is.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from shim import phases, system
+from shim.bootstrap import FIRST_LINE_S
+from shim.journal import Journal
+from shim.trace import Trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import NoReturn
+
+    from config.settings import Settings
+    from shim.bootstrap import Start
+
+
+def run(request: "Start", settings: "Settings", listener: "socket.socket", bound_s: float) -> "NoReturn":
+    """Never returns. An error before the event loop runs ends the process, its text in the pod's log."""
+    try:
+        trace = Trace(request.namespace, request.pod_id, request.created_at)
+        exec_s = exec_time_s()
+        trace.add(phases.INTERPRETER, exec_s, FIRST_LINE_S, parent=phases.START)
+        trace.add(phases.BIND, FIRST_LINE_S, bound_s, parent=phases.START)
+        trace.add(phases.START, exec_s, bound_s)
+        detach(request)
+        host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
+        if os.fork():
+            os._exit(0)
+        enter_namespaces()
+        journal = Journal(request.paths.journal)
+        journal.add_process(system.host_pid(host_proc), host_proc)
+        from shim.main import serve
+
+        trace.add(phases.DETACH, bound_s, time.monotonic())
+        serve(request, settings, listener, trace, journal, host_proc)
+    except BaseException:
+        # Not swallowed: this process is the daemon, and its log is the only place left to say it.
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def exec_time_s() -> float:
+    """When the kernel started this process, on CLOCK_MONOTONIC, to 10 ms (proc(5): starttime in ticks).
+
+    The tick counts from boot and includes suspended time, CLOCK_MONOTONIC does not.
+    """
+    ticks = system.start_time("self") / os.sysconf("SC_CLK_TCK")
+    return min(ticks - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic(), FIRST_LINE_S)
+
+
+def detach(request: "Start") -> None:
+    """A session of its own, no descriptor of the caller's: containerd waits for stdout to close."""
+    os.setsid()
+    os.chdir("/")
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    log = os.open(request.paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for fd in (1, 2):
+        os.dup2(log, fd)
+    os.close(log)
+    raise_oom_score()
+    os.environ["CASEMATE_POD"] = f"{request.namespace}/{request.pod_id}"
+
+
+def raise_oom_score() -> None:
+    """One more than the parent's, as every shim does: the kernel takes a pod before its containerd."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            score = min(int(file.read()) + 1, 1000)
+            file.seek(0)
+            file.write(str(score))
+    except PermissionError as error:
+        print(f"oom_score_adj stays as it is: {error}", file=sys.stderr)
+
+
+def enter_namespaces() -> None:
+    """As first process of the PID namespace: mounts no longer propagate out, /proc shows this namespace."""
+    system.mount("none", "/", None, system.MS_REC | system.MS_SLAVE)
+    system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
+    system.set_process_name("casemate-shim")
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -1,0 +1,156 @@
+"""Processes that a pod's shim starts itself, watched by event: spawn, exit, kill.
+
+Not asyncio's subprocess: its child watcher costs a thread a child, and waits for children that libvirt
+means to wait for. It must not know what the programs do.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping, Sequence
+
+from rpc.errors import Unavailable
+from shim import system
+
+
+class Watched:
+    """A process that may end at any moment: `exited` is set when it has, whoever reaps it."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name = name
+        self.pid = pid
+        self.exited = asyncio.Event()
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._pidfd = -1
+            self.exited.set()
+            return
+        asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
+
+    def host_pid(self, host_proc: int) -> int:
+        """Its pid as the host counts it; 0 once it has ended."""
+        return 0 if self._pidfd < 0 else system.host_pid_of(self._pidfd, host_proc)
+
+    def kill(self) -> None:
+        if self._pidfd >= 0 and not self.exited.is_set():
+            system.kill_process(self._pidfd)
+
+    def _on_exit(self) -> None:
+        self._forget()
+        self.exited.set()
+
+    def _forget(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class Helper(Watched):
+    """A child of ours. status is its exit status, or 128 + signal, once exited is set."""
+
+    def __init__(self, name: str, pid: int, log: str | None = None) -> None:
+        super().__init__(name, pid)
+        self.status: int | None = None
+        self.log = log
+        if self.exited.is_set():
+            self._reap()
+
+    def _on_exit(self) -> None:
+        self._reap()
+        super()._on_exit()
+
+    def _reap(self) -> None:
+        _, status = os.waitpid(self.pid, 0)  # it has exited: this does not wait
+        code = os.waitstatus_to_exitcode(status)
+        self.status = code if code >= 0 else 128 - code
+
+    def how(self) -> str:
+        """How it ended, for an error message."""
+        status = self.status or 0
+        return f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
+
+    def words(self) -> str:
+        """The end of what it wrote to its log, for an error message."""
+        return tail(self.log) if self.log else ""
+
+
+def spawn(
+    name: str,
+    argv: Sequence[str],
+    *,
+    fds: Mapping[int, int] | None = None,
+    log: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Helper:
+    """Starts a program with default signals; stdin is empty, stdout and stderr go to log (or nowhere).
+
+    fds: what each descriptor in the child is here. Raises Unavailable if the program cannot be executed.
+    """
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log or "/dev/null", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    # A dup2 onto itself would leave close-on-exec set; numbers in the child never overlap ours here
+    # because what we hand out is moved up first.
+    moved = {target: _above(source) for target, source in (fds or {}).items()}
+    actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in moved.items()]
+    try:
+        pid = os.posix_spawn(
+            argv[0],
+            list(argv),
+            dict(os.environ if env is None else env),
+            file_actions=actions,
+            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
+            setsigmask=[],
+        )
+    except OSError as error:
+        raise Unavailable(f"{name}: cannot run {argv[0]}", details=error.strerror) from error
+    finally:
+        for fd in moved.values():
+            os.close(fd)
+    return Helper(name, pid, log)
+
+
+def _above(fd: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
+
+
+def tail(path: str, most_bytes: int = 2048) -> str:
+    """The last lines of a log; empty if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - most_bytes))
+            return file.read().decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def reap_orphans() -> None:
+    """Ends the zombies that nobody else will: daemons whose parents are gone.
+
+    As first process of a PID namespace the shim inherits them, QEMU above all, and libvirt waits for QEMU
+    to vanish before it believes that it is dead. libvirt's own children must be left to libvirt: those
+    are in our session, or lead one of their own until they have forked the daemon.
+    """
+    session = os.getsid(0)
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or name == "1":
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                stat = file.read()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, parent, _, its_session = stat[stat.rindex(b")") + 2 :].split()[:4]
+        pid = int(name)
+        if state == b"Z" and parent == b"1" and int(its_session) not in (session, pid):
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue

@@ -1,0 +1,79 @@
+"""What is about to be created, written down before it is, so that anybody can undo it after a crash.
+
+One JSON object a line, appended. The reader is another process (`delete`, `casemate gc`), perhaps of
+another version: an unknown kind is reported, not guessed at. Most of a pod needs no entry: all its
+processes are in a PID namespace whose first process is the shim, all its mounts in its mount namespace.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from rpc.errors import DataLoss
+from shim.system import start_time
+
+
+class Kind(Enum):
+    """What an entry stands for, and so how it is undone (cleanup.py)."""
+
+    PROCESS = "process"  # value: pid; started: its start time
+    SOCKET = "socket"  # value: path
+    MOUNT = "mount"  # value: mount point in the host's mount namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    kind: Kind
+    value: str
+    started: int = 0
+
+
+class Journal:
+    """Appends entries of one pod. Each is on its way to the file system before the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def add(self, entry: Entry) -> None:
+        """Raises OSError (a full file system): then nothing must be created."""
+        line = json.dumps({"kind": entry.kind.value, "value": entry.value, "started": entry.started})
+        data = line.encode() + b"\n"
+        written = os.write(self._fd, data)
+        if written != len(data):
+            raise OSError(28, "journal: file system full", line)
+
+    def add_process(self, pid: int, proc: int | None = None) -> None:
+        """pid and start time as the host (or the procfs behind the fd proc) has them."""
+        self.add(Entry(Kind.PROCESS, str(pid), start_time(pid, proc)))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def read_journal(path: Path) -> list[Entry]:
+    """The entries, oldest first. A half-written last line was never acted upon, and is left out.
+
+    Raises DataLoss for any other line that cannot be read; no file is an empty journal.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    complete, _, _ = text.rpartition("\n")
+    return list(_parse(path, complete.splitlines()))
+
+
+def _parse(path: Path, lines: Iterable[str]) -> Iterable[Entry]:
+    for number, line in enumerate(lines, 1):
+        try:
+            fields = json.loads(line)
+            yield Entry(Kind(fields["kind"]), str(fields["value"]), int(fields["started"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataLoss(
+                f"{path}: line {number} cannot be read",
+                details=str(error),
+                hint="it was written by another version, or damaged; remove what it names by hand",
+            ) from error

@@ -1,0 +1,90 @@
+"""The daemon's event loop: serve the task API, make the pod's machine, and end without leaving anything.
+
+Wires the parts together; each of them knows less than this.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+
+from rpc.errors import CasemateError
+from rpc.server import Server
+from shim import phases, system
+from shim.bootstrap import Start
+from shim.cleanup import retire
+from shim.helper import reap_orphans
+from shim.journal import Journal
+from shim.logs import set_up_logging
+from shim.network import enter_pod_network
+from shim.pod import Identity, Pod
+from shim.services.events import Listener, Publisher
+from shim.services.task import TaskService
+from shim.trace import Trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+PUBLISH_END_S = 3.0
+log = logging.getLogger("casemate")
+
+
+def serve(
+    request: Start,
+    settings: "Settings",
+    listener: socket.socket,
+    trace: Trace,
+    journal: Journal,
+    host_proc: int,
+) -> None:
+    """Runs until containerd says Shutdown, or a signal does."""
+    set_up_logging(settings.log_level if not request.debug else "debug", request.bundle)
+    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc))
+
+
+async def _serve(
+    request: Start,
+    settings: "Settings",
+    listener: socket.socket,
+    trace: Trace,
+    journal: Journal,
+    host_proc: int,
+) -> None:
+    begun_s = time.monotonic()
+    loop = asyncio.get_running_loop()
+    shutdown = asyncio.Event()
+    loop.add_signal_handler(signal.SIGCHLD, reap_orphans)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, shutdown.set)
+    pid = system.host_pid(host_proc)
+    identity = Identity(request.namespace, request.pod_id, pid, system.start_time(pid, host_proc), host_proc)
+    publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
+    pod = Pod(identity, settings, request.paths, trace, Listener(publisher))
+    server = Server()
+    TaskService(pod, shutdown.set).register(server)
+    publishing = asyncio.create_task(publisher.run(), name="publisher")
+    try:
+        enter_pod_network(request.spec)
+        pod.begin(request.spec, begun_s)
+    except CasemateError as error:
+        pod.refuse(error)
+    listening = await server.listen_unix(listener)
+    trace.add(phases.SERVE, begun_s, time.monotonic())
+    try:
+        await shutdown.wait()
+    finally:
+        await pod.stop()
+        publisher.finish()
+        try:
+            async with asyncio.timeout(PUBLISH_END_S):
+                await publishing
+        except TimeoutError:
+            log.error("events were left that containerd did not take")
+        listening.close()
+        await server.close(grace_s=1.0)
+        pod.write_state("ended")
+        journal.close()
+        retire(request.paths, settings.traces_kept)
+        system.unlink_if_there(request.socket_path)

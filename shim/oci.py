@@ -1,0 +1,137 @@
+"""The OCI runtime specification, as far as a shim has to understand it.
+
+Typed views of config.json (github.com/opencontainers/runtime-spec, 1.0 to 1.2); what nobody here needs
+stays in the document and goes to the guest's runtime unread. It decides nothing: spec.py does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from rpc.errors import InvalidArgument
+
+T = TypeVar("T")
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    destination: str
+    type: str
+    source: str
+    options: tuple[str, ...]
+
+    @property
+    def is_bind(self) -> bool:
+        """runc's rule: the type says so, or an option does."""
+        return self.type == "bind" or "bind" in self.options or "rbind" in self.options
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    type: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    path: str
+    type: str
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """document is the whole of config.json; the rest are views of parts of it."""
+
+    document: Document
+    terminal: bool
+    args: tuple[str, ...]
+    hostname: str
+    rootfs: str
+    readonly: bool
+    mounts: tuple[Mount, ...]
+    namespaces: tuple[Namespace, ...]
+    devices: tuple[Device, ...]
+    hooks: tuple[str, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def namespace(self, kind: str) -> Namespace | None:
+        """None means that the container would stay in the host's."""
+        return next((entry for entry in self.namespaces if entry.type == kind), None)
+
+
+def parse(document: object) -> Spec:
+    """Raises InvalidArgument naming the field that is missing or of another type."""
+    spec = _typed(document, dict, "config.json")
+    process = _get(spec, "process", dict, {}, "config.json")
+    root = _get(spec, "root", dict, {}, "config.json")
+    linux = _get(spec, "linux", dict, {}, "config.json")
+    hooks = _get(spec, "hooks", dict, {}, "config.json")
+    return Spec(
+        document=spec,
+        terminal=_get(process, "terminal", bool, False, "process"),
+        args=_texts(process, "args", "process"),
+        hostname=_get(spec, "hostname", str, "", "config.json"),
+        rootfs=_get(root, "path", str, "", "root"),
+        readonly=_get(root, "readonly", bool, False, "root"),
+        mounts=tuple(_mount(entry) for entry in _get(spec, "mounts", list, [], "config.json")),
+        namespaces=tuple(_namespace(entry) for entry in _get(linux, "namespaces", list, [], "linux")),
+        devices=tuple(_device(entry) for entry in _get(linux, "devices", list, [], "linux")),
+        hooks=tuple(sorted(name for name, entries in hooks.items() if entries)),
+        annotations=_annotations(_get(spec, "annotations", dict, {}, "config.json")),
+    )
+
+
+def _typed(value: object, kind: type[T], where: str) -> T:
+    # bool is an int to Python, not to JSON.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InvalidArgument(f"OCI spec: {where} is not of type {kind.__name__}")
+    return value
+
+
+def _get(document: Document, name: str, kind: type[T], default: T, where: str) -> T:
+    """Absent and null are the same, as Go writes either for an empty value."""
+    value = document.get(name)
+    return default if value is None else _typed(value, kind, f"{where}.{name}")
+
+
+def _texts(document: Document, name: str, where: str) -> tuple[str, ...]:
+    values = _get(document, name, list, [], where)
+    return tuple(_typed(value, str, f"{where}.{name}[{index}]") for index, value in enumerate(values))
+
+
+def _mount(entry: object) -> Mount:
+    mount = _typed(entry, dict, "mounts[]")
+    destination = _get(mount, "destination", str, "", "mounts[]")
+    if not destination.startswith("/"):
+        raise InvalidArgument(f"OCI spec: mount destination {destination!r} is not absolute")
+    return Mount(
+        destination=destination,
+        type=_get(mount, "type", str, "", "mounts[]"),
+        source=_get(mount, "source", str, "", "mounts[]"),
+        options=_texts(mount, "options", "mounts[]"),
+    )
+
+
+def _namespace(entry: object) -> Namespace:
+    namespace = _typed(entry, dict, "linux.namespaces[]")
+    return Namespace(
+        type=_get(namespace, "type", str, "", "linux.namespaces[]"),
+        path=_get(namespace, "path", str, "", "linux.namespaces[]"),
+    )
+
+
+def _device(entry: object) -> Device:
+    device = _typed(entry, dict, "linux.devices[]")
+    return Device(
+        path=_get(device, "path", str, "", "linux.devices[]"),
+        type=_get(device, "type", str, "", "linux.devices[]"),
+        major=_get(device, "major", int, 0, "linux.devices[]"),
+        minor=_get(device, "minor", int, 0, "linux.devices[]"),
+    )
+
+
+def _annotations(document: Document) -> dict[str, str]:
+    return {name: _typed(value, str, f"annotations[{name!r}]") for name, value in document.items()}

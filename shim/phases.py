@@ -1,0 +1,32 @@
+"""Names of the spans of a trace, declared once. What each covers is said beside it.
+
+A span's name is all that a dashboard has to find it by: rename none without a note in CHANGELOG.md.
+"""
+
+START = "start"  # the whole `start` command, from the kernel's exec to its exit
+INTERPRETER = "interpreter"  # exec of `start` to the first line of ours
+BIND = "bind"  # arguments, pod directory, journal, socket
+DETACH = "detach"  # fork, namespaces, imports of the daemon
+SERVE = "serve"  # the ttrpc server answers
+
+POD_READY = "pod.ready"  # from the daemon's first line to an agent that answered
+SETTINGS = "settings"  # operator's settings and the OCI spec
+IMAGE = "image"  # guest image found, verified, leased
+VIRTIOFSD = "virtiofsd"  # file server spawned
+LIBVIRT_IMPORT = "libvirt.import"
+LIBVIRT_OPEN = "libvirt.open"
+LIBVIRT_CREATE = "libvirt.create"  # until QEMU runs the guest
+GUEST_BOOT = "guest.boot"  # QEMU runs until the agent answered
+GUEST_SHARE = "guest.share"  # the guest mounts the share
+
+CREATE = "task.create"
+ROOTFS = "rootfs"  # the container's mounts on the host
+CREATE_WAITS = "task.create.waits"  # for the pod to be ready
+GUEST_CREATE = "guest.create"  # crun create
+START_TASK = "task.start"
+RUN = "task.run"  # from the answer to Start to the exit of the container's init
+DELETE = "task.delete"
+DRAIN = "stdio.drain"  # the last bytes of output
+SYNC = "guest.sync"  # the guest's dirty pages reach the host
+MACHINE_STOP = "machine.stop"  # QEMU and virtiofsd gone
+UNMOUNT = "rootfs.unmount"

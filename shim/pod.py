@@ -1,0 +1,519 @@
+"""A pod: one machine, its containers, and what is told about them.
+
+Everything that containerd may ask is a method here, in the terms of the domain; services/ translates. It
+must not know messages of containerd's, nor how a machine is made.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import annotations
+from config.settings import Profile, Settings
+from rpc.api import agent as api
+from rpc.api.types import Mount
+from rpc.errors import AlreadyExists, CasemateError, FailedPrecondition, InvalidArgument, NotFound
+from shim import oci, phases, rootfs, spec
+from shim.anchor import make_anchor
+from shim.container import KILLED, SIGKILL, Container, Process
+from shim.paths import PodPaths, run_dir
+from shim.process import Created, Stopped
+from shim.stdio import open_stdio
+from shim.trace import Trace, write_json
+from shim.vm import sources
+from shim.vm.guest import Machine
+
+log = logging.getLogger("casemate")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """namespace is containerd's. pid and start_time are the shim's, as the host counts them."""
+
+    namespace: str
+    pod_id: str
+    pid: int
+    start_time: int
+    host_proc: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewContainer:
+    """What a client says of a container that it wants; the rest is in the bundle's config.json."""
+
+    container_id: str
+    bundle: str
+    mounts: tuple[Mount, ...]
+    terminal: bool
+    stdin: str
+    stdout: str
+    stderr: str
+
+
+class Pod:
+    """Tells `listener` what happens, in order, before the caller of a method learns of it."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: Settings,
+        paths: PodPaths,
+        trace: Trace,
+        listener: "Listener",
+    ) -> None:
+        self.identity = identity
+        self.settings = settings
+        self.paths = paths
+        self.trace = trace
+        self.containers: dict[str, Container] = {}
+        self.ended = asyncio.Event()
+        self._listener = listener
+        self._machine: asyncio.Task[Machine] | None = None
+        self._profile: Profile | None = None
+        self._events: set[asyncio.Task[None]] = set()
+        self._creating: set[str] = set()
+        self._exec_documents: dict[tuple[str, str], bytes] = {}
+        self._error: str | None = None
+
+    # --- the machine ---
+
+    def begin(self, document: object, ready_from_s: float) -> None:
+        """Starts making the machine. What goes wrong is told to whoever needs the machine first."""
+        self._machine = asyncio.create_task(self._bring_up(document, ready_from_s), name="bring-up")
+        self._machine.add_done_callback(self._on_machine)
+        self.write_state("starting")
+
+    def refuse(self, error: CasemateError) -> None:
+        """There will be no machine, and this is why."""
+        self._machine = asyncio.get_running_loop().create_task(_raise(error), name="refused")
+        self._machine.add_done_callback(self._on_machine)
+
+    async def _bring_up(self, document: object, from_s: float) -> Machine:
+        with self.trace.span(phases.SETTINGS, phases.POD_READY):
+            wanted = oci.parse(document if document is not None else {})
+            spec.refuse_host_access(wanted)
+            profile = self.settings.profiles[self.settings.default_profile]
+            self._profile = annotations.apply(self.settings, profile, wanted.annotations)
+        machine = await sources.boot(
+            sources.MachineRequest(
+                pod_id=self.identity.pod_id,
+                hostname=wanted.hostname or self.identity.pod_id[:12],
+                profile=self._profile,
+                settings=self.settings,
+                paths=self.paths,
+                cache=run_dir() / "cache",
+            ),
+            self.trace,
+        )
+        self.trace.add(phases.POD_READY, from_s, time.monotonic())
+        self._spawn(machine.events(self._on_event))
+        self._spawn(self._on_lost(machine))
+        return machine
+
+    def _on_machine(self, task: "asyncio.Task[Machine]") -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._error = str(error)
+            log.error("the pod's machine did not start: %s", error, exc_info=None if _known(error) else error)
+        self.write_state("starting" if error else "running")
+
+    async def machine(self) -> Machine:
+        """The machine once it answers. Raises why there is none, as often as it is asked."""
+        if self._machine is None:
+            raise FailedPrecondition("the pod's machine was not started")
+        try:
+            return await asyncio.shield(self._machine)
+        except CasemateError as error:
+            # One exception object must not be raised in two tasks: each adds its traceback to it.
+            raise type(error)(error.brief, error.details, error.hint) from error
+
+    def _spawn(self, coroutine: "Coroutine[Any, Any, None]") -> None:
+        task = asyncio.create_task(coroutine)
+        self._events.add(task)
+        task.add_done_callback(self._reap_task)
+
+    def _reap_task(self, task: "asyncio.Task[None]") -> None:
+        self._events.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the pod failed", exc_info=error)
+
+    async def _on_lost(self, machine: Machine) -> None:
+        """QEMU, virtiofsd or the agent is gone: every process of every container has ended with it."""
+        error = await asyncio.shield(machine.lost)
+        self._error = str(error)
+        log.error("the pod's machine is lost: %s", error)
+        now = time.time_ns()
+        for container in list(self.containers.values()):
+            for process in container.processes():
+                if process.in_guest:
+                    await self._exited(container, process, KILLED, now)
+        self.write_state("running")
+
+    def _on_event(self, event: api.Event) -> None:
+        container = self.containers.get(event.container_id)
+        if container is None:
+            return
+        if event.kind == api.EventKind.OOM:
+            self._listener.oom(container)
+        elif event.kind == api.EventKind.EXIT:
+            process = container.init if not event.exec_id else container.execs.get(event.exec_id)
+            if process is not None:
+                self._spawn(self._exited(container, process, event.exit_status, event.exited_at_ns))
+
+    async def _exited(self, container: Container, process: Process, status: int, at_ns: int) -> None:
+        async with process.lock:  # a start that is under way is told first
+            if process.stop(status & 0xFF, at_ns):
+                self._listener.exited(container, process)
+                self.write_state("running")
+
+    # --- containers ---
+
+    def container(self, container_id: str) -> Container:
+        """Raises NotFound."""
+        try:
+            return self.containers[container_id]
+        except KeyError:
+            raise NotFound(f"container {container_id} does not exist") from None
+
+    async def create(self, new: NewContainer) -> Container:
+        """Makes a container up to the point where only its program is missing.
+
+        Raises what is wrong with the spec, the mounts, the machine or the program; nothing is left then.
+        """
+        if new.container_id in self.containers or new.container_id in self._creating:
+            raise AlreadyExists(f"container {new.container_id} exists already")
+        self._creating.add(new.container_id)
+        try:
+            with self.trace.span(phases.CREATE):
+                async with AsyncExitStack() as undo:
+                    container = await self._create(new, undo)
+                    container.undo = undo.pop_all()
+        finally:
+            self._creating.discard(new.container_id)
+        self._listener.created(container, new.bundle, new.mounts)
+        self.write_state("running")
+        return container
+
+    async def _create(self, new: NewContainer, undo: AsyncExitStack) -> Container:
+        wanted = oci.parse(await asyncio.to_thread(_read_config, Path(new.bundle)))
+        guest = spec.for_guest(wanted, new.container_id)
+        for line in guest.ignored:
+            log.info("container %s: %s", new.container_id, line)
+        stdio = await open_stdio(
+            new.stdin, new.stdout, new.stderr, new.terminal, new.container_id, self.identity.namespace
+        )
+        undo.push_async_callback(stdio.close)
+        with self.trace.span(phases.CREATE_WAITS, phases.CREATE):
+            machine = await self.machine()
+        with self.trace.span(phases.ROOTFS, phases.CREATE):
+            directory = machine.share / new.container_id
+            directory.mkdir(mode=0o711)
+            undo.callback(directory.rmdir)
+            root = directory / "rootfs"
+            root.mkdir(mode=0o755)
+            undo.callback(root.rmdir)
+            undo.enter_context(
+                rootfs.mounted(new.mounts, root, self.paths.directory / f"l{len(self.containers)}")
+            )
+            for entry in guest.shared:
+                undo.callback(_remove_point, directory / entry.name)
+                undo.enter_context(rootfs.bound(entry, directory))
+        anchor = make_anchor(root, self.identity.host_proc)
+        undo.push_async_callback(anchor.end)
+        init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
+        undo.push_async_callback(init.close)
+        with self.trace.span(phases.GUEST_CREATE, phases.CREATE):
+            await machine.call(
+                api.CREATE_CONTAINER,
+                api.CreateContainerRequest(
+                    container_id=new.container_id,
+                    spec_json=_encode(guest.document),
+                    terminal=new.terminal,
+                    stdin=bool(new.stdin),
+                ),
+            )
+        init.in_guest = True
+        init.attach(machine, stdio)
+        container = Container(new.container_id, new.bundle, init, anchor, undo)
+        self.containers[new.container_id] = container
+        self._spawn(self._on_anchor_killed(container))
+        return container
+
+    async def _on_anchor_killed(self, container: Container) -> None:
+        """Somebody on the host killed the pid that stands for the container: they mean the container."""
+        await container.anchor.exited.wait()
+        if container.id in self.containers and not container.init.exited.is_set():
+            await self.kill(container.id, "", SIGKILL, everything=True)
+
+    async def start(self, container_id: str, exec_id: str = "") -> Container:
+        """Runs a created process. Raises the program's own error: not found, not executable, wrong machine."""
+        container = self.container(container_id)
+        process = container.process(exec_id)
+        async with process.lock:
+            running = process.state.start()
+            machine = await self.machine()
+            with self.trace.span(phases.START_TASK, detail=exec_id):
+                if exec_id:
+                    await self._start_exec(machine, container, process)
+                else:
+                    await machine.call(api.START_CONTAINER, api.ContainerRequest(container_id=container_id))
+            process.state = running
+            self._listener.started(container, process)
+        self.write_state("running")
+        return container
+
+    async def _start_exec(self, machine: Machine, container: Container, process: Process) -> None:
+        container.init.state.exec()
+        document = self._exec_documents[container.id, process.exec_id]
+        stdio = await open_stdio(
+            process.stdin,
+            process.stdout,
+            process.stderr,
+            process.terminal,
+            container.id,
+            self.identity.namespace,
+        )
+        try:
+            process.in_guest = True
+            await machine.call(
+                api.EXEC,
+                api.ExecRequest(
+                    container_id=container.id,
+                    exec_id=process.exec_id,
+                    process_json=document,
+                    terminal=process.terminal,
+                    stdin=bool(process.stdin),
+                ),
+            )
+        except BaseException:
+            process.in_guest = False
+            await stdio.close()
+            raise
+        process.attach(machine, stdio)
+
+    def add_exec(self, container_id: str, process: Process, document: bytes) -> Container:
+        """An exec that is created, not yet run. document: an OCI Process as JSON."""
+        container = self.container(container_id)
+        container.init.state.exec()
+        if process.exec_id in container.execs:
+            raise AlreadyExists(f"exec {process.exec_id} of container {container_id} exists already")
+        container.execs[process.exec_id] = process
+        self._exec_documents[container_id, process.exec_id] = document
+        self._listener.exec_added(container, process)
+        return container
+
+    async def kill(self, container_id: str, exec_id: str, signal: int, *, everything: bool = False) -> None:
+        """Raises NotFound for a process that has ended, FailedPrecondition for an exec that has not begun."""
+        process = self.container(container_id).process(exec_id)
+        if isinstance(process.state, Stopped):
+            raise NotFound(f"process {exec_id or container_id} has ended already")
+        if exec_id and isinstance(process.state, Created):
+            raise FailedPrecondition(f"exec {exec_id} has not been started")
+        machine = await self.machine()
+        await machine.call(
+            api.SIGNAL,
+            api.SignalRequest(container_id=container_id, exec_id=exec_id, signal=signal, all=everything),
+        )
+
+    async def pause(self, container_id: str) -> None:
+        await self._freeze(container_id, pause=True)
+
+    async def resume(self, container_id: str) -> None:
+        await self._freeze(container_id, pause=False)
+
+    async def _freeze(self, container_id: str, *, pause: bool) -> None:
+        container = self.container(container_id)
+        init = container.init
+        async with init.lock:
+            after = init.state.pause() if pause else init.state.resume()
+            machine = await self.machine()
+            await machine.call(
+                api.PAUSE if pause else api.RESUME, api.ContainerRequest(container_id=container_id)
+            )
+            init.state = after
+            self._listener.paused(container) if pause else self._listener.resumed(container)
+        self.write_state("running")
+
+    async def resize(self, container_id: str, exec_id: str, width: int, height: int) -> None:
+        """Of a process without a terminal: nothing, and no error, as every shim does."""
+        process = self.container(container_id).process(exec_id)
+        if process.terminal and process.in_guest and not isinstance(process.state, Stopped):
+            machine = await self.machine()
+            await machine.call(
+                api.RESIZE,
+                api.ResizeRequest(container_id=container_id, exec_id=exec_id, width=width, height=height),
+            )
+
+    async def update(self, container_id: str, resources: bytes) -> None:
+        """resources: OCI LinuxResources as JSON, applied in the guest."""
+        self.container(container_id)
+        machine = await self.machine()
+        await machine.call(api.UPDATE, api.UpdateRequest(container_id=container_id, resources_json=resources))
+
+    async def stats(self, container_id: str) -> bytes:
+        """The container's cgroup in the guest: an encoded io.containerd.cgroups.v2.Metrics."""
+        self.container(container_id)
+        machine = await self.machine()
+        return (await machine.call(api.STATS, api.ContainerRequest(container_id=container_id))).metrics
+
+    async def delete(self, container_id: str, exec_id: str = "") -> tuple[int, Stopped]:
+        """Takes an ended process away, its output read to the end. Returns its pid and how it ended.
+
+        With the container that the pod is named after goes the machine: nothing of the pod is left to run.
+        """
+        container = self.container(container_id)
+        process = container.process(exec_id)
+        process.state.delete()
+        end = process.state if isinstance(process.state, Stopped) else Stopped(KILLED, time.time_ns())
+        with self.trace.span(phases.DELETE, detail=exec_id):
+            if isinstance(process.state, Stopped):
+                with self.trace.span(phases.DRAIN, phases.DELETE):
+                    await process.drain()
+            if exec_id:
+                await self._delete_exec(container, process)
+            else:
+                await self._delete_container(container)
+        if isinstance(process.state, Stopped):
+            self._listener.deleted(container, process)
+        return container.pid, end
+
+    async def _delete_exec(self, container: Container, process: Process) -> None:
+        await process.close()
+        if process.in_guest and (machine := self._alive()) is not None:
+            await machine.call(
+                api.DELETE, api.DeleteRequest(container_id=container.id, exec_id=process.exec_id)
+            )
+        del container.execs[process.exec_id]
+        del self._exec_documents[container.id, process.exec_id]
+
+    async def _delete_container(self, container: Container) -> None:
+        machine = self._alive()
+        last = container.id == self.identity.pod_id
+        if last and machine is not None:
+            with self.trace.span(phases.MACHINE_STOP, phases.DELETE):
+                await machine.stop()
+        for process in container.processes():
+            await process.close()
+        with self.trace.span(phases.UNMOUNT, phases.DELETE):
+            await container.release(None if last else machine)
+        del self.containers[container.id]
+        self.write_state("stopping" if last else "running")
+
+    def _alive(self) -> Machine | None:
+        """The machine, if there is one that still answers."""
+        task = self._machine
+        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        machine = task.result()
+        return None if machine.lost.done() else machine
+
+    async def stop(self) -> None:
+        """Everything of the pod gone, in whatever state it is."""
+        if self._machine is not None:
+            self._machine.cancel()
+            await asyncio.gather(self._machine, return_exceptions=True)
+        task = self._machine
+        if task is not None and not task.cancelled() and task.exception() is None:
+            await task.result().stop(sync=bool(self.containers))
+        for container in list(self.containers.values()):
+            for process in container.processes():
+                await process.close()
+            await container.release(None)
+            del self.containers[container.id]
+        for event in list(self._events):
+            event.cancel()
+        await asyncio.gather(*self._events, return_exceptions=True)
+
+    # --- what is told ---
+
+    def write_state(self, state: str) -> None:
+        """For `casemate ps`. A full disk must not fail a pod that runs."""
+        task = self._machine
+        machine = (
+            task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
+        )
+        facts = machine.facts if machine else None
+        profile = self._profile
+        document = {
+            "namespace": self.identity.namespace,
+            "id": self.identity.pod_id,
+            "key": self.paths.key,
+            "pid": self.identity.pid,
+            "start_time": self.identity.start_time,
+            "state": state,
+            "accel": facts.accel.kind if facts else self.trace.accel,
+            "accel_reason": facts.accel.reason if facts else "",
+            "image": profile.image if profile else "",
+            "image_digest": facts.image_digest if facts else "",
+            "profile": profile.name if profile else "",
+            "vcpus": profile.vcpus if profile else 0,
+            "memory_bytes": profile.memory_bytes if profile else 0,
+            "memory_used_bytes": facts.memory_used_bytes if facts else 0,
+            "kernel_release": facts.kernel_release if facts else "",
+            "qemu_pid": machine.qemu.host_pid(self.identity.host_proc) if machine else 0,
+            "virtiofsd_pid": machine.files.host_pid(self.identity.host_proc) if machine else 0,
+            "created_at": self.trace.created_at,
+            "source": facts.source if facts else "",
+            "transport": facts.transport if facts else "",
+            "containers": [
+                {
+                    "id": container.id,
+                    "state": container.init.state.name,
+                    "pid": container.pid,
+                    "exit_status": getattr(container.init.state, "exit_status", None),
+                }
+                for container in self.containers.values()
+            ],
+            "error": self._error,
+        }
+        try:
+            write_json(self.paths.state, document)
+            self.trace.write(self.paths.trace)
+        except OSError as error:
+            log.warning("state not written: %s", error)
+
+
+async def _raise(error: CasemateError) -> Machine:
+    raise error
+
+
+def _known(error: BaseException) -> bool:
+    return isinstance(error, CasemateError)
+
+
+def _read_config(bundle: Path) -> object:
+    import json
+
+    try:
+        return json.loads((bundle / "config.json").read_bytes())
+    except FileNotFoundError as error:
+        raise NotFound(f"{bundle}/config.json does not exist") from error
+    except ValueError as error:
+        raise InvalidArgument(f"{bundle}/config.json is not JSON", details=str(error)) from error
+
+
+def _encode(document: object) -> bytes:
+    import json
+
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _remove_point(path: Path) -> None:
+    """What a volume was mounted on, made by rootfs.bound()."""
+    try:
+        path.rmdir() if path.is_dir() else path.unlink()
+    except FileNotFoundError:
+        return
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from shim.services.events import Listener

@@ -1,0 +1,145 @@
+"""A container's files on the host: its root file system and volumes, mounted where its guest is served them.
+
+Mounts appear in the pod's own mount namespace only. It must not know how the guest gets at them.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rpc.api.types import Mount
+from rpc.errors import InvalidArgument, NotFound, Unimplemented
+from shim import system
+from shim.spec import SharedMount
+
+# Options of mount(8) that are flags of mount(2): what to set, what to clear.
+_FLAGS: dict[str, tuple[int, int]] = {
+    "defaults": (0, 0),
+    "ro": (system.MS_RDONLY, 0),
+    "rw": (0, system.MS_RDONLY),
+    "nosuid": (system.MS_NOSUID, 0),
+    "suid": (0, system.MS_NOSUID),
+    "nodev": (system.MS_NODEV, 0),
+    "dev": (0, system.MS_NODEV),
+    "noexec": (system.MS_NOEXEC, 0),
+    "exec": (0, system.MS_NOEXEC),
+    "sync": (system.MS_SYNCHRONOUS, 0),
+    "async": (0, system.MS_SYNCHRONOUS),
+    "dirsync": (system.MS_DIRSYNC, 0),
+    "noatime": (system.MS_NOATIME, 0),
+    "atime": (0, system.MS_NOATIME),
+    "nodiratime": (system.MS_NODIRATIME, 0),
+    "diratime": (0, system.MS_NODIRATIME),
+    "relatime": (system.MS_RELATIME, 0),
+    "norelatime": (0, system.MS_RELATIME),
+    "strictatime": (system.MS_STRICTATIME, 0),
+    "nostrictatime": (0, system.MS_STRICTATIME),
+    "bind": (system.MS_BIND, 0),
+    "rbind": (system.MS_BIND | system.MS_REC, 0),
+}
+_PROPAGATION = frozenset(
+    f"{prefix}{kind}" for prefix in ("", "r") for kind in ("private", "shared", "slave", "unbindable")
+)
+# mount(2) takes one page of options, and an overlay of many layers has longer ones.
+MOST_DATA_BYTES = os.sysconf("SC_PAGE_SIZE") - 1
+
+
+def split_options(options: Sequence[str]) -> tuple[int, str]:
+    """(flags, data) for mount(2). Propagation options are the guest's business, as the mount is private here.
+
+    Raises Unimplemented for an option that only mount(8) understands.
+    """
+    flags = 0
+    data: list[str] = []
+    for option in options:
+        if option in _FLAGS:
+            added, removed = _FLAGS[option]
+            flags = (flags | added) & ~removed
+        elif option == "loop" or option.startswith("X-"):
+            raise Unimplemented(
+                f"rootfs: mount option {option}", hint="use the overlayfs or native snapshotter"
+            )
+        elif option not in _PROPAGATION:
+            data.append(option)
+    return flags, ",".join(data)
+
+
+@contextmanager
+def mounted(mounts: Sequence[Mount], target: Path, links: Path) -> Iterator[None]:
+    """containerd's mounts of a snapshot, in their order, at target; unmounted in the other order.
+
+    links: a directory for short names of long lists of layers. Raises InvalidArgument with the kernel's
+    reason.
+    """
+    done = 0
+    try:
+        for mount in mounts:
+            where = target / mount.target.lstrip("/") if mount.target else target
+            _mount(mount, str(where), links)
+            done += 1
+        yield
+    finally:
+        for mount in reversed(mounts[:done]):
+            where = target / mount.target.lstrip("/") if mount.target else target
+            system.umount(str(where), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+
+
+def _mount(mount: Mount, target: str, links: Path) -> None:
+    if mount.type.startswith(("format/", "mkdir/", "mkfs/")):
+        raise Unimplemented(
+            f"rootfs: mount type {mount.type}", hint="use the overlayfs or native snapshotter"
+        )
+    flags, data = split_options(mount.options)
+    if len(data) > MOST_DATA_BYTES:
+        data = shorten_layers(data, links)
+    bind = bool(flags & system.MS_BIND)
+    try:
+        system.mount(mount.source, target, None if bind else mount.type, flags, data)
+        if bind and flags & ~(system.MS_BIND | system.MS_REC):
+            system.mount("none", target, None, flags & ~system.MS_REC | system.MS_REMOUNT)
+    except OSError as error:
+        raise InvalidArgument(
+            f"rootfs: cannot mount {mount.type} {mount.source}", details=error.strerror
+        ) from error
+
+
+def shorten_layers(data: str, links: Path) -> str:
+    """The same options with every lowerdir named by a link of a few bytes."""
+    links.mkdir(mode=0o700, exist_ok=True)
+    parts = []
+    for option in data.split(","):
+        if option.startswith("lowerdir="):
+            short = []
+            for number, layer in enumerate(option.removeprefix("lowerdir=").split(":")):
+                link = links / str(number)
+                link.symlink_to(layer)
+                short.append(str(link))
+            option = "lowerdir=" + ":".join(short)
+        parts.append(option)
+    return ",".join(parts)
+
+
+@contextmanager
+def bound(entry: SharedMount, directory: Path) -> Iterator[None]:
+    """One host file or directory, bound to a name below the share.
+
+    What another mount has below a source comes along if the client said rbind.
+    """
+    target = directory / entry.name
+    try:
+        if os.path.isdir(entry.source):
+            target.mkdir(mode=0o700)
+        else:
+            target.touch(mode=0o600)
+        flags = system.MS_BIND | (system.MS_REC if entry.recursive else 0)
+        system.mount(entry.source, str(target), None, flags)
+    except FileNotFoundError as error:
+        raise NotFound(f"mount source {entry.source} does not exist") from error
+    try:
+        if entry.read_only:
+            # Not only in the guest: a guest's root could mount it again without the option.
+            system.mount("none", str(target), None, system.MS_BIND | system.MS_REMOUNT | system.MS_RDONLY)
+        yield
+    finally:
+        system.umount(str(target), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)

@@ -1,0 +1,143 @@
+"""What a container asks of its host, turned into what it asks of its guest, or refused by name.
+
+Pure: from a Spec to a document for the guest's runtime and a list of what must be shared with it.
+It mounts nothing and must not know how files get into a guest.
+"""
+
+import copy
+import os
+import stat
+from dataclasses import dataclass
+
+from rpc.errors import InvalidArgument, Unimplemented
+from shim.oci import Document, Mount, Spec
+
+GUEST_SHARE = "/run/casemate/shared"
+
+# Every OCI runtime makes these itself (runtime-spec, config-linux.md, "Default Devices"): asking for them is no request.
+DEFAULT_DEVICES = frozenset(
+    f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
+)
+
+# What sharing the host's would mean, and why a VM cannot.
+HOST_NAMESPACES = {
+    "network": ("host network", "a VM has a network stack of its own; run without --net-host / hostNetwork"),
+    "pid": ("host PID namespace", "the host's processes are not in the VM; run without --pid=host / hostPID"),
+    "ipc": (
+        "host IPC namespace",
+        "the host's IPC objects are not in the VM; run without --ipc=host / hostIPC",
+    ),
+}
+
+_BIND_OPTIONS = frozenset(("bind", "rbind"))
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMount:
+    """A host path that the guest sees as GUEST_SHARE/<container>/<name>."""
+
+    name: str
+    source: str
+    read_only: bool
+    recursive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSpec:
+    document: Document
+    shared: tuple[SharedMount, ...]
+    ignored: tuple[str, ...]
+    """What was left out because the VM makes it needless, for the log."""
+
+
+def refuse_host_access(spec: Spec) -> None:
+    """Raises Unimplemented for what no VM can honour, naming the option, before anything is made for it."""
+    for kind, (what, why) in HOST_NAMESPACES.items():
+        if spec.namespace(kind) is None:
+            raise Unimplemented(f"{what}: not possible in a VM", hint=why)
+    for kind in ("pid", "ipc", "uts", "mount", "user", "cgroup"):
+        namespace = spec.namespace(kind)
+        if namespace is not None and namespace.path:
+            raise Unimplemented(
+                f"{kind} namespace {namespace.path}: a container in a VM cannot join one of the host's",
+                hint="containers that share a namespace must be in one pod",
+            )
+    for device in spec.devices:
+        if device.path not in DEFAULT_DEVICES:
+            raise Unimplemented(
+                f"device {device.path}: host devices are not passed into the VM",
+                hint="with --privileged, leave out the host's devices "
+                "(privileged_without_host_devices = true in containerd's config)",
+            )
+    if spec.hooks:
+        raise Unimplemented(
+            f"hooks {', '.join(spec.hooks)}: not run by this version",
+            hint="for networking, use CNI or a network namespace that exists already",
+        )
+
+
+def for_guest(spec: Spec, container_id: str) -> GuestSpec:
+    """The same container as the guest's runtime has to make it.
+
+    Raises InvalidArgument for a mount source that cannot be shared, Unimplemented as refuse_host_access.
+    """
+    refuse_host_access(spec)
+    document = copy.deepcopy(spec.document)
+    ignored: list[str] = []
+    directory = f"{GUEST_SHARE}/{container_id}"
+    document["root"] = {"path": f"{directory}/rootfs", "readonly": spec.readonly}
+    shared: list[SharedMount] = []
+    document["mounts"] = [_guest_mount(mount, directory, shared) for mount in spec.mounts]
+    linux = document.setdefault("linux", {})
+    # The VM is the pod's network namespace; the guest's own is what QEMU gave it.
+    linux["namespaces"] = [{"type": entry.type} for entry in spec.namespaces if entry.type != "network"]
+    linux["cgroupsPath"] = f"/casemate/{container_id}"
+    linux.pop("devices", None)
+    process = document.get("process") or {}
+    for holder, name in ((process, "apparmorProfile"), (process, "selinuxLabel"), (linux, "mountLabel")):
+        if holder.pop(name, None):
+            ignored.append(f"{name}: the guest kernel has no such policy; the VM confines instead")
+    return GuestSpec(document, tuple(shared), tuple(ignored))
+
+
+def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount]) -> Document:
+    options = list(mount.options)
+    if not mount.is_bind:
+        return {
+            "destination": mount.destination,
+            "type": mount.type,
+            "source": mount.source,
+            "options": options,
+        }
+    check_bind_source(mount)
+    entry = SharedMount(
+        name=f"mount{len(shared)}",
+        source=mount.source,
+        read_only="ro" in options,
+        recursive="rbind" in options,
+    )
+    shared.append(entry)
+    return {
+        "destination": mount.destination,
+        "type": "bind",
+        "source": f"{directory}/{entry.name}",
+        # What lies below came along on the host; in the guest it is one file system.
+        "options": ["rbind", *(option for option in options if option not in _BIND_OPTIONS)],
+    }
+
+
+def check_bind_source(mount: Mount) -> None:
+    """A file or directory can be shared with a guest; what lives in the host's kernel cannot."""
+    try:
+        mode = os.stat(mount.source).st_mode
+    except OSError as error:
+        raise InvalidArgument(
+            f"mount {mount.destination}: source {mount.source}: {error.strerror}"
+        ) from error
+    if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+        return
+    kind = "socket" if stat.S_ISSOCK(mode) else "FIFO" if stat.S_ISFIFO(mode) else "device"
+    raise Unimplemented(
+        f"mount {mount.destination}: source {mount.source} is a {kind}; its other end is on the host, outside the VM",
+        hint="share a directory, or reach the service over the network",
+    )

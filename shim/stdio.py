@@ -1,0 +1,237 @@
+"""The host's ends of a process's stdio: FIFOs, files, and logger programs, behind two small types.
+
+A Sink takes bytes and makes the writer wait; a Source gives them. Neither knows where the other end of the
+process is. Forms of the URIs: containerd's core/runtime/v2/README.md.
+"""
+
+import asyncio
+import errno
+import os
+import signal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from rpc.errors import DeadlineExceeded, InvalidArgument, NotFound
+from shim.helper import Helper, spawn
+
+READ_BYTES = 128 << 10
+LOGGER_READY_S = 10.0
+LOGGER_END_S = 12.0
+
+
+class Sink:
+    """Where output goes: a descriptor that is written to without blocking the event loop."""
+
+    def __init__(self, fd: int, logger: "Logger | None" = None) -> None:
+        self._fd = fd
+        self._logger = logger
+
+    async def write(self, data: bytes) -> None:
+        """Returns when all of it is written. A reader that is gone takes nothing more, and that is no error
+        of the container's: what it writes from then on is dropped, as a closed pipe would."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                await _writable(self._fd)
+            except BrokenPipeError:
+                return
+
+    async def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._logger is not None:
+            await self._logger.release()
+
+
+class Source:
+    """Where input comes from. Its end is told by close_soon() alone: a FIFO that somebody holds open has none."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._closing = asyncio.Event()
+
+    def close_soon(self) -> None:
+        """What was written until now is still read, then comes the end."""
+        self._closing.set()
+
+    async def read(self) -> bytes:
+        """b"" at the end."""
+        while True:
+            last = self._closing.is_set()
+            try:
+                return os.read(self._fd, READ_BYTES)
+            except BlockingIOError:
+                if last:
+                    return b""
+            await _readable(self._fd, self._closing)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Logger:
+    """A program that was handed the read ends of both pipes; released once both write ends are closed."""
+
+    def __init__(self, process: Helper, sinks: int) -> None:
+        self._process = process
+        self._open = sinks
+
+    async def release(self) -> None:
+        """As containerd's own shims: SIGTERM when there is nothing more to log, SIGKILL 12 s later."""
+        self._open -= 1
+        if self._open > 0:
+            return
+        try:
+            os.kill(self._process.pid, signal.SIGTERM)
+            async with asyncio.timeout(LOGGER_END_S):
+                await self._process.exited.wait()
+        except ProcessLookupError:
+            pass  # it ended when its pipes did
+        except TimeoutError:
+            self._process.kill()
+        await self._process.exited.wait()
+
+
+class Stdio:
+    """The three of one process; a terminal has no stderr of its own."""
+
+    def __init__(self, source: Source | None, stdout: Sink | None, stderr: Sink | None) -> None:
+        self.source = source
+        self.stdout = stdout
+        self.stderr = stderr
+
+    async def close(self) -> None:
+        if self.source is not None:
+            self.source.close()
+        for sink in (self.stdout, self.stderr):
+            if sink is not None:
+                await sink.close()
+
+
+async def open_stdio(
+    stdin: str, stdout: str, stderr: str, terminal: bool, container_id: str, namespace: str
+) -> Stdio:
+    """Raises InvalidArgument for a URI of another form, NotFound for a FIFO or a program that is not there.
+
+    Nothing is left open after an error.
+    """
+    source: Source | None = None
+    sinks: list[Sink | None] = []
+    try:
+        if stdin:
+            source = Source(_open_fifo(stdin))
+        if terminal:
+            stderr = ""
+        if stdout.startswith("binary://"):
+            sinks = list(await _open_logger(stdout, bool(stderr), container_id, namespace))
+        else:
+            for uri in (stdout, stderr):
+                sinks.append(Sink(_open_sink(uri)) if uri else None)
+        return Stdio(source, sinks[0], sinks[1])
+    except BaseException:
+        await Stdio(source, *(sinks + [None, None])[:2]).close()
+        raise
+
+
+def _open_fifo(path: str) -> int:
+    """For reading and writing both, so that it neither blocks nor ends while containerd restarts."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"stdio: {path} does not exist") from error
+
+
+def _open_sink(uri: str) -> int:
+    scheme, path = _split(uri)
+    if scheme == "fifo":
+        return _open_fifo(path)
+    if scheme == "file":
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    raise InvalidArgument(f"stdio: {uri}: not a FIFO, file:// or binary://")
+
+
+def _split(uri: str) -> tuple[str, str]:
+    if "://" not in uri:
+        return "fifo", uri
+    parts = urlsplit(uri)
+    return parts.scheme, unquote(parts.path)
+
+
+async def _open_logger(
+    uri: str, stderr: bool, container_id: str, namespace: str
+) -> tuple[Sink | None, Sink | None]:
+    """Starts the program: descriptor 3 is stdout, 4 stderr, 5 is closed by it when it is ready."""
+    parts = urlsplit(uri)
+    program = unquote(parts.path)
+    arguments = [word for pair in parse_qsl(parts.query, keep_blank_values=True) for word in pair if word]
+    if not os.access(program, os.X_OK):
+        raise NotFound(f"stdio: logger {program} cannot be executed")
+    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    (out_read, out_write), (err_read, err_write), (ready_read, ready_write) = pairs
+    try:
+        process = spawn(
+            "logger",
+            [program, *arguments],
+            fds={3: out_read, 4: err_read, 5: ready_write},
+            env={**os.environ, "CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace},
+        )
+    except BaseException:
+        for fd in (fd for pair in pairs for fd in pair):
+            os.close(fd)
+        raise
+    for fd in (out_read, err_read, ready_write):
+        os.close(fd)
+    for fd in (out_write, err_write, ready_read):
+        os.set_blocking(fd, False)
+    logger = Logger(process, 2)
+    try:
+        async with asyncio.timeout(LOGGER_READY_S):
+            await _readable(ready_read)
+    except TimeoutError as error:
+        process.kill()
+        for fd in (out_write, err_write):
+            os.close(fd)
+        raise DeadlineExceeded(f"logger {program} was not ready within {LOGGER_READY_S:.0f} s") from error
+    finally:
+        os.close(ready_read)
+    return Sink(out_write, logger), Sink(err_write, logger)
+
+
+async def _writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(fd, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
+
+
+async def _readable(fd: int, or_set: asyncio.Event | None = None) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _settle, ready)
+    other = None if or_set is None else asyncio.create_task(or_set.wait())
+    if other is not None:
+        other.add_done_callback(lambda _: _settle(ready))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+        if other is not None:
+            other.cancel()
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether a sink's other end, or its file system's room, is what is missing."""
+    return error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)

@@ -1,0 +1,134 @@
+"""The kernel calls that Python 3.11 does not have: namespaces, mounts, process identity.
+
+Knows nothing of pods. Every function raises OSError with the path or the name in it.
+"""
+
+import ctypes
+import errno
+import os
+import signal
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_SYNCHRONOUS = 0x10
+MS_REMOUNT = 0x20
+MS_DIRSYNC = 0x80
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MS_SHARED = 0x100000
+MS_RELATIME = 0x200000
+MS_STRICTATIME = 0x1000000
+
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+PR_SET_NAME = 15
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    _check(_libc.setns(fd, kind), "setns")
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: str = "") -> None:
+    _check(
+        _libc.mount(
+            source.encode(),
+            target.encode(),
+            fstype.encode() if fstype else None,
+            ctypes.c_ulong(flags),
+            data.encode() if data else None,
+        ),
+        target,
+    )
+
+
+def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
+    _check(_libc.umount2(target.encode(), flags), target)
+
+
+def set_process_name(name: str) -> None:
+    """Shows as `comm` in ps; the kernel keeps 15 bytes."""
+    _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), name)
+
+
+def host_pid(host_proc: int) -> int:
+    """The caller's pid as the host counts it. host_proc is a directory fd of the host's /proc."""
+    return int(os.readlink("self", dir_fd=host_proc))
+
+
+def host_pid_of(pidfd: int, host_proc: int) -> int:
+    """Another process's pid as the host counts it: what the host's procfs says of a pidfd (fdinfo, Pid:)."""
+    path = f"self/fdinfo/{pidfd}"
+    with open(path, opener=lambda name, flags: os.open(name, flags, dir_fd=host_proc)) as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return max(int(line[4:]), 0)
+    return 0
+
+
+def start_time(pid: int | str, proc: int | None = None) -> int:
+    """Clock ticks after boot at which a process started: with its pid, an identity that is never reused.
+
+    proc(5), /proc/PID/stat field 22. Raises FileNotFoundError or ProcessLookupError when there is none.
+    """
+    opener = (lambda path, flags: os.open(path, flags, dir_fd=proc)) if proc is not None else None
+    path = f"{pid}/stat" if proc is not None else f"/proc/{pid}/stat"
+    with open(path, "rb", opener=opener) as file:
+        stat = file.read()
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def open_process(pid: int, started: int) -> int | None:
+    """A pidfd of the process that had this pid and start time, or None if it is gone."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        if start_time(pid) == started:
+            return fd
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    os.close(fd)
+    return None
+
+
+def kill_process(pidfd: int) -> None:
+    """SIGKILL; a process that is gone already is what was wanted."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def unlink_if_there(path: str | os.PathLike[str]) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def is_no_space(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

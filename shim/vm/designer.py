@@ -1,0 +1,119 @@
+"""Policy: which virtual machine a pod gets, from its profile, its image and what the host has.
+
+Decides every value of a Domain; touches nothing. What QEMU will be told, a test can read from here.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.settings import Profile
+from rpc.errors import FailedPrecondition, ResourceExhausted
+from shim.vm.accel import Acceleration
+from shim.vm.domain import Channel, Console, Disk, Domain, FileSystem, Vsock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from images.image import GuestImage
+
+NAME = "vm"
+AGENT_PORT_NAME = "dev.casemate.agent"
+SHARE_TAG = "casemate"
+# QEMU takes 1 GiB (or an eighth of RAM) for translated code if not told; a guest of ours touches far less,
+# and what is touched is never given back (PSS of an idle pod: docs/performance.md).
+TCG_CACHE_BYTES = 64 << 20
+VSOCK_DEVICE = "/dev/vhost-vsock"
+# Slots 0 and 31 are q35's own.
+ROOT_SLOT, SHARE_SLOT, AGENT_SLOT = 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Unix sockets that QEMU connects to."""
+
+    console: Path
+    agent: Path
+    share: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """domain, and what its policy was: how the agent is reached."""
+
+    domain: Domain
+    transport: str  # vsock | serial
+
+
+def transport_of(wanted: str) -> str:
+    """vsock where the host has it, virtio-serial where not. FailedPrecondition if vsock is demanded and absent."""
+    if wanted == "serial":
+        return "serial"
+    if os.access(VSOCK_DEVICE, os.R_OK | os.W_OK):
+        return "vsock"
+    if wanted == "vsock":
+        raise FailedPrecondition(
+            f"transport = vsock, but {VSOCK_DEVICE} cannot be opened",
+            hint="modprobe vhost_vsock, or set transport = auto",
+        )
+    return "serial"
+
+
+def design(
+    profile: Profile,
+    image: "GuestImage",
+    accel: Acceleration,
+    transport: str,
+    sockets: Sockets,
+    qemu: str,
+    firmware: str,
+    agent_port: int = 0,
+) -> Domain:
+    """agent_port: the vsock port the agent connects to. Raises ResourceExhausted if the host has not the memory."""
+    check_memory(profile.memory_bytes)
+    agent = (
+        Vsock(AGENT_SLOT)
+        if transport == "vsock"
+        else Channel(AGENT_PORT_NAME, str(sockets.agent), AGENT_SLOT)
+    )
+    parameters = [
+        image.cmdline,
+        "console=ttyS0 quiet panic=-1",
+        f"casemate.transport={transport}",
+        f"casemate.port={agent_port}" if transport == "vsock" else "",
+        profile.kernel_cmdline,
+    ]
+    return Domain(
+        name=NAME,
+        kind="kvm" if accel.kind == "kvm" else "qemu",
+        emulator=qemu,
+        firmware=firmware,
+        kernel=str(image.kernel),
+        initrd=str(image.initrd) if image.initrd else None,
+        cmdline=" ".join(parameter for parameter in parameters if parameter),
+        vcpus=profile.vcpus,
+        memory_bytes=profile.memory_bytes,
+        cpu_model=cpu_model(profile, accel),
+        devices=(
+            Disk(str(image.rootfs), "vda", ROOT_SLOT),
+            FileSystem(SHARE_TAG, str(sockets.share), SHARE_SLOT),
+            agent,
+            Console(str(sockets.console)),
+        ),
+        tcg_cache_bytes=TCG_CACHE_BYTES if accel.kind == "tcg" else None,
+    )
+
+
+def cpu_model(profile: Profile, accel: Acceleration) -> str:
+    if profile.cpu_model != "auto":
+        return profile.cpu_model
+    return "host-passthrough" if accel.kind == "kvm" else "maximum"
+
+
+def check_memory(wanted_bytes: int) -> None:
+    """A guest larger than the host is a mistake that QEMU reports late, or the OOM killer later."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted_bytes > total:
+        raise ResourceExhausted(
+            f"memory of {wanted_bytes >> 20} MiB: this host has {total >> 20} MiB",
+            hint="choose a smaller profile, or set dev.casemate.memory",
+        )

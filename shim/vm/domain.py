@@ -1,0 +1,186 @@
+"""What a virtual machine is, as data, and as libvirt's XML. No policy: designer.py decides every value.
+
+One small type per kind of device; `xml()` of each is what libvirt's documentation (formatdomain) asks for.
+"""
+
+from dataclasses import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def element(tag: str, *children: str, **attributes: object) -> str:
+    """One element; children are XML already. A trailing _ of an attribute's name is dropped (type_)."""
+    opening = "".join(f" {name.rstrip('_')}='{escape(str(value))}'" for name, value in attributes.items())
+    return f"<{tag}{opening}>{''.join(children)}</{tag}>" if children else f"<{tag}{opening}/>"
+
+
+def text(tag: str, content: str, **attributes: object) -> str:
+    return element(tag, escape(content), **attributes)
+
+
+def escape(value: str) -> str:
+    """For text and attribute values alike. Raises ValueError for what XML 1.0 cannot hold."""
+    if any(ord(character) < 0x20 and character not in "\t\n\r" for character in value):
+        raise ValueError(f"control character in {value!r}")
+    for raw, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;"), ('"', "&quot;")):
+        value = value.replace(raw, safe)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A raw image on virtio-blk, never written."""
+
+    path: str
+    target: str
+    slot: int
+
+    def xml(self) -> str:
+        return element(
+            "disk",
+            element("driver", name="qemu", type_="raw", cache="writeback", io="threads"),
+            element("source", file=self.path),
+            element("target", dev=self.target, bus="virtio"),
+            element("readonly"),
+            pci(self.slot),
+            type_="file",
+            device="disk",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """A vhost-user file system: its server listens on the socket."""
+
+    tag: str
+    socket: str
+    slot: int
+
+    def xml(self) -> str:
+        return element(
+            "filesystem",
+            element("driver", type_="virtiofs", queue=1024),
+            element("source", socket=self.socket),
+            element("target", dir=self.tag),
+            pci(self.slot),
+            type_="mount",
+            accessmode="passthrough",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A virtio-serial port on a unix socket that QEMU connects to."""
+
+    name: str
+    socket: str
+    slot: int
+
+    def xml(self) -> str:
+        return element("controller", pci(self.slot), type_="virtio-serial", index=0) + element(
+            "channel",
+            element("source", mode="connect", path=self.socket),
+            element("target", type_="virtio", name=self.name),
+            type_="unix",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Vsock:
+    """libvirt finds a context id that no other VM of the host has."""
+
+    slot: int
+
+    def xml(self) -> str:
+        return element("vsock", element("cid", auto="yes"), pci(self.slot), model="virtio")
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """The first serial port, on a unix socket that QEMU connects to."""
+
+    socket: str
+
+    def xml(self) -> str:
+        return element(
+            "serial",
+            element("source", mode="connect", path=self.socket),
+            element("target", type_="isa-serial", port=0),
+            type_="unix",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A trimmed q35 with direct kernel boot and nothing that was not asked for."""
+
+    name: str
+    kind: str  # kvm | qemu
+    emulator: str
+    firmware: str
+    kernel: str
+    initrd: str | None
+    cmdline: str
+    vcpus: int
+    memory_bytes: int
+    cpu_model: str
+    devices: "Sequence[Disk | FileSystem | Channel | Vsock | Console]"
+    tcg_cache_bytes: int | None = None
+
+    def xml(self) -> str:
+        return element(
+            "domain",
+            text("name", self.name),
+            text("memory", str(self.memory_bytes), unit="bytes"),
+            text("vcpu", str(self.vcpus)),
+            element("memoryBacking", element("source", type_="memfd"), element("access", mode="shared")),
+            self._os(),
+            self._features(),
+            self._cpu(),
+            element("clock", element("timer", name="hpet", present="no"), offset="utc"),
+            text("on_poweroff", "destroy"),
+            text("on_reboot", "destroy"),
+            text("on_crash", "destroy"),
+            element("pm", element("suspend-to-mem", enabled="no"), element("suspend-to-disk", enabled="no")),
+            element(
+                "devices",
+                text("emulator", self.emulator),
+                element("controller", type_="usb", model="none"),
+                element("memballoon", model="none"),
+                element("audio", id=1, type_="none"),
+                *(device.xml() for device in self.devices),
+            ),
+            type_=self.kind,
+        )
+
+    def _os(self) -> str:
+        return element(
+            "os",
+            text("type", "hvm", arch="x86_64", machine="q35"),
+            text("loader", self.firmware, readonly="yes", type_="rom"),
+            text("kernel", self.kernel),
+            text("initrd", self.initrd) if self.initrd else "",
+            text("cmdline", self.cmdline),
+        )
+
+    def _features(self) -> str:
+        features = [element("acpi"), element("apic"), element("pae")]
+        features += [element(name, state="off") for name in ("vmport", "smm")]
+        if self.kind == "kvm":
+            features.append(element("ioapic", driver="qemu"))
+        if self.tcg_cache_bytes:
+            cache = text("tb-cache", str(self.tcg_cache_bytes >> 20), unit="MiB")
+            features.append(element("tcg", cache))
+        return element("features", *features)
+
+    def _cpu(self) -> str:
+        if self.cpu_model in ("host-passthrough", "maximum"):
+            return element("cpu", mode=self.cpu_model, check="none", migratable="off")
+        return element("cpu", text("model", self.cpu_model), mode="custom", match="exact", check="none")
+
+
+def pci(slot: int) -> str:
+    """Straight on the root complex: a root port per device costs the guest milliseconds and memory."""
+    return element("address", type_="pci", domain=0, bus=0, slot=slot, function=0)

@@ -1,0 +1,162 @@
+"""A virtual machine that runs: its agent, its end, and why it ended.
+
+Where it came from is sources.py's. It must not know of containers.
+"""
+
+import logging
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpc.api import agent as api
+from rpc.api.types import Empty
+from rpc.client import Client
+from rpc.codec import Message
+from rpc.errors import CasemateError, DeadlineExceeded, Unavailable
+from rpc.method import Method
+from shim.helper import Helper, Watched
+from shim.vm.accel import Acceleration
+from shim.vm.console import Console
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Q = TypeVar("Q", bound=Message)
+    R = TypeVar("R", bound=Message)
+
+# From the agent's connection ending to QEMU's end: a panicking kernel writes to its console first.
+LAST_WORDS_S = 3.0
+log = logging.getLogger("casemate")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a machine, for `casemate ps` and the log."""
+
+    source: str
+    accel: Acceleration
+    transport: str
+    image_digest: str
+    kernel_release: str
+    memory_used_bytes: int
+
+
+class Machine:
+    """Owns QEMU, its file server and the agent's connection; stop() ends them all."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        agent: Client,
+        qemu: Watched,
+        files: Helper,
+        console: Console,
+        share: Path,
+        qemu_words: "QemuWords",
+        call_timeout_s: float,
+        undo: AsyncExitStack,
+    ) -> None:
+        self.facts = facts
+        self.share = share
+        self.qemu = qemu
+        self.files = files
+        self._agent = agent
+        self._console = console
+        self._qemu_words = qemu_words
+        self._call_timeout_s = call_timeout_s
+        self._undo = undo
+        self._stopping = False
+        self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()
+        self._watch = asyncio.create_task(self._until_lost(), name="machine-watch")
+
+    async def call(
+        self, method: "Method[Q, R]", request: "Q", timeout_s: float | None = None, *, patient: bool = False
+    ) -> "R":
+        """Asks the agent. patient: the answer may take for ever (a program has to do something first).
+
+        Raises what the agent answered, DeadlineExceeded if it does not, and why the machine is lost if it is.
+        """
+        limit = None if patient else timeout_s or self._call_timeout_s
+        try:
+            return await self._agent.call(method, request, timeout_s=limit)
+        except Unavailable:
+            raise await self.why_lost() from None
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"the guest's agent did not answer {method.name} within {limit:.0f} s",
+                details=self._console.words(),
+                hint="casemate logs shows the guest's console",
+            ) from error
+
+    async def events(self, on_event: "OnEvent") -> None:
+        """Hands every event of the guest to on_event, until the machine is lost."""
+        try:
+            async with self._agent.stream(api.EVENTS, api.EventsRequest()) as stream:
+                async for event in stream:
+                    on_event(event)
+        except CasemateError:
+            return  # the machine's end is told by `lost`
+
+    async def why_lost(self) -> CasemateError:
+        error = await asyncio.shield(self.lost)
+        return type(error)(error.brief, error.details, error.hint)
+
+    async def stop(self, sync: bool = True) -> None:
+        """Everything gone, nothing of the guest's output to its files lost."""
+        self._stopping = True
+        if sync and not self.lost.done():
+            try:
+                await self._agent.call(api.SYNC, Empty(), timeout_s=self._call_timeout_s)
+            except CasemateError as error:
+                log.warning(f"the guest did not flush its file systems: {error}")
+        self._watch.cancel()
+        await self._undo.aclose()
+
+    async def _until_lost(self) -> None:
+        """Sets `lost` the moment QEMU, virtiofsd or the agent is gone, with what each had to say."""
+        waits = [
+            asyncio.create_task(self.qemu.exited.wait()),
+            asyncio.create_task(self.files.exited.wait()),
+            asyncio.create_task(self._agent.closed()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self.lost.set_result(
+                await why_ended(self.qemu, self.files, self._console, self._qemu_words)
+            )
+            self.qemu.kill()
+        finally:
+            for task in waits:
+                task.cancel()
+
+
+async def why_ended(qemu: Watched, files: Helper, console: Console, qemu_words: "QemuWords") -> CasemateError:
+    """Which of a machine's parts ended first, and in whose words. One of them has, or has hung up.
+
+    A panicking kernel closes the agent's connection, and writes to its console, before QEMU ends.
+    """
+    if not files.exited.is_set() and not qemu.exited.is_set():
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await qemu.exited.wait()
+        except TimeoutError:
+            return Unavailable("the guest's agent closed its connection", details=console.words())
+    if console.panicked:
+        return Unavailable("the guest's kernel panicked", details=console.words())
+    if files.exited.is_set() and not qemu.exited.is_set():
+        return Unavailable(f"virtiofsd ended unexpectedly ({files.how()})", details=files.words() or None)
+    own = qemu_words()
+    return Unavailable(
+        "QEMU ended unexpectedly",
+        details=f"{own}\n{console.words()}" if own else console.words(),
+        hint="casemate logs shows the guest's console",
+    )
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    OnEvent = Callable[[api.Event], None]
+    QemuWords = Callable[[], str]

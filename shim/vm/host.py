@@ -1,0 +1,159 @@
+"""libvirt's embedded driver: its root directory, its connection, and starting a domain on it.
+
+The only module that imports libvirt. Blocking: the event loop calls it in a thread. It must not know what
+a pod is, nor what is in a domain.
+"""
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+from config.programs import LIBVIRT_LEAST
+from rpc.errors import CasemateError, FailedPrecondition, Unavailable
+from shim.helper import tail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import libvirt as libvirt_module
+
+# Of qemu.conf(5). "file": no virtlogd; no dynamic ownership: what QEMU opens is readable for it already,
+# and must not change hands; no cgroups: QEMU stays in the shim's, which is the pod's.
+QEMU_CONF = """\
+stdio_handler = "file"
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+remember_owner = 0
+dynamic_ownership = 0
+user = "{user}"
+group = "{user}"
+seccomp_sandbox = 1
+"""
+CAPABILITIES = Path("cache/qemu/capabilities")
+log = logging.getLogger("casemate")
+
+
+class Host:
+    """One embedded driver, for one domain. root is its directory, seeds where capabilities are kept
+    between pods: asking a QEMU that libvirt has not met costs 0.3 to 1.2 s (facts: libvirt 9.0, 12.8)."""
+
+    def __init__(self, root: Path, qemu_user: str, seeds: Path) -> None:
+        self._root = root
+        self._seeds = seeds
+        self._seeded: set[tuple[str, bytes]] = set()
+        self._user = qemu_user
+        self._libvirt: libvirt_module | None = None
+        self._connection: libvirt_module.virConnect | None = None
+
+    def prepare(self) -> None:
+        """Writes the driver's configuration and seeds its cache. Raises OSError."""
+        configuration = QEMU_CONF.format(user=self._user)
+        etc = self._root / "etc"
+        (etc / "qemu").mkdir(mode=0o711, parents=True)
+        # Where the embedded driver looks for it: libvirt 9.0 here, newer ones in qemu/ (both seen).
+        for path in (etc / "qemu.conf", etc / "qemu" / "qemu.conf"):
+            path.write_text(configuration)
+        self._root.chmod(0o711)
+        if self._seeds.is_dir():
+            target = self._root / CAPABILITIES
+            target.mkdir(parents=True)
+            for seed in self._seeds.glob("*.xml"):
+                content = seed.read_bytes()
+                (target / seed.name).write_bytes(content)
+                self._seeded.add((seed.name, content))
+
+    def load(self) -> None:
+        """Imports libvirt. Raises FailedPrecondition if it is missing or too old."""
+        try:
+            import libvirt
+        except ImportError as error:
+            raise FailedPrecondition(
+                "libvirt's Python binding cannot be imported",
+                details=str(error),
+                hint="apt install python3-libvirt libvirt-daemon-driver-qemu",
+            ) from error
+        version = libvirt.getVersion()
+        found = (version // 1_000_000, version // 1_000 % 1_000)
+        if found < LIBVIRT_LEAST:
+            raise FailedPrecondition(
+                f"libvirt {found[0]}.{found[1]} is too old: {LIBVIRT_LEAST[0]}.{LIBVIRT_LEAST[1]} is the oldest that works",
+                hint="Debian 12 has libvirt 9.0",
+            )
+        libvirt.registerErrorHandler(_ignore_error, None)
+        self._libvirt = libvirt
+
+    def open(self) -> None:
+        """Connects, its event loop first (the driver needs one that runs). Raises Unavailable."""
+        libvirt = self._libvirt
+        assert libvirt is not None
+        try:
+            libvirt.virEventRegisterDefaultImpl()
+            threading.Thread(target=_run_events, args=(libvirt,), name="libvirt-events", daemon=True).start()
+            self._connection = libvirt.open(f"qemu:///embed?root={self._root}")
+        except libvirt.libvirtError as error:
+            raise Unavailable(
+                "libvirt's embedded driver does not start",
+                details=str(error),
+                hint="casemate check says what is missing",
+            ) from error
+
+    def create(self, xml: str, name: str) -> int:
+        """Starts a domain, running, and returns QEMU's pid. Raises Unavailable with QEMU's own words."""
+        libvirt, connection = self._libvirt, self._connection
+        assert libvirt is not None and connection is not None
+        try:
+            connection.createXML(xml, 0)
+        except libvirt.libvirtError as error:
+            raise self.failure(str(error), name) from error
+        self._keep_seeds()
+        return int((self._root / "run" / "qemu" / f"{name}.pid").read_text())
+
+    def vsock_cid(self, name: str) -> int:
+        """The context id that libvirt gave the domain's vsock device."""
+        import re
+
+        assert self._connection is not None
+        found = re.search(r"<cid[^>]*address='(\d+)'", self._connection.lookupByName(name).XMLDesc(0))
+        if found is None:
+            raise Unavailable("libvirt gave the domain no vsock context id")
+        return int(found.group(1))
+
+    def failure(self, what: str, name: str) -> CasemateError:
+        """QEMU did not start: its own words if it had any."""
+        words = self.log_tail(name)
+        details = what if not words or words in what else f"{what}\n{words}"
+        return Unavailable("QEMU did not start", details=details, hint="casemate check")
+
+    def log_tail(self, name: str) -> str:
+        """What QEMU wrote to stderr, without the command line that libvirt puts before it."""
+        lines = tail(str(self._root / "log" / "qemu" / f"{name}.log"), 8192).splitlines()
+        words = [
+            line
+            for line in lines
+            if "qemu-system" in line and "-name guest=" not in line or "error" in line.lower()
+        ]
+        return "\n".join(words[-8:])
+
+    def _keep_seeds(self) -> None:
+        """What was learnt about this QEMU serves the next pod. Only a cache: a failure costs time."""
+        try:
+            for path in (self._root / CAPABILITIES).glob("*.xml"):
+                content = path.read_bytes()
+                if (path.name, content) in self._seeded:
+                    continue
+                self._seeds.mkdir(mode=0o700, parents=True, exist_ok=True)
+                partial = self._seeds / f".{path.name}.{os.getpid()}"
+                partial.write_bytes(content)
+                partial.replace(self._seeds / path.name)
+        except OSError as error:
+            log.warning(f"capabilities of QEMU not kept: {error}")
+
+
+def _ignore_error(_: object, __: object) -> None:
+    """libvirt prints every error to stderr unless told otherwise; ours are raised, and logged there."""
+
+
+def _run_events(libvirt: "libvirt_module") -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()

@@ -1,0 +1,87 @@
+"""Serves a directory of the host to one guest: starts virtiofsd, C (QEMU 7.2) or Rust, sandboxed.
+
+It must not know what is in the directory.
+"""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from rpc.errors import Unavailable
+from shim.helper import Helper, spawn
+from shim.trace import write_json
+
+SOCKET_FD = 3
+
+
+def start(program: str, directory: Path, socket_path: Path, log: Path, owner: int, cache: Path) -> Helper:
+    """Listens on socket_path, which belongs to the user QEMU runs as, and hands it to virtiofsd.
+
+    QEMU connects whenever it is ready; there is nothing to wait for. Raises Unavailable if the program
+    is not there.
+    """
+    if not os.access(program, os.X_OK):
+        raise Unavailable(
+            f"virtiofsd: {program} cannot be executed",
+            hint="apt install virtiofsd (Debian 13) or qemu-system-common (Debian 12), or set virtiofsd = PATH",
+        )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_path))
+        os.chown(socket_path, owner, -1)
+        os.chmod(socket_path, 0o600)
+        listener.listen(1)
+        options = _c_options(directory) if is_c(program, cache) else _rust_options(directory)
+        return spawn("virtiofsd", [program, *options], fds={SOCKET_FD: listener.fileno()}, log=str(log))
+
+
+def _c_options(directory: Path) -> list[str]:
+    """QEMU's own virtiofsd, of 7.2 and before (docs/tools/virtiofsd.rst there)."""
+    options = [
+        f"source={directory}",
+        "cache=auto",
+        "sandbox=namespace",
+        "announce_submounts",
+        "xattr",
+        "no_posix_lock",
+    ]
+    return [
+        f"--fd={SOCKET_FD}",
+        *(word for option in options for word in ("-o", option)),
+        "--thread-pool-size=4",
+    ]
+
+
+def _rust_options(directory: Path) -> list[str]:
+    """gitlab.com/virtio-fs/virtiofsd, 1.7 and newer (its README)."""
+    return [
+        f"--fd={SOCKET_FD}",
+        f"--shared-dir={directory}",
+        "--cache=auto",
+        "--sandbox=namespace",
+        "--announce-submounts",
+        "--xattr",
+        "--thread-pool-size=4",
+    ]
+
+
+def is_c(program: str, cache: Path) -> bool:
+    """Which of the two it is; asked of the program once, and remembered while the file stays the same."""
+    status = os.stat(program)
+    key = f"{program} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    try:
+        stored = json.loads(cache.read_text())
+        if stored["key"] == key:
+            return bool(stored["is_c"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no cache is the ordinary first time
+    import subprocess
+
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=5, check=False)
+    found = "virtiofsd version" in answer.stdout  # the Rust one says "virtiofsd 1.13.0"
+    try:
+        cache.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        write_json(cache, {"key": key, "is_c": found})
+    except OSError:
+        pass  # asked again next time
+    return found
