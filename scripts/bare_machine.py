@@ -112,7 +112,7 @@ def inside(root: Path, command: str) -> int:
             ENTER,
             "enter",
             str(root),
-            "sh",
+            "bash",
             "-c",
             f"cd {CHECKED_OUT} && {command}",
         ],
