@@ -34,7 +34,7 @@ class Channel:
         self._reader, self._writer = reader, writer
         self._turn = _FRAMES_PER_TURN
         self.lock = asyncio.Lock()
-        """Held around put and drain: one frame at most is buffered beyond what the transport likes."""
+        """Held around drain and put: one frame at most is buffered beyond what the transport likes."""
 
     async def read(self) -> Frame:
         """The next frame. Unavailable: the connection is gone, also in the middle of a frame."""
@@ -64,10 +64,12 @@ class Channel:
             await asyncio.sleep(0)
 
     async def send(self, data: bytes) -> None:
-        """Write one frame and wait while the peer does not take what was written. Unavailable: it is gone."""
+        """Write one frame, once the peer has taken most of what was written before. Unavailable: it is gone.
+
+        Waiting comes first: who gives up waiting has written nothing."""
         async with self.lock:
-            self.put(data)
             await self.drain()
+            self.put(data)
 
     def put(self, data: bytes) -> None:
         if self._writer.is_closing():

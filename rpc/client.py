@@ -160,28 +160,24 @@ class Client:
         """Send a request under a new stream id. Ids must rise on the wire, hence under the lock."""
         timeout_ns = 0 if timeout_s is None else max(1, min(int(timeout_s * 1e9), _MAX_TIMEOUT_NS))
         async with self._channel.lock:
-            if self._lost is not None:
-                raise Unavailable(*self._lost)
+            await self._drain()
             stream_id = self._next_id
             while stream_id in self._calls:  # after 2**31 calls the ids begin anew
                 stream_id = (stream_id + 2) & 0xFFFFFFFF
-            data = encode_request(stream_id, method, request, flags, timeout_ns, metadata)
+            self._channel.put(encode_request(stream_id, method, request, flags, timeout_ns, metadata))
             self._next_id = (stream_id + 2) & 0xFFFFFFFF
             call.stream_id = stream_id
             self._calls[stream_id] = call
-            try:
-                await self._write(data)
-            except BaseException:
-                self._forget(call)
-                raise
 
-    async def _write(self, data: bytes) -> None:
-        """With the lock held."""
-        try:
-            self._channel.put(data)
-            await self._channel.drain()
-        except Unavailable as error:
-            raise Unavailable(f"{self.name}: {error.brief}", error.details) from None
+    async def _drain(self) -> None:
+        """With the lock held, before something is put."""
+        if self._lost is None:
+            try:
+                await self._channel.drain()
+            except Unavailable as error:
+                raise Unavailable(f"{self.name}: {error.brief}", error.details) from None
+        if self._lost is not None:
+            raise Unavailable(*self._lost)
 
     def _forget(self, call: _Call | Stream[Any, Any]) -> None:
         self._calls.pop(call.stream_id, None)
@@ -303,7 +299,8 @@ class Stream(Generic[Q, R]):
             )
         try:
             async with asyncio.timeout_at(self._deadline), self._client._channel.lock:
-                await self._client._write(data)
+                await self._client._drain()
+                self._client._channel.put(data)
         except TimeoutError:
             raise self._client._late(self._method, self._timeout_s) from None
 
