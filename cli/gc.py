@@ -42,13 +42,13 @@ def gc(
         kept = sys.maxsize
     cleaned: list[dict[str, Any]] = []
     for pod in pods.running():
-        if pod.alive or _is_starting(pod):
+        if pod.alive:
             continue
         about = {"namespace": pod.namespace, "id": pod.id, "key": pod.key}
         try:
-            cleaned.append(
-                about | {"undone": _planned(pod) if dry_run else clean_pod(_paths(pod), kept=kept)}
-            )
+            if not _is_starting(pod):
+                undone = _planned(pod) if dry_run else clean_pod(_paths(pod), kept=kept)
+                cleaned.append(about | {"undone": undone})
         except (CasemateError, OSError) as error:
             if isinstance(error, PermissionError):
                 raise

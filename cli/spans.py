@@ -97,16 +97,19 @@ def tree(spans: Sequence[Span]) -> list[Node]:
     nodes = [Node(span, max(span.start_s, last if span.end_s is None else span.end_s)) for span in spans]
     top: list[Node] = []
     for node in nodes:
-        candidates = [
-            other
-            for other in nodes
-            if other.span.name == node.span.parent
-            and other is not node
-            and other.span.start_s <= node.span.start_s
-            and other not in _below(node)
-        ]
-        (max(candidates, key=lambda other: other.span.start_s).children if candidates else top).append(node)
+        parent = _parent(node, nodes)
+        (top if parent is None else parent.children).append(node)
     return top
+
+
+def _parent(node: Node, nodes: Sequence[Node]) -> Node | None:
+    named = [other for other in nodes if other.span.name == node.span.parent]
+    candidates = [other for other in named if other is not node and other not in _below(node)]
+    before = [other for other in candidates if other.span.start_s <= node.span.start_s]
+    if before:
+        return max(before, key=lambda other: other.span.start_s)
+    # A guest's clock is aligned to half a round trip: its span may seem to begin before its parent's.
+    return min(candidates, key=lambda other: other.span.start_s, default=None)
 
 
 def _below(node: Node) -> Iterator[Node]:

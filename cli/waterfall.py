@@ -49,7 +49,11 @@ def draw(top: Sequence[Node], *, width: int, glyphs: Glyphs = BLOCKS) -> Iterato
         end_s = max(node.end_s for node in nodes)
         if number:
             yield [("", "")]
-            yield [(f"{_duration(start_s - reached_s)} later:", "dim")]
+            meanwhile = {
+                node.span.name for node in top if node.span.start_s < start_s and node.end_s > reached_s
+            }
+            lives = ", ".join(sorted(meanwhile - {node.span.name for node in nodes}))
+            yield [(f"{_duration(start_s - reached_s)} later{f' ({lives})' if lives else ''}:", "dim")]
         yield from _section(nodes, start_s, end_s, origin_s, width, glyphs)
         reached_s = end_s
 
