@@ -65,7 +65,7 @@ def _be_anchor(root: Path, host_proc: int, write: int) -> None:
         os.close(keep)
         while True:
             signal.pause()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the parent raises what is written here
         os.write(write, f"{type(error).__name__}: {error}".encode()[:60])
     finally:
         os._exit(1)

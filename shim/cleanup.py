@@ -77,7 +77,7 @@ _UNDO = {Kind.PROCESS: _undo_process, Kind.SOCKET: _undo_socket, Kind.MOUNT: _un
 
 
 def retire(paths: PodPaths, kept: int) -> None:
-    """Moves the records aside and removes the rest, also while somebody else (shim, `delete`, gc) does the same."""
+    """Moves the records aside and removes the rest, also beside another that does the same."""
     try:
         paths.ended.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in KEPT:

@@ -72,7 +72,7 @@ class Process:
             self._stdio.source.close_soon()
 
     async def drain(self) -> None:
-        """Until the last byte of output is with its reader, within DRAIN_S; then nothing is carried any more."""
+        """Until the last byte of output is with its reader, within DRAIN_S; then carries nothing."""
         if self._stdio is None:
             return
         outputs = [task for task in self._pumps if not task.get_name().endswith("stdin")]
@@ -131,7 +131,7 @@ class Process:
 
 
 class Container:
-    """Owns the host's side of a container: mounts, the anchor, its processes. undo takes it all away again."""
+    """Owns the host's side of a container: mounts, anchor, processes. undo takes it all away again."""
 
     def __init__(
         self, container_id: str, bundle: str, init: Process, anchor: Anchor, undo: AsyncExitStack

@@ -47,7 +47,8 @@ def bootstrap_result(arguments: Arguments, address: str, stdin: bytes) -> bytes 
 
 
 def delete(arguments: Arguments) -> None:
-    """Undoes what a pod left, whether its shim lives or not. A container in another's pod owns nothing here."""
+    """Undoes what a pod left, whether its shim lives or not. A container in another's
+    pod owns nothing here."""
     paths = PodPaths(arguments.namespace, arguments.id)
     pid = recorded_pid(paths)
     for line in clean_pod(paths):

@@ -44,7 +44,7 @@ def run(request: "Start", settings: "Settings", listener: "socket.socket", bound
 
         trace.add(phases.DETACH, bound_s, time.monotonic())
         serve(request, settings, listener, trace, journal, host_proc)
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         # Not swallowed: this process is the daemon, and its log is the only place left to say it.
         import traceback
 
@@ -86,7 +86,7 @@ def raise_oom_score() -> None:
             file.seek(0)
             file.write(str(score))
     except PermissionError as error:
-        print(f"oom_score_adj stays as it is: {error}", file=sys.stderr)
+        sys.stderr.write(f"oom_score_adj stays as it is: {error}\n")
 
 
 def enter_namespaces() -> None:

@@ -396,7 +396,7 @@ class Pod:
         last = container.id == self.identity.pod_id
         if last and machine is not None:
             with self.trace.span(phases.MACHINE_STOP, phases.DELETE):
-                await machine.stop()
+                await machine.halt()
         for process in container.processes():
             await process.close()
         with self.trace.span(phases.UNMOUNT, phases.DELETE):
@@ -418,13 +418,16 @@ class Pod:
             self._machine.cancel()
             await asyncio.gather(self._machine, return_exceptions=True)
         task = self._machine
-        if task is not None and not task.cancelled() and task.exception() is None:
-            await task.result().stop(sync=bool(self.containers))
+        machine = None if task is None or task.cancelled() or task.exception() else task.result()
+        if machine is not None:
+            await machine.halt(sync=bool(self.containers))
         for container in list(self.containers.values()):
             for process in container.processes():
                 await process.close()
             await container.release(None)
             del self.containers[container.id]
+        if machine is not None:
+            await machine.stop()
         for event in list(self._events):
             event.cancel()
         await asyncio.gather(*self._events, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The life of a process, one small type per state: what may happen next is a method, what may not is an error.
+"""The life of a process, one small type per state: a move is a method, an illegal one is an error.
 
     Created --start--> Running --pause--> Paused --resume--> Running
     any of them --exit--> Stopped --delete--> gone
@@ -76,7 +76,7 @@ class Paused(State):
 
 @dataclass(frozen=True, slots=True)
 class Stopped(State):
-    """exit_status as a shell counts: 128 + signal for one that was killed. exited_at in ns since the epoch."""
+    """exit_status as a shell counts, 128 + signal for one that was killed; exited_at_ns since the epoch."""
 
     exit_status: int
     exited_at_ns: int
@@ -85,7 +85,7 @@ class Stopped(State):
     name = "stopped"
 
     def exit(self, exit_status: int, exited_at_ns: int) -> "Stopped":
-        """The first end counts: an event that arrives twice, or after the machine was lost, changes nothing."""
+        """The first end counts: a second event, or one after the machine was lost, changes nothing."""
         return self
 
     def delete(self) -> None:

@@ -14,7 +14,8 @@ from shim.oci import Document, Mount, Spec
 
 GUEST_SHARE = "/run/casemate/shared"
 
-# Every OCI runtime makes these itself (runtime-spec, config-linux.md, "Default Devices"): asking for them is no request.
+# Every OCI runtime makes these itself (runtime-spec, config-linux.md, "Default Devices"): asking for
+# them is no request.
 DEFAULT_DEVICES = frozenset(
     f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
 )
@@ -138,6 +139,6 @@ def check_bind_source(mount: Mount) -> None:
         return
     kind = "socket" if stat.S_ISSOCK(mode) else "FIFO" if stat.S_ISFIFO(mode) else "device"
     raise Unimplemented(
-        f"mount {mount.destination}: source {mount.source} is a {kind}; its other end is on the host, outside the VM",
+        f"mount {mount.destination}: source {mount.source} is a {kind}, and its other end is on the host",
         hint="share a directory, or reach the service over the network",
     )

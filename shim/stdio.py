@@ -46,7 +46,7 @@ class Sink:
 
 
 class Source:
-    """Where input comes from. Its end is told by close_soon() alone: a FIFO that somebody holds open has none."""
+    """Where input comes from. Its end is told by close_soon() alone: a FIFO that we hold open has none."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -133,7 +133,7 @@ async def open_stdio(
                 sinks.append(Sink(_open_sink(uri)) if uri else None)
         return Stdio(source, sinks[0], sinks[1])
     except BaseException:
-        await Stdio(source, *(sinks + [None, None])[:2]).close()
+        await Stdio(source, *[*sinks, None, None][:2]).close()
         raise
 
 

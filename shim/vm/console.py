@@ -27,7 +27,7 @@ class Console:
         self._tail = b""
 
     async def read(self) -> None:
-        """Until QEMU closes it. No reader, no back-pressure: a guest whose console stalls is a guest that stalls."""
+        """Until QEMU closes it. Always read: a guest whose console stalls is a guest that stalls."""
         loop = asyncio.get_running_loop()
         self._connection, _ = await loop.sock_accept(self._listener)
         while data := await loop.sock_recv(self._connection, READ_BYTES):

@@ -45,7 +45,7 @@ class Design:
 
 
 def transport_of(wanted: str) -> str:
-    """vsock where the host has it, virtio-serial where not. FailedPrecondition if vsock is demanded and absent."""
+    """vsock where the host has it, virtio-serial where not. FailedPrecondition if vsock is a must and absent."""
     if wanted == "serial":
         return "serial"
     if os.access(VSOCK_DEVICE, os.R_OK | os.W_OK):
@@ -68,7 +68,7 @@ def design(
     firmware: str,
     agent_port: int = 0,
 ) -> Domain:
-    """agent_port: the vsock port the agent connects to. Raises ResourceExhausted if the host has not the memory."""
+    """agent_port: the vsock port the agent connects to. ResourceExhausted if the host has not the memory."""
     check_memory(profile.memory_bytes)
     agent = (
         Vsock(AGENT_SLOT)

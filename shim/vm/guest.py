@@ -3,8 +3,8 @@
 Where it came from is sources.py's. It must not know of containers.
 """
 
-import logging
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,6 @@ class Machine:
         self._qemu_words = qemu_words
         self._call_timeout_s = call_timeout_s
         self._undo = undo
-        self._stopping = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()
         self._watch = asyncio.create_task(self._until_lost(), name="machine-watch")
 
@@ -103,15 +102,22 @@ class Machine:
         error = await asyncio.shield(self.lost)
         return type(error)(error.brief, error.details, error.hint)
 
-    async def stop(self, sync: bool = True) -> None:
-        """Everything gone, nothing of the guest's output to its files lost."""
-        self._stopping = True
+    async def halt(self, *, sync: bool = True) -> None:
+        """QEMU and virtiofsd gone, nothing of the guest's output to its files lost; the share is still mounted."""
         if sync and not self.lost.done():
             try:
                 await self._agent.call(api.SYNC, Empty(), timeout_s=self._call_timeout_s)
             except CasemateError as error:
                 log.warning(f"the guest did not flush its file systems: {error}")
         self._watch.cancel()
+        for process in (self.qemu, self.files):
+            process.kill()
+        for process in (self.qemu, self.files):
+            await process.exited.wait()
+
+    async def stop(self) -> None:
+        """Everything of it gone. What is mounted below the share must be unmounted before."""
+        await self.halt(sync=False)
         await self._undo.aclose()
 
     async def _until_lost(self) -> None:
@@ -123,9 +129,7 @@ class Machine:
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            self.lost.set_result(
-                await why_ended(self.qemu, self.files, self._console, self._qemu_words)
-            )
+            self.lost.set_result(await why_ended(self.qemu, self.files, self._console, self._qemu_words))
             self.qemu.kill()
         finally:
             for task in waits:

@@ -77,7 +77,8 @@ class Host:
         found = (version // 1_000_000, version // 1_000 % 1_000)
         if found < LIBVIRT_LEAST:
             raise FailedPrecondition(
-                f"libvirt {found[0]}.{found[1]} is too old: {LIBVIRT_LEAST[0]}.{LIBVIRT_LEAST[1]} is the oldest that works",
+                f"libvirt {found[0]}.{found[1]} is too old",
+                details="{}.{} is the oldest that works".format(*LIBVIRT_LEAST),
                 hint="Debian 12 has libvirt 9.0",
             )
         libvirt.registerErrorHandler(_ignore_error, None)
@@ -101,7 +102,8 @@ class Host:
     def create(self, xml: str, name: str) -> int:
         """Starts a domain, running, and returns QEMU's pid. Raises Unavailable with QEMU's own words."""
         libvirt, connection = self._libvirt, self._connection
-        assert libvirt is not None and connection is not None
+        assert libvirt is not None
+        assert connection is not None
         try:
             connection.createXML(xml, 0)
         except libvirt.libvirtError as error:
@@ -131,7 +133,7 @@ class Host:
         words = [
             line
             for line in lines
-            if "qemu-system" in line and "-name guest=" not in line or "error" in line.lower()
+            if ("qemu-system" in line and "-name guest=" not in line) or "error" in line.lower()
         ]
         return "\n".join(words[-8:])
 

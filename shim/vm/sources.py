@@ -3,8 +3,8 @@
 Nothing else in the shim can tell one from another: it asks for a machine and gets one that answers.
 """
 
-import logging
 import asyncio
+import logging
 import os
 import pwd
 import socket
@@ -141,7 +141,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
                 api.MountShareRequest(tag=designer.SHARE_TAG, path=GUEST_SHARE, fstype="virtiofs"),
             )
     except BaseException:
-        await machine.stop(sync=False)
+        await machine.stop()
         raise
     return machine
 

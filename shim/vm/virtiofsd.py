@@ -24,7 +24,7 @@ def start(program: str, directory: Path, socket_path: Path, log: Path, owner: in
     if not os.access(program, os.X_OK):
         raise Unavailable(
             f"virtiofsd: {program} cannot be executed",
-            hint="apt install virtiofsd (Debian 13) or qemu-system-common (Debian 12), or set virtiofsd = PATH",
+            hint="apt install virtiofsd (Debian 13) or qemu-system-common (Debian 12)",
         )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path))
@@ -36,20 +36,13 @@ def start(program: str, directory: Path, socket_path: Path, log: Path, owner: in
 
 
 def _c_options(directory: Path) -> list[str]:
-    """QEMU's own virtiofsd, of 7.2 and before (docs/tools/virtiofsd.rst there)."""
-    options = [
-        f"source={directory}",
-        "cache=auto",
-        "sandbox=namespace",
-        "announce_submounts",
-        "xattr",
-        "no_posix_lock",
-    ]
-    return [
-        f"--fd={SOCKET_FD}",
-        *(word for option in options for word in ("-o", option)),
-        "--thread-pool-size=4",
-    ]
+    """QEMU's own virtiofsd, of 7.2 and before (docs/tools/virtiofsd.rst there).
+
+    No thread pool: GLib's asks for the CPU affinity now and then, which virtiofsd's seccomp filter answers
+    with SIGSYS (seen with Debian 12's, audit: syscall=204).
+    """
+    options = [f"source={directory}", "cache=auto", "sandbox=namespace", "announce_submounts", "xattr"]
+    return [f"--fd={SOCKET_FD}", *(word for option in options for word in ("-o", option))]
 
 
 def _rust_options(directory: Path) -> list[str]:
