@@ -43,16 +43,17 @@ def ensure_image(manifest: Manifest) -> None:
 
 def run_container(name: str, facts: Path) -> int:
     """`ctr run` as a user would, its output going straight to the terminal. The program's exit code."""
-    command = [
-        *("ctr", "run", "--rm", "--runtime", RUNTIME),
-        *("--mount", f"type=bind,src={INPUT},dst=/demo,options=rbind:ro"),
-        *("--mount", f"type=bind,src={facts},dst=/facts,options=rbind:rw"),
-        *("--env", f"QUOTA_GPU_HOURS={QUOTA_GPU_HOURS}"),
-        *(IMAGE, name),
-        *("python3", "/demo/report.py", "/demo/gpu_hours.csv", "--machine", "/facts/machine.json"),
+    lines = [
+        ["ctr", "run", "--rm", "--runtime", RUNTIME],
+        ["--mount", f"type=bind,src={INPUT},dst=/demo,options=rbind:ro"],
+        ["--mount", f"type=bind,src={facts},dst=/facts,options=rbind:rw"],
+        ["--env", f"QUOTA_GPU_HOURS={QUOTA_GPU_HOURS}"],
+        [IMAGE, name],
+        ["python3", "/demo/report.py", "/demo/gpu_hours.csv", "--machine", "/facts/machine.json"],
     ]
-    print(f"\n$ {shlex.join(command)}\n", flush=True)
-    return subprocess.run(ctr(*command[1:]), stdin=subprocess.DEVNULL, check=False).returncode
+    print("\n$", " \\\n    ".join(map(shlex.join, lines)), "\n", flush=True)
+    arguments = [word for line in lines for word in line][1:]
+    return subprocess.run(ctr(*arguments), stdin=subprocess.DEVNULL, check=False).returncode
 
 
 def compare(guest: dict[str, str]) -> None:
@@ -73,7 +74,9 @@ def show_next(name: str, found: containerd.Containerd) -> None:
         print(f"  {found.stop}")
 
 
-def demo() -> int:
+def demo() -> None:
+    # What is printed is what runs, whatever this shell has set for ctr.
+    os.environ.update(CONTAINERD_ADDRESS=str(containerd.ADDRESS), CONTAINERD_NAMESPACE="default")
     manifest = Manifest.read()
     found = containerd.ensure(manifest)
     ensure_image(manifest)
@@ -83,23 +86,18 @@ def demo() -> int:
         code = run_container(name, Path(scratch))
         written = Path(scratch) / "machine.json"
         if not written.exists():
-            print(
-                f"casemate: error: the container ended with exit code {code} before its report",
-                file=sys.stderr,
-            )
-            print(f"casemate: hint: casemate logs {name}; casemate check", file=sys.stderr)
-            return 1
+            brief = f"the container ended with exit code {code} before its report"
+            raise CasemateError(brief, hint=f"casemate logs {name}; casemate check")
         guest = json.loads(written.read_text())
     expected = sum(hours > QUOTA_GPU_HOURS for hours in report.totals(INPUT / "gpu_hours.csv").values())
-    print(f"\nexit code {code}: the program's own, one for each team over quota")
     if code != expected:
-        print(f"casemate: error: that should have been {expected}", file=sys.stderr)
-        return 1
+        brief = f"ctr's exit code is {code}, and the program's was {expected}"
+        raise CasemateError(brief, hint=f"casemate logs {name}; casemate check")
+    print(f"\nexit code {code}: the program's own, one for each team over quota")
     compare(guest)
     print("\nWhere the time went:", flush=True)
     run([product.EXECUTABLES / "casemate", "trace", name])
     show_next(name, found)
-    return 0
 
 
 def main() -> int:
@@ -110,9 +108,10 @@ def main() -> int:
         require_root("demo")
         product.install(product.checked_prefix(arguments.prefix))
         product.ensure_image()
-        return demo()
+        demo()
     except CasemateError as error:
         return main_guard(error)
+    return 0
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ def executable(name: str) -> Path | None:
 
 def main_guard(error: CasemateError) -> int:
     """How every script here ends when it fails: what, then why, then what to do."""
+    sys.stdout.flush()
     print(f"casemate: error: {error.brief}", file=sys.stderr)
     if error.details:
         print(error.details, file=sys.stderr)
