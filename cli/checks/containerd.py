@@ -129,6 +129,7 @@ def _config_path(pid: int) -> str:
 
 def _read(path: str, seen: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A containerd config and what it imports: globs, relative to the file that names them."""
+    path = os.path.realpath(path)  # files may import each other
     if path in seen:
         return
     seen.add(path)
