@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from shim import phases, system
+from shim import phases, seclusion, system
 from shim.bootstrap import FIRST_LINE_S
 from shim.journal import Journal
 from shim.trace import Trace
@@ -37,7 +37,7 @@ def run(request: "Start", settings: "Settings", listener: "socket.socket", bound
         system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
         if os.fork():
             os._exit(0)
-        enter_namespaces()
+        enter_namespaces(request)
         journal = Journal(request.paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
         from shim.main import serve
@@ -89,9 +89,12 @@ def raise_oom_score() -> None:
         sys.stderr.write(f"oom_score_adj stays as it is: {error}\n")
 
 
-def enter_namespaces() -> None:
-    """As first process of the PID namespace: mounts no longer propagate out, /proc shows this namespace."""
+def enter_namespaces(request: "Start") -> None:
+    """As first process of the PID namespace: mounts no longer propagate out, /proc shows this namespace,
+    and of all pods' directories there is only this one's."""
+    system.no_new_privileges()
     system.mount("none", "/", None, system.MS_REC | system.MS_SLAVE)
+    seclusion.hide_other_pods(request.paths)
     system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
     system.set_process_name("casemate-shim")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

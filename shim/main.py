@@ -19,6 +19,7 @@ from shim.journal import Journal
 from shim.logs import set_up_logging
 from shim.network import enter_pod_network
 from shim.pod import Identity, Pod
+from shim.seclusion import show_other_pods
 from shim.services.events import Listener, Publisher
 from shim.services.task import TaskService
 from shim.trace import Trace
@@ -86,5 +87,6 @@ async def _serve(
         await server.close(grace_s=1.0)
         pod.write_state("ended")
         journal.close()
+        show_other_pods(request.paths)
         retire(request.paths, settings.traces_kept)
         system.unlink_if_there(request.socket_path)

@@ -251,7 +251,7 @@ class Pod:
             await self.kill(container.id, "", SIGKILL, everything=True)
 
     async def start(self, container_id: str, exec_id: str = "") -> Container:
-        """Runs a created process. Raises the program's own error: not found, not executable, wrong machine."""
+        """Runs a created process. Raises the program's own error: not found, wrong machine."""
         container = self.container(container_id)
         process = container.process(exec_id)
         async with process.lock:

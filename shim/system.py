@@ -35,6 +35,7 @@ MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
 PR_SET_NAME = 15
+PR_SET_NO_NEW_PRIVS = 38
 
 
 def _check(result: int, what: str) -> None:
@@ -71,6 +72,11 @@ def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
 def set_process_name(name: str) -> None:
     """Shows as `comm` in ps; the kernel keeps 15 bytes."""
     _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), name)
+
+
+def no_new_privileges() -> None:
+    """No program executed from here on gains anything from setuid bits or file capabilities."""
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def host_pid(host_proc: int) -> int:

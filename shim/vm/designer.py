@@ -45,7 +45,7 @@ class Design:
 
 
 def transport_of(wanted: str) -> str:
-    """vsock where the host has it, virtio-serial where not. FailedPrecondition if vsock is a must and absent."""
+    """vsock where the host has it, else virtio-serial. FailedPrecondition if vsock is a must and absent."""
     if wanted == "serial":
         return "serial"
     if os.access(VSOCK_DEVICE, os.R_OK | os.W_OK):

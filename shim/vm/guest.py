@@ -103,7 +103,7 @@ class Machine:
         return type(error)(error.brief, error.details, error.hint)
 
     async def halt(self, *, sync: bool = True) -> None:
-        """QEMU and virtiofsd gone, nothing of the guest's output to its files lost; the share is still mounted."""
+        """QEMU and virtiofsd gone, nothing that the guest wrote lost; the share is still mounted."""
         if sync and not self.lost.done():
             try:
                 await self._agent.call(api.SYNC, Empty(), timeout_s=self._call_timeout_s)

@@ -12,6 +12,7 @@ from pathlib import Path
 from config.programs import LIBVIRT_LEAST
 from rpc.errors import CasemateError, FailedPrecondition, Unavailable
 from shim.helper import tail
+from shim.vm.users import QemuUser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ cgroup_controllers = []
 remember_owner = 0
 dynamic_ownership = 0
 user = "{user}"
-group = "{user}"
+group = "{group}"
 seccomp_sandbox = 1
 """
 CAPABILITIES = Path("cache/qemu/capabilities")
@@ -38,17 +39,17 @@ class Host:
     """One embedded driver, for one domain. root is its directory, seeds where capabilities are kept
     between pods: asking a QEMU that libvirt has not met costs 0.3 to 1.2 s (facts: libvirt 9.0, 12.8)."""
 
-    def __init__(self, root: Path, qemu_user: str, seeds: Path) -> None:
+    def __init__(self, root: Path, user: QemuUser, seeds: Path) -> None:
         self._root = root
         self._seeds = seeds
         self._seeded: set[tuple[str, bytes]] = set()
-        self._user = qemu_user
+        self._user = user
         self._libvirt: libvirt_module | None = None
         self._connection: libvirt_module.virConnect | None = None
 
     def prepare(self) -> None:
         """Writes the driver's configuration and seeds its cache. Raises OSError."""
-        configuration = QEMU_CONF.format(user=self._user)
+        configuration = QEMU_CONF.format(user=self._user.user, group=self._user.group)
         etc = self._root / "etc"
         (etc / "qemu").mkdir(mode=0o711, parents=True)
         # Where the embedded driver looks for it: libvirt 9.0 here, newer ones in qemu/ (both seen).

@@ -6,7 +6,6 @@ Nothing else in the shim can tell one from another: it asks for a machine and ge
 import asyncio
 import logging
 import os
-import pwd
 import socket
 import time
 from contextlib import AsyncExitStack, contextmanager
@@ -31,6 +30,7 @@ from shim.vm import designer, virtiofsd
 from shim.vm.console import Console, listen
 from shim.vm.guest import Facts, Machine, why_ended
 from shim.vm.host import Host
+from shim.vm.users import qemu_user
 
 ENTROPY_BYTES = 64
 log = logging.getLogger("casemate")
@@ -74,7 +74,9 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
     qemu = programs.qemu(settings)
     if not os.access(qemu, os.X_OK):
         raise FailedPrecondition(f"QEMU: {qemu} cannot be executed")
-    owner = qemu_uid(settings.qemu_user)
+    user = undo.enter_context(
+        qemu_user(settings.qemu_user, request.cache.parent / "users", kvm=accel.kind == "kvm")
+    )
     transport = designer.transport_of(settings.transport)
     sockets = socket_paths(paths)
     with trace.span(phases.VIRTIOFSD, phases.POD_READY):
@@ -84,21 +86,21 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
             share,
             sockets.share,
             paths.directory / "virtiofsd.log",
-            owner,
+            user.uid,
             request.cache / "virtiofsd.json",
         )
         undo.push_async_callback(_end, files)
-    console = Console(sockets.console, paths.console, settings.console_bytes, owner)
+    console = Console(sockets.console, paths.console, settings.console_bytes, user.uid)
     undo.callback(console.close)
     reading = asyncio.create_task(console.read(), name="console")
     undo.callback(reading.cancel)
-    listener = listen(sockets.agent, owner) if transport == "serial" else listen_vsock()
+    listener = listen(sockets.agent, user.uid) if transport == "serial" else listen_vsock()
     undo.callback(listener.close)
     port = 0 if transport == "serial" else listener.getsockname()[1]
     domain = designer.design(
         profile, image, accel, transport, sockets, qemu, programs.firmware(settings), port
     )
-    host = Host(paths.libvirt, settings.qemu_user, request.cache / f"libvirt-{accel.kind}")
+    host = Host(paths.libvirt, user, request.cache / f"libvirt-{accel.kind}")
     pid = await asyncio.to_thread(_create, host, domain.xml(), trace)
     created_s = time.monotonic()
     process = Watched("QEMU", pid)
@@ -271,15 +273,6 @@ def listen_vsock() -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def qemu_uid(user: str) -> int:
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError as error:
-        raise FailedPrecondition(
-            f"the user {user}, which QEMU runs as, does not exist", hint="make install creates it"
-        ) from error
 
 
 TYPE_CHECKING = False

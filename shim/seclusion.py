@@ -1,0 +1,25 @@
+"""What a pod's processes see of other pods' files: nothing. Works in the pod's own mount namespace.
+
+It must not know what the processes are.
+"""
+
+import os
+
+from shim import system
+from shim.paths import PodPaths
+
+
+def hide_other_pods(paths: PodPaths) -> None:
+    """What breaks out of this pod's QEMU finds no socket of another's."""
+    own, pods = paths.directory, paths.directory.parent
+    held = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    system.mount("none", str(pods), "tmpfs", system.MS_NOSUID | system.MS_NODEV, "mode=0711,size=64k")
+    own.mkdir(mode=0o711)
+    system.mount(f"/proc/self/fd/{held}", str(own), None, system.MS_BIND | system.MS_REC)
+    os.close(held)
+
+
+def show_other_pods(paths: PodPaths) -> None:
+    """The way back, for a shim that ends: it has to remove its directory where everybody sees it."""
+    for path in (paths.directory, paths.directory.parent):
+        system.umount(str(path), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)

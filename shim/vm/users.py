@@ -1,0 +1,79 @@
+"""The user that a pod's QEMU runs as: one that no other pod has, or the one that the operator names.
+
+Two QEMUs of one user could reach each other's sockets and count against each other's limits. A uid is held
+by a lock that the kernel drops with its holder, so that none leaks, however a shim ends.
+"""
+
+import fcntl
+import grp
+import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rpc.errors import FailedPrecondition, ResourceExhausted
+
+# Beyond what useradd, subordinate ids and systemd give out (systemd's UIDS-GIDS.md: 1879048192 to
+# 2147483647 is unused).
+FIRST_UID = 2_000_000_000
+UIDS = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class QemuUser:
+    """uid, and how qemu.conf(5) wants user and group: a name, or a number after a plus sign."""
+
+    uid: int
+    user: str
+    group: str
+
+
+@contextmanager
+def qemu_user(wanted: str, locks: Path, *, kvm: bool) -> Iterator[QemuUser]:
+    """The user `wanted`, or for "auto" one of this pod's own, for as long as the context lasts.
+
+    Raises FailedPrecondition for a user that does not exist, ResourceExhausted if every uid is taken.
+    """
+    # The group is all that QEMU needs to open /dev/kvm.
+    group = kvm_group() if kvm else None
+    if wanted != "auto":
+        uid = named_uid(wanted)
+        yield QemuUser(uid, wanted, group or wanted)
+        return
+    fd, uid = _take(locks)
+    try:
+        yield QemuUser(uid, f"+{uid}", group or f"+{uid}")
+    finally:
+        os.close(fd)
+
+
+def _take(locks: Path) -> tuple[int, int]:
+    locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for number in range(UIDS):
+        fd = os.open(locks / str(number), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        return fd, FIRST_UID + number
+    raise ResourceExhausted(f"all of the {UIDS} users for QEMU are taken", hint="casemate ps")
+
+
+def named_uid(user: str) -> int:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError as error:
+        raise FailedPrecondition(
+            f"the user {user}, which QEMU is to run as, does not exist",
+            hint='set qemu_user = "auto", or create the user',
+        ) from error
+
+
+def kvm_group() -> str | None:
+    try:
+        return grp.getgrnam("kvm").gr_name
+    except KeyError:
+        return None
