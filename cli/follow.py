@@ -25,9 +25,9 @@ _CHUNK = 1 << 16
 class _File:
     """One file read from where it was left; begun anew when it is replaced or cut short."""
 
-    def __init__(self, path: Path, offset: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._offset = offset
+        self._offset = 0
         self._descriptor = self._opened()
 
     def _opened(self) -> int | None:
@@ -66,16 +66,17 @@ class _File:
             self._descriptor = None
 
 
-def follow(directory: Path, files: Sequence[tuple[Path, int]], process: int) -> Iterator[tuple[Path, bytes]]:
-    """Yields (path, new bytes) of files, each from its offset, until directory or process is gone.
+def follow(directory: Path, files: Sequence[Path], process: int) -> Iterator[tuple[Path, bytes]]:
+    """Yields (path, bytes) of files, from their beginning until directory or process is gone.
 
-    All files are in directory; process is a pidfd. What was written last is yielded before the end.
+    All files are in directory; process is a pidfd. What was written last is yielded before the end,
+    also from a file that was moved away after the first yield.
     """
     with ExitStack() as undo:
         watch = _watch(directory)
         if watch is not None:
             undo.callback(os.close, watch)
-        opened = [_File(path, offset) for path, offset in files]
+        opened = [_File(path) for path in files]
         for file in opened:
             undo.callback(file.close)
         over = watch is None

@@ -11,6 +11,7 @@ from cli import pods
 from cli.output import JsonOption, print_json, print_note
 from cli.text import Cleaner, clean
 from rpc.errors import NotFound
+from shim.paths import run_dir
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -89,40 +90,47 @@ def logs(
         print_json({"namespace": found.namespace, "id": found.id} | _texts(found.directory, names))
         return
     printer = _Printer(names, raw=raw)
-    offsets = [_print_file(found.directory / name, printer) for name in names]
-    if follow and not found.ended:
-        _follow(found, dict(zip(names, offsets, strict=True)), printer)
+    printed = _follow(found, names, printer) if follow and not found.ended else set()
+    # Whatever has not been followed is printed as it is: a pod may have ended before we looked.
+    printed |= {name for name in names if name not in printed and _print_file(_path(found, name), printer)}
     printer.end()
-    if not any((found.directory / name).exists() for name in names) and found.directory.exists():
+    if not printed and not any(_path(found, name).exists() for name in names):
         raise NotFound(f"pod {found.namespace}/{found.id} has no {' and no '.join(names)}")
 
 
-def _follow(pod: pods.Pod, offsets: dict[str, int], printer: _Printer) -> None:
+def _path(pod: pods.Pod, name: str) -> Path:
+    """Where a log of pod is now: pods end while they are looked at."""
+    ended = run_dir() / "ended" / pod.key / name
+    return pod.directory / name if pod.directory.exists() else ended
+
+
+def _follow(pod: pods.Pod, names: list[str], printer: _Printer) -> set[str]:
+    """Print logs until the pod is over. Returns the names of those that there were."""
     from cli.follow import follow
 
     process = pods.open_shim(pod.record)
     if process is None:
         print_note(f"the shim of {pod.namespace}/{pod.id} is gone: nothing will be added")
-        return
+        return set()
+    seen = set()
     try:
-        files = [(pod.directory / name, offset) for name, offset in offsets.items()]
-        for path, data in follow(pod.directory, files, process):
+        for path, data in follow(pod.directory, [pod.directory / name for name in names], process):
+            seen.add(path.name)
             printer.write(path.name, data)
     finally:
         os.close(process)
+    return seen
 
 
-def _print_file(path: Path, printer: _Printer) -> int:
-    """Print what is there; returns how many bytes that were."""
-    offset = 0
+def _print_file(path: Path, printer: _Printer) -> bool:
+    """Print what is there; returns whether there was a file."""
     try:
         with path.open("rb") as file:
             while data := file.read(_CHUNK):
-                offset += len(data)
                 printer.write(path.name, data)
     except FileNotFoundError:
-        return 0
-    return offset
+        return False
+    return True
 
 
 def _texts(directory: Path, names: list[str]) -> dict[str, str | None]:
