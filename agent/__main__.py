@@ -14,6 +14,11 @@ import sys  # noqa: E402
 if not __package__:  # run as a file, as the guest image does: make its neighbours importable
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import gc  # noqa: E402
+
+gc.disable()  # nothing that is imported is garbage
+
+import agent.lean  # noqa: E402, I001, F401 - before anything imports asyncio
 import asyncio  # noqa: E402
 
 from agent import boot, system  # noqa: E402
@@ -99,6 +104,8 @@ def run() -> None:
     spans = Spans(FIRST_BYTE_NS)
     for name, start_ns, end_ns in early_spans(FIRST_BYTE_NS, os.environ.pop(MARKS_VARIABLE, None)):
         spans.add(name, start_ns, end_ns)
+    gc.freeze()
+    gc.enable()
     spans.done("agent imports")
     # The kernel hands words of its command line that it does not know to us: what is not ours is ignored.
     options = dict(word.split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Exit:
@@ -31,9 +32,23 @@ class Reaper:
         self._watched: dict[int, asyncio.Future[Exit]] = {}
         self._early: dict[int, Exit] = {}
         self._expecting = 0
+        self._wakeup: tuple[socket.socket, socket.socket] | None = None
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.add_signal_handler(signal.SIGCHLD, self.reap)
+        """Reaps from now on. (add_signal_handler would load inspect, to look at its argument.)"""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._wakeup = (ours, theirs)
+        loop.add_reader(ours.fileno(), self._woken, ours)
+        self.reap()
+
+    def _woken(self, wakeup: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            while wakeup.recv(4096):
+                pass
         self.reap()
 
     def reap(self) -> None:

@@ -1,7 +1,7 @@
 """The byte stream to the shim: a virtio-serial port found by its name, or a vsock connection to the host.
 
 Yields a (reader, writer) pair; must not know what is said on it. Waits for devices by the
-kernel's uevents, never by polling.
+kernel's uevents, never by polling; it blocks, because nothing else happens before the shim is there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def connect(settings: dict[str, str]) -> tuple[str, Streams]:
     kind = settings.get("transport", "serial")
     if kind == "serial":
         path = _when_there(lambda: find_port(settings.get("port_name", PORT_NAME)), "virtio-serial port")
-        return kind, await _open_port(path)
+        return kind, _open_port(path)
     if kind == "vsock":
         port = int(settings.get("port", DEFAULT_VSOCK_PORT))
         return kind, await asyncio.open_connection(
@@ -96,27 +96,26 @@ def _when_there(look: Callable[[], T | None], what: str) -> T:
         return found
 
 
-async def _open_port(path: str) -> Streams:
+def _open_port(path: str) -> Streams:
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    await _host_connected(fd)
+    _wait_for_host(fd)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=_LIMIT)
     protocol = asyncio.StreamReaderProtocol(reader)
     return reader, asyncio.StreamWriter(PortTransport(loop, fd, protocol), protocol, reader, loop)
 
 
-async def _host_connected(fd: int) -> None:
+def _wait_for_host(fd: int) -> None:
     """Returns when the host's end of the port is open: until then it reads as end of file."""
-    loop = asyncio.get_running_loop()
-    changed = asyncio.Event()
-    loop.add_signal_handler(signal.SIGIO, changed.set)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_ASYNC)  # the driver's word for a change is SIGIO
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while any(state & select.POLLHUP for _, state in poll.poll(0)):
-        await changed.wait()
-        changed.clear()
+        signal.sigwait({signal.SIGIO})
     fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-    loop.remove_signal_handler(signal.SIGIO)
+    while signal.sigtimedwait({signal.SIGIO}, 0) is not None:
+        pass
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
