@@ -108,11 +108,13 @@ def start(arguments: Arguments) -> None:
     request = Start(arguments, bundle, pod_id, spec)
     listener = None if is_served(request.socket_path) else prepare(request)
     if listener is not None:
-        bound = time.monotonic()
+        from shim.system import start_time
+
+        started_ticks, bound_s = start_time("self"), time.monotonic()
         if os.fork() == 0:
             from shim.daemon import run
 
-            run(request, settings, listener, bound)
+            run(request, settings, listener, started_ticks, bound_s)
         listener.close()
     answer = address_answer(arguments, settings, "unix://" + request.socket_path, params)
     write_address_file(bundle, "unix://" + request.socket_path)

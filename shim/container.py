@@ -36,6 +36,7 @@ class Process:
         self.lock = asyncio.Lock()
         self.exited = asyncio.Event()
         self.in_guest = False
+        self.started_s = self.exited_s = 0.0
         self._stdio: Stdio | None = None
         self._pumps: set[asyncio.Task[None]] = set()
 

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
     from shim.bootstrap import Start
 
 
-def run(request: "Start", settings: "Settings", listener: "socket.socket", bound_s: float) -> "NoReturn":
-    """Never returns. An error before the event loop runs ends the process, its text in the pod's log."""
+def run(
+    request: "Start", settings: "Settings", listener: "socket.socket", started_ticks: int, bound_s: float
+) -> "NoReturn":
+    """Never returns. started_ticks: when `start` was executed, as /proc counts.
+
+    An error before the event loop runs ends the process, its text in the pod's log.
+    """
     try:
         trace = Trace(request.namespace, request.pod_id, request.created_at)
-        exec_s = exec_time_s()
+        exec_s = exec_time_s(started_ticks)
         trace.add(phases.INTERPRETER, exec_s, FIRST_LINE_S, parent=phases.START)
         trace.add(phases.BIND, FIRST_LINE_S, bound_s, parent=phases.START)
         trace.add(phases.START, exec_s, bound_s)
@@ -54,12 +59,12 @@ def run(request: "Start", settings: "Settings", listener: "socket.socket", bound
     os._exit(0)
 
 
-def exec_time_s() -> float:
-    """When the kernel started this process, on CLOCK_MONOTONIC, to 10 ms (proc(5): starttime in ticks).
+def exec_time_s(started_ticks: int) -> float:
+    """When the kernel started a process, on CLOCK_MONOTONIC, to 10 ms (proc(5): starttime in ticks).
 
     The tick counts from boot and includes suspended time, CLOCK_MONOTONIC does not.
     """
-    ticks = system.start_time("self") / os.sysconf("SC_CLK_TCK")
+    ticks = started_ticks / os.sysconf("SC_CLK_TCK")
     return min(ticks - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic(), FIRST_LINE_S)
 
 

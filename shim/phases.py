@@ -25,6 +25,7 @@ CREATE_WAITS = "task.create.waits"  # for the pod to be ready
 GUEST_CREATE = "guest.create"  # crun create
 START_TASK = "task.start"
 RUN = "task.run"  # from the answer to Start to the exit of the container's init
+CLIENT = "client"  # from that to the client's Delete
 DELETE = "task.delete"
 DRAIN = "stdio.drain"  # the last bytes of output
 SYNC = "guest.sync"  # the guest's dirty pages reach the host

@@ -22,7 +22,7 @@ from shim.container import KILLED, SIGKILL, Container, Process
 from shim.paths import PodPaths, run_dir
 from shim.process import Created, Stopped
 from shim.stdio import open_stdio
-from shim.trace import Trace, write_json
+from shim.trace import CONTAINERD, Trace, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
 
@@ -168,6 +168,9 @@ class Pod:
     async def _exited(self, container: Container, process: Process, status: int, at_ns: int) -> None:
         async with process.lock:  # a start that is under way is told first
             if process.stop(status & 0xFF, at_ns):
+                process.exited_s = time.monotonic()
+                if process.started_s:
+                    self.trace.add(phases.RUN, process.started_s, process.exited_s, detail=process.exec_id)
                 self._listener.exited(container, process)
                 self.write_state("running")
 
@@ -263,6 +266,7 @@ class Pod:
                 else:
                     await machine.call(api.START_CONTAINER, api.ContainerRequest(container_id=container_id))
             process.state = running
+            process.started_s = time.monotonic()
             self._listener.started(container, process)
         self.write_state("running")
         return container
@@ -370,6 +374,8 @@ class Pod:
         process = container.process(exec_id)
         process.state.delete()
         end = process.state if isinstance(process.state, Stopped) else Stopped(KILLED, time.time_ns())
+        if process.exited_s:
+            self.trace.add(phases.CLIENT, process.exited_s, time.monotonic(), CONTAINERD, detail=exec_id)
         with self.trace.span(phases.DELETE, detail=exec_id):
             if isinstance(process.state, Stopped):
                 with self.trace.span(phases.DRAIN, phases.DELETE):

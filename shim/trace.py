@@ -13,6 +13,7 @@ from pathlib import Path
 
 SHIM = "shim"
 GUEST = "guest"
+CONTAINERD = "containerd"
 # A pod that execs all day must not grow its trace without end.
 MOST_SPANS = 512
 
