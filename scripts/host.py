@@ -141,17 +141,21 @@ def distribution(os_release: Path = Path("/etc/os-release")) -> Distribution:
     return found
 
 
+def held_packages(listing: str) -> set[str]:
+    """Names that installed packages have or provide: Docker's containerd.io, say, stands for containerd."""
+    held = set()
+    for line in listing.splitlines():
+        status, name, provides = line.split("|")
+        if status[1:2] == "i":
+            held |= {name, *re.findall(r"(?:^|, )([a-z0-9][a-z0-9+.-]+)", provides)}
+    return held
+
+
 def missing_packages(names: Iterable[str]) -> list[str]:
-    """Those of names that dpkg does not hold as installed."""
-    wanted = list(names)
-    answer = subprocess.run(
-        ["dpkg-query", "--show", "--showformat", "${db:Status-Abbrev} ${Package}\n", *wanted],
-        capture_output=True,
-        text=True,
-        check=False,  # 1 when a package was never heard of: that is an answer
-    )
-    installed = {line[3:].strip() for line in answer.stdout.splitlines() if line[1:2] == "i"}
-    return [name for name in wanted if name not in installed]
+    """Those of names that nothing installed has or provides."""
+    form = "${db:Status-Abbrev}|${Package}|${Provides}\n"
+    held = held_packages(run(["dpkg-query", "--show", "--showformat", form], quiet=True))
+    return [name for name in names if name not in held]
 
 
 def install_packages(names: Iterable[str]) -> None:
@@ -162,7 +166,8 @@ def install_packages(names: Iterable[str]) -> None:
     quiet_debconf = {"DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "-qq", "update"], env=quiet_debconf, hint="the machine's apt sources must be reachable")
     run(
-        ["apt-get", "-qq", "-y", "--no-install-recommends", "install", *missing],
+        # --no-remove: what is on this machine stays, even if that means that we cannot be installed
+        ["apt-get", "-qq", "-y", "--no-remove", "--no-install-recommends", "install", *missing],
         env=quiet_debconf,
         quiet=True,
     )

@@ -31,6 +31,15 @@ def test_packages_are_asked_of_dpkg() -> None:
     assert host.missing_packages(["dpkg", "casemate-no-such-package"]) == ["casemate-no-such-package"]
 
 
+def test_a_package_that_provides_another_stands_for_it() -> None:
+    listing = (
+        "ii |containerd.io|containerd, runc (= 1.2), libx:any\n"
+        "rc |crun|\n"  # removed, its configuration left
+        "ii |gawk|awk\n"
+    )
+    assert host.held_packages(listing) == {"containerd.io", "containerd", "runc", "libx", "gawk", "awk"}
+
+
 def test_a_failed_command_shows_its_words_and_a_line_to_paste() -> None:
     with pytest.raises(CasemateError) as caught:
         host.run(["sh", "-c", "echo out; echo 'no space' >&2; exit 7"], quiet=True)
