@@ -128,7 +128,7 @@ def _code_digest(source: Path) -> str:
 def _builder_digest() -> str:
     """Of the modules of this package: the recipe."""
     here = Path(__file__).parent
-    return _sources_digest(here, here.glob("*.py"))
+    return _sources_digest(here, here.rglob("*.py"))
 
 
 def _sources_digest(root: Path, paths: Iterable[Path]) -> str:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from images.bundle import write_bundle
 from images.bytecode import GuestPython
 from images.elf import is_elf, libraries
 from images.run import run
@@ -83,11 +84,7 @@ _NOT_LOADED = (
     *("_bz2", "_codecs_", "_ctypes_test", "_curses", "_dbm", "_decimal", "_hashlib", "_interp", "_lsprof"),
     *("_lzma", "_multibytecodec", "_sqlite3", "_ssl", "_test", "_uuid", "_xx", "_zoneinfo", "readline", "xx"),
 )
-_START = f"""import sys
-sys.path.insert(0, {CODE!r})
-from agent.__main__ import main
-main()
-"""
+_FIRST = Path(__file__).parent / "guest"
 
 
 def populate(tree: Path, python: GuestPython, root: Path) -> None:
@@ -148,10 +145,9 @@ def add_agent(root: Path, python: GuestPython, source: Path) -> None:
     for package in ("agent", "rpc"):
         files = sorted(str(p.relative_to(source)) for p in (source / package).rglob("*.py"))
         python.compile(source, target, CODE, files)
-    start = root / "main.py"
-    start.write_text(_START)
-    python.compile(root, target, CODE, ["main.py"])
-    start.unlink()
+    python.compile(_FIRST, target, CODE, ["main.py"])
+    inside = GuestPython(root, python.version)
+    write_bundle(inside, root, CODE, "agent.__main__")
 
 
 def make_erofs(root: Path, image: Path, options: tuple[str, ...] = ()) -> None:
