@@ -10,9 +10,9 @@ import json
 import logging
 import os
 
+from agent import executables
 from agent.cgroups import Cgroup
 from agent.crun import CrunFailed
-from agent.executables import explain
 from agent.files import remove, remove_directory, write
 from agent.launch import launch, make_stdio
 from agent.process import Process
@@ -71,12 +71,12 @@ class Container:
             os.makedirs(self.bundle)
             write(f"{self.bundle}/config.json", json.dumps(spec).encode())
             await self._launch(process, "init", terminal, "create", "--bundle", self.bundle, self.id)
-            self._check_command(f"/proc/{process.pid}/root", process_spec)
+            _check_command(f"/proc/{process.pid}/root", process_spec)
         except BaseException as error:
             process.stdio.close()
             await self._abandon()
             if isinstance(error, CrunFailed) and error.silent:
-                self._check_command(spec["root"]["path"], process_spec)
+                _check_command(spec["root"]["path"], process_spec)
             raise
         self._init = process
         self._oom_watch = self._guest.oom_watch.add(self.cgroup, self.look_for_oom)
@@ -102,7 +102,7 @@ class Container:
         if self.paused:
             raise FailedPrecondition(f"container {self.id} is paused, nothing can be executed in it")
         spec["terminal"] = terminal
-        self._check_command(f"/proc/{self.init.pid}/root", spec)
+        _check_command(f"/proc/{self.init.pid}/root", spec)
         process = Process(self.id, exec_id, make_stdio(terminal=terminal, stdin=stdin))
         self.execs[exec_id] = process
         self._launched += 1
@@ -234,13 +234,10 @@ class Container:
         except CasemateError as error:
             _log.warning("container %s was not cleaned up: %s", self.id, error)
 
-    def _check_command(self, root: str, process_spec: Json) -> None:
-        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            problem = explain(
-                root_fd, process_spec["args"], process_spec.get("cwd", "/"), process_spec.get("env") or ()
-            )
-        finally:
-            os.close(root_fd)
-        if problem is not None:
-            raise problem
+
+def _check_command(root: str, process_spec: Json) -> None:
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        executables.check(root_fd, executables.Command.of(process_spec))
+    finally:
+        os.close(root_fd)

@@ -7,71 +7,96 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
-from agent import libc
-from rpc.errors import CasemateError, FailedPrecondition, NotFound, PermissionDenied
+from agent import elf, libc
+from rpc.errors import FailedPrecondition, NotFound, PermissionDenied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# e_machine of the ELF header -> the name `uname -m` gives it
-_MACHINES = {
-    3: "i386", 8: "mips", 20: "ppc", 21: "ppc64le", 22: "s390x", 40: "arm", 62: "x86_64",
-    183: "aarch64", 243: "riscv64", 258: "loongarch64",
-}  # fmt: skip
 _RUNS_TOO = {"x86_64": ("i386",), "aarch64": ("arm",)}
-_ELF_PREFIX_BYTES = 20
 _HASHBANG_BYTES = 256
 
 
-def explain(root_fd: int, args: Sequence[str], cwd: str, environment: Sequence[str]) -> CasemateError | None:
-    """What is wrong with this command in that root file system; None if it can be executed.
+class User:
+    """Whom the process runs as, as far as a file's mode bits care."""
 
-    The words for what is missing are runc's. Follows a script to its interpreter, once, as the kernel does.
+    __slots__ = ("gids", "uid")
+
+    def __init__(self, uid: int = 0, gids: Sequence[int] = ()) -> None:
+        self.uid = uid
+        self.gids = gids
+
+    def may_execute(self, status: os.stat_result) -> bool:
+        if self.uid == 0:
+            return bool(status.st_mode & 0o111)
+        if self.uid == status.st_uid:
+            return bool(status.st_mode & 0o100)
+        return bool(status.st_mode & (0o010 if status.st_gid in self.gids else 0o001))
+
+
+class Command:
+    """What is to be executed: an OCI process, reduced to what decides whether execve will succeed."""
+
+    __slots__ = ("cwd", "name", "path", "user")
+
+    def __init__(self, name: str, cwd: str = "/", path: str = DEFAULT_PATH, user: User | None = None) -> None:
+        self.name = name
+        self.cwd = cwd or "/"
+        self.path = path
+        self.user = user or User()
+
+    @classmethod
+    def of(cls, process: dict[str, Any]) -> Command:
+        path = DEFAULT_PATH
+        for entry in process.get("env") or ():
+            if entry.startswith("PATH="):
+                path = entry[5:]
+        user = process.get("user") or {}
+        gids = [user.get("gid", 0), *(user.get("additionalGids") or ())]
+        args = process.get("args") or [""]
+        return cls(args[0], process.get("cwd", "/"), path, User(user.get("uid", 0), gids))
+
+
+def check(root_fd: int, command: Command) -> None:
+    """Raises what is wrong with this command in that root file system, if anything is.
+
+    The words for what is missing are runc's. Looks at the file itself and whether its interpreter exists.
     """
-    if not args or not args[0]:
-        return FailedPrecondition("the process has no arguments: there is nothing to execute")
-    try:
-        path = find(root_fd, args[0], cwd, search_path(environment))
-        return _wrong_kind(root_fd, path)
-    except CasemateError as error:
-        return error
+    if not command.name:
+        raise FailedPrecondition("the process has no arguments: there is nothing to execute")
+    _check_kind(root_fd, find(root_fd, command))
 
 
-def search_path(environment: Sequence[str]) -> str:
-    for entry in reversed(environment):
-        if entry.startswith("PATH="):
-            return entry[5:]
-    return DEFAULT_PATH
-
-
-def find(root_fd: int, name: str, cwd: str, path: str) -> str:
-    """The absolute path in the container that exec of name means."""
+def find(root_fd: int, command: Command) -> str:
+    """The absolute path in the container that executing this command means."""
+    name = command.name
     if "/" in name:
-        candidate = os.path.join(cwd or "/", name)
-        number = _executable(root_fd, candidate)
+        candidate = os.path.join(command.cwd, name)
+        number = _refusal(root_fd, candidate, command.user)
         if not number:
             return candidate
         if number == errno.ENOENT:
             raise NotFound(f'exec: "{name}": stat {name}: no such file or directory')
         raise PermissionDenied(f'exec: "{name}": {os.strerror(number).lower()}')
-    refused = 0
-    for directory in path.split(":"):
-        candidate = os.path.join(cwd or "/", directory, name)
-        number = _executable(root_fd, candidate)
+    refused = False
+    for directory in command.path.split(":"):
+        candidate = os.path.join(command.cwd, directory, name)
+        number = _refusal(root_fd, candidate, command.user)
         if not number:
             return candidate
-        if number not in (errno.ENOENT, errno.ENOTDIR):
-            refused = refused or number
-    if refused == errno.EACCES:
+        refused = refused or number == errno.EACCES
+    if refused:
         raise PermissionDenied(f'exec: "{name}": permission denied')
     raise NotFound(f'exec: "{name}": executable file not found in $PATH')
 
 
-def _executable(root_fd: int, path: str) -> int:
+def _refusal(root_fd: int, path: str, user: User) -> int:
     """0, or the errno with which executing this path would fail."""
     try:
         fd = libc.open_in_root(root_fd, path, os.O_PATH)
@@ -79,53 +104,53 @@ def _executable(root_fd: int, path: str) -> int:
         return error.errno or errno.EIO
     try:
         status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            return errno.EISDIR
+        if user.may_execute(status) or _has_acl(fd):
+            return 0
+        return errno.EACCES
     finally:
         os.close(fd)
-    if (status.st_mode & 0o170000) == 0o040000:
-        return errno.EISDIR
-    return 0 if status.st_mode & 0o111 else errno.EACCES
 
 
-def _head(root_fd: int, path: str) -> bytes:
+def _has_acl(fd: int) -> bool:
+    """An access control list may allow what the mode does not: let execve decide then."""
+    try:
+        return bool(os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access"))
+    except OSError:  # no list, no such thing on this file system, or not for us to see
+        return False
+
+
+def _check_kind(root_fd: int, path: str) -> None:
+    """Raises what execve would not like about a file that exists and may be executed."""
     try:
         fd = libc.open_in_root(root_fd, path, os.O_RDONLY)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            raise NotFound(f"exec {path}: no such file or directory") from error
-        raise PermissionDenied(f"exec {path}: {os.strerror(error.errno or 0).lower()}") from error
+    except PermissionError:
+        return  # executable and not readable: nothing more can be found out
     try:
-        return os.read(fd, _HASHBANG_BYTES)
+        head = os.pread(fd, _HASHBANG_BYTES, 0)
+        program = elf.read(fd)
     finally:
         os.close(fd)
-
-
-def _wrong_kind(root_fd: int, path: str) -> CasemateError | None:
-    head = _head(root_fd, path)
     if head.startswith(b"#!"):
-        interpreter = head[2:].split(b"\n", 1)[0].split()
-        if not interpreter:
-            return None
-        name = os.fsdecode(interpreter[0])
-        number = _executable(root_fd, name)
-        if number:
-            return NotFound(f"exec {path}: its interpreter {name}: {os.strerror(number).lower()}")
-        path, head = name, _head(root_fd, name)
-    built_for = elf_machine(head)
+        words = head[2:].split(b"\n", 1)[0].split()
+        if not words:
+            raise FailedPrecondition(f"exec {path}: exec format error", "its first line names no interpreter")
+        _check_interpreter(root_fd, path, os.fsdecode(words[0]))
+        return
+    if program is None:
+        raise FailedPrecondition(f"exec {path}: exec format error", "it is neither a program nor a script")
     here = os.uname().machine
-    if built_for is None or built_for == here or built_for in _RUNS_TOO.get(here, ()):
-        return None
-    return FailedPrecondition(
-        f"exec {path}: built for {built_for}, this machine is {here}",
-        hint="the image is of another architecture: pull it for this one (--platform)",
-    )
+    if program.machine != here and program.machine not in _RUNS_TOO.get(here, ()):
+        raise FailedPrecondition(
+            f"exec {path}: built for {program.machine}, this machine is {here}",
+            hint="the image is of another architecture: pull it for this one (--platform)",
+        )
+    if program.interpreter:
+        _check_interpreter(root_fd, path, program.interpreter)
 
 
-def elf_machine(head: bytes) -> str | None:
-    """What an ELF file's first bytes say it was built for; None if it is no ELF file."""
-    if not head.startswith(b"\x7fELF") or len(head) < _ELF_PREFIX_BYTES:
-        return None
-    order = "big" if head[5] == 2 else "little"
-    number = int.from_bytes(head[18:20], "big" if order == "big" else "little")
-    if number == 21 and order == "big":
-        return "ppc64"
-    return _MACHINES.get(number, f"ELF machine {number}")
+def _check_interpreter(root_fd: int, path: str, interpreter: str) -> None:
+    number = _refusal(root_fd, interpreter, User())
+    if number:
+        raise NotFound(f"exec {path}: its interpreter {interpreter}: {os.strerror(number).lower()}")
