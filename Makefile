@@ -40,7 +40,7 @@ uninstall: $(PYTHON) ## as root: take away what install and demo made; Debian pa
 	@$(SCRIPT).uninstall
 
 bench: $(PYTHON) ## as root: measure against runc and write docs/performance.md
-	@$(SCRIPT).bench
+	@$(SCRIPT).bench $(ARGS)
 
 dev: $(PYTHON) ## the checkout's own environment, .venv
 	@$(SCRIPT).dev

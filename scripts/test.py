@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from rpc.errors import CasemateError
@@ -22,7 +23,7 @@ from scripts.manifest import Manifest
 
 def prepare() -> dict[str, str]:
     """Everything that stands outside the checkout; the environment that pytest shall have."""
-    require_root("test")
+    require_root(Path(sys.argv[0]).stem)
     packages = RUNTIME_PACKAGES | IMAGE_PACKAGES | TEST_PACKAGES
     install_packages(distribution().names(packages))
     manifest = Manifest.read()
@@ -39,15 +40,16 @@ def prepare() -> dict[str, str]:
     }
 
 
-def main() -> NoReturn:
+def become(module: str, arguments: list[str]) -> NoReturn:
+    """Prepare the machine, then be this module of the checkout's environment."""
     try:
         environment = prepare()
     except CasemateError as error:
         sys.exit(main_guard(error))
-    say("running the tests")
+    say(f"running {module}")
     os.chdir(CHECKOUT)
-    os.execve(dev.PYTHON, [str(dev.PYTHON), "-B", "-m", "pytest", *sys.argv[1:]], environment)
+    os.execve(dev.PYTHON, [str(dev.PYTHON), "-B", "-m", module, *arguments], environment)
 
 
 if __name__ == "__main__":
-    main()
+    become("pytest", sys.argv[1:])
