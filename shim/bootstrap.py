@@ -11,7 +11,9 @@ import time
 
 FIRST_LINE_S = time.monotonic()
 
-from shim.paths import PodPaths  # noqa: E402  (the clock is read before anything is imported)
+# The clock is read before anything is imported.
+from shim.bundle import read_config  # noqa: E402
+from shim.paths import PodPaths  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ def main() -> "NoReturn":
 def start(arguments: Arguments) -> None:
     """Prints the address of the pod's shim: a running one's, or that of a daemon forked here."""
     bundle = os.getcwd()
-    spec = read_spec(bundle)
+    spec = read_config(bundle)
     pod_id = pod_of(spec, arguments.id)
     params = sys.stdin.buffer.read(MOST_STDIN_BYTES)
     from config.load import load
@@ -119,22 +121,6 @@ def start(arguments: Arguments) -> None:
     answer = address_answer(arguments, settings, "unix://" + request.socket_path, params)
     write_address_file(bundle, "unix://" + request.socket_path)
     sys.stdout.buffer.write(answer)
-
-
-def read_spec(bundle: str) -> "dict[str, Any] | None":
-    """config.json as it stands, or None: with `sandboxer = "shim"` there need be none."""
-    import json
-
-    try:
-        with open(os.path.join(bundle, "config.json"), "rb") as file:
-            spec = json.load(file)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        from rpc.errors import InvalidArgument
-
-        raise InvalidArgument(f"{bundle}/config.json is not JSON", details=str(error)) from error
-    return spec if isinstance(spec, dict) else None
 
 
 def pod_of(spec: "dict[str, Any] | None", container_id: str) -> str:

@@ -6,6 +6,7 @@ know of RPC from containerd (services/), nor of where the machine came from.
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack
 
 from rpc.api import agent as api
@@ -18,6 +19,7 @@ from shim.vm.guest import Machine
 READ_BYTES = 256 << 10
 # What a program wrote before it ended is in a pipe in the guest; a grandchild may hold that open for ever.
 DRAIN_S = 10.0
+OOM_EVERY_S = 1.0
 
 log = logging.getLogger("casemate")
 
@@ -142,12 +144,21 @@ class Container:
         self.init = init
         self.anchor = anchor
         self.execs: dict[str, Process] = {}
+        self._oom_told_s = -OOM_EVERY_S
         self.undo = undo
 
     @property
     def pid(self) -> int:
         """The pid that the host's tools may look at."""
         return self.anchor.shown_pid
+
+    def may_tell_oom(self) -> bool:
+        """At most one a second: a guest that claims more would have containerd do the work."""
+        now = time.monotonic()
+        if now - self._oom_told_s < OOM_EVERY_S:
+            return False
+        self._oom_told_s = now
+        return True
 
     def process(self, exec_id: str) -> Process:
         """Raises NotFound."""

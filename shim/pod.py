@@ -14,10 +14,12 @@ from pathlib import Path
 from config import annotations
 from config.settings import Profile, Settings
 from rpc.api import agent as api
+from rpc.api.cgroups import Metrics
 from rpc.api.types import Mount
-from rpc.errors import AlreadyExists, CasemateError, FailedPrecondition, InvalidArgument, NotFound
+from rpc.errors import AlreadyExists, CasemateError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from shim import oci, phases, rootfs, spec
 from shim.anchor import make_anchor
+from shim.bundle import read_config
 from shim.container import KILLED, SIGKILL, Container, Process
 from shim.paths import PodPaths, run_dir
 from shim.process import Created, Stopped
@@ -159,11 +161,13 @@ class Pod:
         if container is None:
             return
         if event.kind == api.EventKind.OOM:
-            self._listener.oom(container)
+            if container.may_tell_oom():
+                self._listener.oom(container)
         elif event.kind == api.EventKind.EXIT:
             process = container.init if not event.exec_id else container.execs.get(event.exec_id)
             if process is not None:
-                self._spawn(self._exited(container, process, event.exit_status, event.exited_at_ns))
+                at_ns = min(max(event.exited_at_ns, int(self.trace.created_at * 1e9)), time.time_ns())
+                self._spawn(self._exited(container, process, event.exit_status, at_ns))
 
     async def _exited(self, container: Container, process: Process, status: int, at_ns: int) -> None:
         async with process.lock:  # a start that is under way is told first
@@ -203,7 +207,10 @@ class Pod:
         return container
 
     async def _create(self, new: NewContainer, undo: AsyncExitStack) -> Container:
-        wanted = oci.parse(await asyncio.to_thread(_read_config, Path(new.bundle)))
+        document = await asyncio.to_thread(read_config, new.bundle)
+        if document is None:
+            raise NotFound(f"{new.bundle}/config.json does not exist")
+        wanted = oci.parse(document)
         guest = spec.for_guest(wanted, new.container_id)
         for line in guest.ignored:
             log.info("container %s: %s", new.container_id, line)
@@ -363,7 +370,12 @@ class Pod:
         """The container's cgroup in the guest: an encoded io.containerd.cgroups.v2.Metrics."""
         self.container(container_id)
         machine = await self.machine()
-        return (await machine.call(api.STATS, api.ContainerRequest(container_id=container_id))).metrics
+        answer = await machine.call(api.STATS, api.ContainerRequest(container_id=container_id))
+        try:
+            # Made anew from what was understood: containerd and its clients parse no byte of the guest's.
+            return Metrics.decode(answer.metrics).encode()
+        except InvalidArgument as error:
+            raise DataLoss("the guest's statistics cannot be read", details=error.brief) from error
 
     async def delete(self, container_id: str, exec_id: str = "") -> tuple[int, Stopped]:
         """Takes an ended process away, its output read to the end. Returns its pid and how it ended.
@@ -493,17 +505,6 @@ async def _raise(error: CasemateError) -> Machine:
 
 def _known(error: BaseException) -> bool:
     return isinstance(error, CasemateError)
-
-
-def _read_config(bundle: Path) -> object:
-    import json
-
-    try:
-        return json.loads((bundle / "config.json").read_bytes())
-    except FileNotFoundError as error:
-        raise NotFound(f"{bundle}/config.json does not exist") from error
-    except ValueError as error:
-        raise InvalidArgument(f"{bundle}/config.json is not JSON", details=str(error)) from error
 
 
 def _encode(document: object) -> bytes:

@@ -86,7 +86,7 @@ class Trace:
         for name, start_ns, end_ns in spans[:64]:
             start = min(max(start_ns / 1e9 + offset, earliest), host_now_s)
             end = min(max(end_ns / 1e9 + offset, start), host_now_s)
-            self.add(name[:64], start, end, GUEST, parent)
+            self.add(printable(name), start, end, GUEST, parent)
 
     def write(self, path: Path) -> None:
         """Replaces the file at once, so that a reader sees the old or the new one."""
@@ -99,6 +99,11 @@ class Trace:
             "spans": [asdict(span) for span in self.spans],
         }
         write_json(path, document)
+
+
+def printable(text: str, most: int = 64) -> str:
+    """A guest's words for an operator's terminal: short, without control characters."""
+    return "".join(character if character.isprintable() else "?" for character in text[:most])
 
 
 def write_json(path: Path, document: object) -> None:

@@ -24,7 +24,7 @@ from shim import phases, system
 from shim.helper import Helper, Watched
 from shim.paths import PodPaths
 from shim.spec import GUEST_SHARE
-from shim.trace import Trace
+from shim.trace import Trace, printable
 from shim.vm import accel as acceleration
 from shim.vm import designer, virtiofsd
 from shim.vm.console import Console, listen
@@ -124,7 +124,9 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
         answered_s,
         phases.GUEST_BOOT,
     )
-    facts = Facts("boot", accel, transport, image.digest, hello.kernel_release[:64], hello.memory_used_bytes)
+    facts = Facts(
+        "boot", accel, transport, image.digest, printable(hello.kernel_release), hello.memory_used_bytes
+    )
     machine = Machine(
         facts,
         client,
