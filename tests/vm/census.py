@@ -13,9 +13,13 @@ from pathlib import Path
 from bench.ctr import Ctr
 from bench.instance import Instance
 
-NOT_COUNTED = ("/run/casemate/ended", "/run/casemate/cache", "/run/containerd/fifo")
-"""What outlives a pod by design: traces and logs of ended pods (bounded), what can be found out again.
-And ctr's own FIFOs: it makes them, and leaves those of a detached exec (with runc as well)."""
+NOT_COUNTED = (
+    "/run/casemate/ended",  # traces and logs of ended pods, bounded in number
+    "/run/casemate/cache",  # what can be found out again
+    "/run/containerd/fifo",  # ctr's own: it leaves those of a detached exec, with runc as well
+    "/run/libvirt",  # a token that libvirt makes once for the whole host
+)
+"""What outlives a pod by design."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 

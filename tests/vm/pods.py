@@ -28,11 +28,13 @@ RUN_S = 60.0
 """A pod's whole life under TCG on a machine that is busy with others takes a fraction of it."""
 
 IMAGE = oci.DEMO
+CGROUP_MOUNT = ("--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro")
 
 
 def prepare(instance: Instance, demo: Path, store: Path) -> None:
     """Import the image, and run it once with runc, so that what containerd opens once in its life is open."""
     (instance.config_dir / "config.toml").write_text(f'image_dir = "{store}"\n')
+    instance.path("/run/casemate/pods").mkdir(parents=True)
     ctr = Ctr(instance)
     ctr.import_image(demo)
     ctr("run", "--rm", IMAGE, "warm-up", "true").ok()

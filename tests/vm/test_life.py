@@ -6,7 +6,7 @@ import re
 import signal
 import time
 
-from tests.vm.pods import Pods, every_version
+from tests.vm.pods import CGROUP_MOUNT, Pods, every_version
 
 CATCHABLE = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -140,7 +140,7 @@ def test_update_changes_the_limits_in_the_guest(pods: Pods) -> None:
     """ctr has no update: ask the shim as containerd would."""
     from tests.vm.taskapi import update
 
-    with pods.detached("sleep", "1000", options=("--memory-limit", str(128 << 20))) as name:
+    with pods.detached("sleep", "1000", options=("--memory-limit", str(128 << 20), *CGROUP_MOUNT)) as name:
         assert int(pods.exec(name, "cat", "/sys/fs/cgroup/memory.max").ok().out) == 128 << 20
         update(pods, name, {"memory": {"limit": 96 << 20}, "pids": {"limit": 77}})
         limits = (

@@ -8,7 +8,7 @@ import platform
 import pytest
 
 from tests.vm.builds import VERSIONS
-from tests.vm.pods import FULL, Pods, every_version
+from tests.vm.pods import CGROUP_MOUNT, FULL, Pods, every_version
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_only_loopback_without_a_network(pods: Pods) -> None:
 
 
 def test_the_memory_limit_is_the_cgroups(pods: Pods) -> None:
-    options = ("--memory-limit", str(64 << 20))
+    options = ("--memory-limit", str(64 << 20), *CGROUP_MOUNT)
     result = pods.run("cat", "/sys/fs/cgroup/memory.max", options=options).ok()
     assert int(result.out) == 64 << 20
 
