@@ -3,55 +3,76 @@
 Tools look at /proc/PID/ns/net and /proc/PID/root of what they believe is the container's init. QEMU's pid
 would show them the host's root; this process has the pod's network namespace and the container's own root,
 no capability, and does nothing until it is killed.
+
+Anchors are forked by a process that was forked itself before the shim had threads and a heap: safe, and
+a megabyte each instead of ten.
 """
 
 import os
 import signal
-from pathlib import Path
+import socket
+from typing import NoReturn
 
 from rpc.errors import Internal
 from shim import system
-from shim.helper import Helper
 
 NOBODY = 65534
 MOST_FDS = 1 << 20
+ANSWER_BYTES = 256
+ANSWER_S = 5.0
 
 
-class Anchor(Helper):
-    """shown_pid is its pid as the host counts it; pid, as the shim does."""
+class AnchorMaker:
+    """Asks the forking process. One question at a time, each answered within milliseconds."""
 
-    def __init__(self, pid: int, shown_pid: int) -> None:
-        super().__init__("anchor", pid)
-        self.shown_pid = shown_pid
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
 
-    async def end(self) -> None:
-        self.kill()
-        await self.exited.wait()
+    def make(self, root: str) -> tuple[int, int]:
+        """(pid here, pid as the host counts) of a new anchor. Raises Internal if it cannot become one."""
+        try:
+            self._connection.sendall(os.fsencode(root))
+            said = self._connection.recv(ANSWER_BYTES)
+        except OSError as error:
+            raise Internal("the process that makes anchors does not answer", details=str(error)) from error
+        numbers = said.split()
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+            words = said.decode("utf-8", "replace") or "it ended"
+            raise Internal("the container's anchor process failed", details=words)
+        return int(numbers[0]), int(numbers[1])
 
 
-def make_anchor(root: Path, host_proc: int) -> Anchor:
-    """Forks. Raises Internal if the child cannot become what it should."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    try:
+def fork_maker(host_proc: int) -> AnchorMaker:
+    """To be called while the process has one thread, in the pod's network namespace."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        ours.close()
+        _serve(theirs, host_proc)
+    theirs.close()
+    ours.settimeout(ANSWER_S)
+    return AnchorMaker(ours)
+
+
+def _serve(connection: socket.socket, host_proc: int) -> NoReturn:
+    """Until the shim is gone, which is the end of the whole PID namespace anyway."""
+    system.set_process_name("casemate-maker")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    os.setsid()
+    while root := connection.recv(4096):
+        read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _be_anchor(root, host_proc, write)
-    finally:
+            _be_anchor(os.fsdecode(root), host_proc, write)
         os.close(write)
-    with open(read, "rb") as pipe:
-        said = pipe.read(64)
-    if not said.isdigit():
-        os.waitpid(pid, 0)
-        raise Internal("the container's anchor process failed", details=said.decode("utf-8", "replace"))
-    return Anchor(pid, int(said))
+        with open(read, "rb") as pipe:
+            said = pipe.read(ANSWER_BYTES)
+        connection.sendall(b"%d %s" % (pid, said) if said.isdigit() else said or b"it ended")
+    os._exit(0)
 
 
-def _be_anchor(root: Path, host_proc: int, write: int) -> None:
-    """In the child. Nothing of the shim's stays: descriptors, privileges, signal handlers, root."""
+def _be_anchor(root: str, host_proc: int, write: int) -> NoReturn:
+    """In the child. Nothing of the shim's stays: descriptors, privileges, root."""
     try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
         said = str(system.host_pid(host_proc)).encode()
         os.chroot(root)
         os.chdir("/")
@@ -65,7 +86,7 @@ def _be_anchor(root: Path, host_proc: int, write: int) -> None:
         os.close(keep)
         while True:
             signal.pause()
-    except BaseException as error:  # noqa: BLE001 - the parent raises what is written here
-        os.write(write, f"{type(error).__name__}: {error}".encode()[:60])
+    except BaseException as error:  # noqa: BLE001 - the shim raises what is written here
+        os.write(write, f"{type(error).__name__}: {error}".encode()[:ANSWER_BYTES])
     finally:
         os._exit(1)

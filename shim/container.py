@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 from rpc.api import agent as api
 from rpc.errors import CasemateError, FailedPrecondition, NotFound
-from shim.anchor import Anchor
+from shim.helper import Watched
 from shim.process import KILLED, SIGKILL, Created, State, Stopped
 from shim.stdio import Sink, Source, Stdio
 from shim.vm.guest import Machine
@@ -134,23 +134,22 @@ class Process:
 
 
 class Container:
-    """Owns the host's side of a container: mounts, anchor, processes. undo takes it all away again."""
+    """Owns the host's side of a container: mounts, anchor, processes. undo takes it all away again.
+
+    pid is the anchor's, as the host counts it: what the host's tools may look at.
+    """
 
     def __init__(
-        self, container_id: str, bundle: str, init: Process, anchor: Anchor, undo: AsyncExitStack
+        self, container_id: str, bundle: str, init: Process, anchor: Watched, pid: int, undo: AsyncExitStack
     ) -> None:
         self.id = container_id
         self.bundle = bundle
         self.init = init
         self.anchor = anchor
+        self.pid = pid
         self.execs: dict[str, Process] = {}
         self._oom_told_s = -OOM_EVERY_S
         self.undo = undo
-
-    @property
-    def pid(self) -> int:
-        """The pid that the host's tools may look at."""
-        return self.anchor.shown_pid
 
     def may_tell_oom(self) -> bool:
         """At most one a second: a guest that claims more would have containerd do the work."""

@@ -10,9 +10,12 @@ import signal
 import sys
 import time
 
+from rpc.errors import CasemateError
 from shim import phases, seclusion, system
+from shim.anchor import fork_maker
 from shim.bootstrap import FIRST_LINE_S
 from shim.journal import Journal
+from shim.network import enter_pod_network
 from shim.trace import Trace
 
 TYPE_CHECKING = False
@@ -45,10 +48,12 @@ def run(
         enter_namespaces(request)
         journal = Journal(request.paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
+        refusal = enter_network(request)
+        anchors = fork_maker(host_proc)
         from shim.main import serve
 
         trace.add(phases.DETACH, bound_s, time.monotonic())
-        serve(request, settings, listener, trace, journal, host_proc)
+        serve(request, settings, listener, trace, journal, host_proc, anchors, refusal)
     except BaseException:  # noqa: BLE001
         # Not swallowed: this process is the daemon, and its log is the only place left to say it.
         import traceback
@@ -92,6 +97,15 @@ def raise_oom_score() -> None:
             file.write(str(score))
     except PermissionError as error:
         sys.stderr.write(f"oom_score_adj stays as it is: {error}\n")
+
+
+def enter_network(request: "Start") -> CasemateError | None:
+    """Why the pod cannot have the network it asks for; the client is told when it asks for a container."""
+    try:
+        enter_pod_network(request.spec)
+    except CasemateError as error:
+        return error
+    return None
 
 
 def enter_namespaces(request: "Start") -> None:

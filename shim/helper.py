@@ -36,6 +36,11 @@ class Watched:
         if self._pidfd >= 0 and not self.exited.is_set():
             system.kill_process(self._pidfd)
 
+    async def end(self) -> None:
+        """Kills it, and returns when it is gone."""
+        self.kill()
+        await self.exited.wait()
+
     def _on_exit(self) -> None:
         self._forget()
         self.exited.set()

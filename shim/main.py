@@ -12,12 +12,12 @@ import time
 from rpc.errors import CasemateError
 from rpc.server import Server
 from shim import phases, system
+from shim.anchor import AnchorMaker
 from shim.bootstrap import Start
 from shim.cleanup import retire
 from shim.helper import reap_orphans
 from shim.journal import Journal
 from shim.logs import set_up_logging
-from shim.network import enter_pod_network
 from shim.pod import Identity, Pod
 from shim.seclusion import show_other_pods
 from shim.services.events import Listener, Publisher
@@ -39,10 +39,12 @@ def serve(
     trace: Trace,
     journal: Journal,
     host_proc: int,
+    anchors: AnchorMaker,
+    refusal: CasemateError | None,
 ) -> None:
-    """Runs until containerd says Shutdown, or a signal does."""
+    """Runs until containerd says Shutdown, or a signal does. refusal: why there can be no machine."""
     set_up_logging(settings.log_level if not request.debug else "debug", request.bundle)
-    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc))
+    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc, anchors, refusal))
 
 
 async def _serve(
@@ -52,6 +54,8 @@ async def _serve(
     trace: Trace,
     journal: Journal,
     host_proc: int,
+    anchors: AnchorMaker,
+    refusal: CasemateError | None,
 ) -> None:
     begun_s = time.monotonic()
     loop = asyncio.get_running_loop()
@@ -62,15 +66,14 @@ async def _serve(
     pid = system.host_pid(host_proc)
     identity = Identity(request.namespace, request.pod_id, pid, system.start_time(pid, host_proc), host_proc)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
-    pod = Pod(identity, settings, request.paths, trace, Listener(publisher))
+    pod = Pod(identity, settings, request.paths, trace, anchors, Listener(publisher))
     server = Server()
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")
-    try:
-        enter_pod_network(request.spec)
+    if refusal is None:
         pod.begin(request.spec, begun_s)
-    except CasemateError as error:
-        pod.refuse(error)
+    else:
+        pod.refuse(refusal)
     listening = await server.listen_unix(listener)
     trace.add(phases.SERVE, begun_s, time.monotonic())
     try:

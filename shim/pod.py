@@ -18,9 +18,10 @@ from rpc.api.cgroups import Metrics
 from rpc.api.types import Mount
 from rpc.errors import AlreadyExists, CasemateError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from shim import oci, phases, rootfs, spec
-from shim.anchor import make_anchor
+from shim.anchor import AnchorMaker
 from shim.bundle import read_config
 from shim.container import KILLED, SIGKILL, Container, Process
+from shim.helper import Watched
 from shim.paths import PodPaths, run_dir
 from shim.process import Created, Stopped
 from shim.stdio import open_stdio
@@ -64,6 +65,7 @@ class Pod:
         settings: Settings,
         paths: PodPaths,
         trace: Trace,
+        anchors: AnchorMaker,
         listener: "Listener",
     ) -> None:
         self.identity = identity
@@ -72,6 +74,7 @@ class Pod:
         self.trace = trace
         self.containers: dict[str, Container] = {}
         self.ended = asyncio.Event()
+        self._anchors = anchors
         self._listener = listener
         self._machine: asyncio.Task[Machine] | None = None
         self._profile: Profile | None = None
@@ -233,7 +236,8 @@ class Pod:
             for entry in guest.shared:
                 undo.callback(_remove_point, directory / entry.name)
                 undo.enter_context(rootfs.bound(entry, directory))
-        anchor = make_anchor(root, self.identity.host_proc)
+        pid, shown_pid = self._anchors.make(str(root))
+        anchor = Watched("anchor", pid)
         undo.push_async_callback(anchor.end)
         init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
         undo.push_async_callback(init.close)
@@ -249,7 +253,7 @@ class Pod:
             )
         init.in_guest = True
         init.attach(machine, stdio)
-        container = Container(new.container_id, new.bundle, init, anchor, undo)
+        container = Container(new.container_id, new.bundle, init, anchor, shown_pid, undo)
         self.containers[new.container_id] = container
         self._spawn(self._on_anchor_killed(container))
         return container

@@ -89,7 +89,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
             user.uid,
             request.cache / "virtiofsd.json",
         )
-        undo.push_async_callback(_end, files)
+        undo.push_async_callback(files.end)
     console = Console(sockets.console, paths.console, settings.console_bytes, user.uid)
     undo.callback(console.close)
     reading = asyncio.create_task(console.read(), name="console")
@@ -104,7 +104,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
     pid = await asyncio.to_thread(_create, host, domain.xml(), trace)
     created_s = time.monotonic()
     process = Watched("QEMU", pid)
-    undo.push_async_callback(_end, process)
+    undo.push_async_callback(process.end)
     cid = await asyncio.to_thread(host.vsock_cid, designer.NAME) if transport == "vsock" else None
     waiting = _answered(request, listener, cid, settings.timeouts.boot_s * factor)
     client, hello = await _unless_ended(
@@ -231,11 +231,6 @@ async def _unless_ended(
         for task in (answer, *ends):
             task.cancel()
         await asyncio.gather(answer, *ends, return_exceptions=True)
-
-
-async def _end(process: Watched) -> None:
-    process.kill()
-    await process.exited.wait()
 
 
 @contextmanager
