@@ -1,7 +1,7 @@
 """Frames over an asyncio byte stream, and one stream's bounded inbox: common to client and server.
 
 The peer may be hostile: memory is bounded whatever it sends, and whatever goes wrong with the connection
-is Unavailable. It must not know what the frames mean.
+is Disconnected. It must not know what the frames mean.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from rpc.errors import CasemateError, Unavailable
+from rpc.errors import CasemateError, Disconnected
 from rpc.ttrpc import HEADER, MAX_BODY_BYTES
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ class Channel:
         """Held around drain and put: one frame at most is buffered beyond what the transport likes."""
 
     async def read(self) -> Frame:
-        """The next frame. Unavailable: the connection is gone, also in the middle of a frame."""
+        """The next frame. Disconnected: the connection is gone, also in the middle of a frame."""
         self._turn -= 1
         if not self._turn:  # a flood of small frames that are here already must not starve the other tasks
             self._turn = _FRAMES_PER_TURN
@@ -50,21 +50,21 @@ class Channel:
             body = await self._reader.readexactly(size) if size else b""
         except asyncio.IncompleteReadError as error:
             cut = " in the middle of a message" if error.partial else ""
-            raise Unavailable(f"connection closed{cut}") from None
+            raise Disconnected(f"connection closed{cut}") from None
         except OSError as error:
-            raise Unavailable("connection lost", str(error)) from None
+            raise Disconnected("connection lost", str(error)) from None
         return stream_id, kind, flags, body
 
     async def _discard(self, size: int) -> None:
         while size:
             piece = await self._reader.read(min(size, _DISCARD_BYTES))
             if not piece:
-                raise Unavailable("connection closed in the middle of a message")
+                raise Disconnected("connection closed in the middle of a message")
             size -= len(piece)
             await asyncio.sleep(0)
 
     async def send(self, data: bytes) -> None:
-        """Write one frame, once the peer has taken most of what was written before. Unavailable: it is gone.
+        """Write one frame, once the peer has taken most of what was written before. Disconnected: it is gone.
 
         Waiting comes first: who gives up waiting has written nothing."""
         async with self.lock:
@@ -73,14 +73,14 @@ class Channel:
 
     def put(self, data: bytes) -> None:
         if self._writer.is_closing():
-            raise Unavailable("connection closed")
+            raise Disconnected("connection closed")
         self._writer.write(data)
 
     async def drain(self) -> None:
         try:
             await self._writer.drain()
         except OSError as error:
-            raise Unavailable("connection lost", str(error)) from None
+            raise Disconnected("connection lost", str(error)) from None
 
     async def close(self, flush_s: float) -> None:
         """Close; what was written is given to the peer, if it takes it within flush_s."""

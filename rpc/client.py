@@ -13,6 +13,7 @@ from rpc.channel import BUFFER_BYTES, Channel, Inbox
 from rpc.errors import (
     CasemateError,
     DeadlineExceeded,
+    Disconnected,
     FailedPrecondition,
     Internal,
     ResourceExhausted,
@@ -99,7 +100,7 @@ class Client:
         timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> R:
-        """One request, one answer. Raises the error that the peer answered, Unavailable when it is or goes
+        """One request, one answer. Raises the error that the peer answered, Disconnected when it is or goes
         away, DeadlineExceeded after timeout_s (which the peer is told, too). When the awaiting task is
         cancelled, a later answer is dropped."""
         call = _Call(asyncio.get_running_loop().create_future())
@@ -133,7 +134,7 @@ class Client:
         await self._gone.wait()
 
     async def close(self) -> None:
-        """End the connection; what waits for an answer gets Unavailable. May be called again."""
+        """End the connection; what waits for an answer gets Disconnected. May be called again."""
         self._reading.cancel()
         await asyncio.wait((self._reading,))
         self._end("the connection was closed here")  # if it had not even begun to read
@@ -174,10 +175,10 @@ class Client:
         if self._lost is None:
             try:
                 await self._channel.drain()
-            except Unavailable as error:
-                raise Unavailable(f"{self.name}: {error.brief}", error.details) from None
+            except Disconnected as error:
+                raise Disconnected(f"{self.name}: {error.brief}", error.details) from None
         if self._lost is not None:
-            raise Unavailable(*self._lost)
+            raise Disconnected(*self._lost)
 
     def _forget(self, call: _Call | Stream[Any, Any]) -> None:
         self._calls.pop(call.stream_id, None)
@@ -194,7 +195,7 @@ class Client:
                     call.fail(ResourceExhausted(f"{self.name}: answer larger than {MAX_BODY_BYTES} bytes"))
                 elif call.deliver(kind, flags, body):
                     await call.space()
-        except Unavailable as error:
+        except Disconnected as error:
             lost, details = error.brief, error.details
             self._channel.abort()  # nobody is there to take what is still to be written
         finally:
@@ -204,7 +205,7 @@ class Client:
         if self._lost is None:
             self._lost = (f"{self.name}: {lost}", details)
             for call in list(self._calls.values()):
-                call.fail(Unavailable(*self._lost))
+                call.fail(Disconnected(*self._lost))
             self._calls.clear()
             self._gone.set()
 

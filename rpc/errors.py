@@ -106,6 +106,10 @@ class Unavailable(CasemateError):
     code = Code.UNAVAILABLE
 
 
+class Disconnected(Unavailable):
+    """The connection itself is gone. A peer's answer is never this one: it may say UNAVAILABLE and live."""
+
+
 class DataLoss(CasemateError):
     code = Code.DATA_LOSS
 

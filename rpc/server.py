@@ -21,9 +21,9 @@ from rpc.errors import (
     CasemateError,
     Code,
     DeadlineExceeded,
+    Disconnected,
     InvalidArgument,
     ResourceExhausted,
-    Unavailable,
     Unimplemented,
 )
 from rpc.method import Generic, Q, R
@@ -215,7 +215,7 @@ class _Connection:
                     # frames of other types belong to a later version of the protocol
                 except CasemateError as error:
                     await self._refuse(stream_id, error)
-        except Unavailable:
+        except Disconnected:
             self._grace_s = 0.0  # the peer is gone: nobody waits for an answer
 
     async def _refuse(self, stream_id: int, error: CasemateError) -> None:
@@ -282,7 +282,7 @@ class _Connection:
             answer = await self._run(stream_id, method, handler, context, payload, inbox)
             self._answering.add(stream_id)
             await self.channel.send(answer)
-        except Unavailable:
+        except Disconnected:
             _log.debug("%s: the caller left before the answer", method)
 
     async def _run(

@@ -19,12 +19,14 @@ from rpc.errors import (
     CasemateError,
     Code,
     DeadlineExceeded,
+    Disconnected,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
     Unavailable,
     Unimplemented,
+    from_code,
 )
 from rpc.method import Method
 from rpc.server import Context, Receive, Send, Server
@@ -98,6 +100,29 @@ def test_a_handlers_error_is_the_callers_error(kind: type[CasemateError]) -> Non
             assert caught.value.brief == "pod x: broken: what was seen (hint: what to do)"
 
     run(test())
+
+
+def test_an_answered_unavailable_is_not_a_lost_connection() -> None:
+    async def handler(request: Text, context: Context) -> Text:
+        if request.number == 1:
+            raise Disconnected("the handler lost a connection of its own")
+        raise Unavailable("something else is")
+
+    async def test() -> None:
+        async with connected(serving(handler)) as client:
+            for number in (0, 1):
+                with pytest.raises(Unavailable) as caught:
+                    await client.call(ECHO, Text(number=number))
+                assert type(caught.value) is Unavailable
+            await client.close()
+            with pytest.raises(Disconnected):
+                await client.call(ECHO, Text())
+
+    run(test())
+
+
+def test_a_code_that_nobody_declared_is_unknown() -> None:
+    assert (from_code(4711, "x").code, str(from_code(-1, "x"))) == (Code.UNKNOWN, "x")
 
 
 @pytest.mark.parametrize("code", [Code.UNKNOWN, Code.ABORTED, Code.OUT_OF_RANGE, Code.UNAUTHENTICATED])
@@ -694,5 +719,40 @@ def test_the_client_reports_a_missing_message_and_words_that_are_not_fit_for_a_t
                 await client.call(ECHO, Text(text="a\x1b[31mred\u202e\nline\ttab" + "x" * 10_000))
             assert caught.value.brief.startswith("a?[31mred?\nline\ttabxxx")
             assert len(caught.value.brief) == 4096
+
+    run(test())
+
+
+def test_a_caller_that_waits_its_turn_to_write_learns_that_the_peer_is_gone() -> None:
+    async def test() -> None:
+        here, there = await ends()
+        async with Client(*here, name="peer") as client, asyncio.TaskGroup() as group:
+            calls = [group.create_task(lost(client.call(ECHO, Text(blob=bytes(3 << 20))))) for _ in range(5)]
+            await until(client._channel.lock.locked)
+            there[1].transport.abort()
+            for call in calls:
+                assert (await call).brief.startswith("peer: connection")
+
+    async def lost(call: Awaitable[object]) -> Disconnected:
+        with pytest.raises(Disconnected) as caught:
+            await call
+        return caught.value
+
+    run(test())
+
+
+def test_a_stream_that_cannot_be_opened_or_written_in_time_is_deadline_exceeded() -> None:
+    async def test() -> None:
+        here, there = await ends()
+        async with Client(*here, name="peer") as client:
+            async with client.stream(CHAT, timeout_s=0.05) as s:
+                with pytest.raises(DeadlineExceeded, match="peer: no answer to"):
+                    while True:
+                        await s.send(Text(blob=bytes(1 << 20)))
+            with pytest.raises(DeadlineExceeded, match="peer: no answer to"):
+                async with client.stream(CHAT, timeout_s=0.01):
+                    raise AssertionError("the peer takes nothing")
+            assert client._calls == {}
+        there[1].close()
 
     run(test())

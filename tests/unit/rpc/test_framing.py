@@ -20,7 +20,10 @@ Frame = tuple[int, int, int, bytes | None]
 
 
 class Nowhere(asyncio.Transport):
-    """A transport that takes everything."""
+    """A transport that only reads."""
+
+    def is_closing(self) -> bool:
+        return True
 
 
 def channel_reading(*pieces: bytes) -> Channel:
