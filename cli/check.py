@@ -95,6 +95,7 @@ def _checks() -> tuple[Check, ...]:
         host.vsock,
         host.vhost_net,
         host.tun,
+        host.host_name,
         host.cgroups,
         host.memory,
         host.locked_memory,

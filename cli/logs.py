@@ -92,9 +92,11 @@ def logs(
     printer = _Printer(names, raw=raw)
     printed = _follow(found, names, printer) if follow and not found.ended else set()
     # Whatever has not been followed is printed as it is: a pod may have ended before we looked.
-    printed |= {name for name in names if name not in printed and _print_file(_path(found, name), printer)}
+    for name in names:
+        if name not in printed and _print_file(_path(found, name), printer):
+            printed.add(name)
     printer.end()
-    if not printed and not any(_path(found, name).exists() for name in names):
+    if not printed:
         raise NotFound(f"pod {found.namespace}/{found.id} has no {' and no '.join(names)}")
 
 

@@ -50,7 +50,7 @@ def _row(pod: pods.Pod) -> tuple[object, ...]:
         record.get("vcpus", "?"),
         size(record.get("memory_bytes")),
         record.get("image", "?"),
-        _containers(containers) if isinstance(containers, list) else "?",
+        "-" if pod.ended else _containers(containers) if isinstance(containers, list) else "?",
         age(time.time() - pod.created_at),
     )
 

@@ -1,12 +1,18 @@
 """What the kernel and the machine offer: acceleration, vsock, tun, cgroups, IOMMU, memory."""
 
+import contextlib
 import os
 import resource
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from cli.checks.result import CheckContext, Result, failure, ok, warning
 from rpc.errors import CasemateError
+
+SLOW_NAME_S = 0.5
 
 
 def acceleration(context: CheckContext) -> Iterator[Result]:
@@ -149,6 +155,30 @@ def _memlock(limits: Path) -> int:
             soft = line.split()[3]
             return resource.RLIM_INFINITY if soft == "unlimited" else int(soft)
     raise ValueError(f"{limits}: no line about locked memory")
+
+
+def host_name(context: CheckContext) -> Iterator[Result]:
+    """libvirt asks for the host's own name at every start of a pod, and waits for the answer."""
+    name = socket.gethostname()
+    resolver = threading.Thread(target=_resolve, args=(name,), daemon=True)
+    begun_s = time.monotonic()
+    resolver.start()
+    resolver.join(2 * SLOW_NAME_S)
+    took_s = time.monotonic() - begun_s
+    if took_s < SLOW_NAME_S:
+        yield ok("host name", name)
+    else:
+        took = "no answer yet after" if resolver.is_alive() else "resolved in"
+        yield warning(
+            "host name",
+            f"{name}: {took} {took_s:.1f} s, and every pod's start waits as long",
+            f'"127.0.1.1 {name}" in /etc/hosts',
+        )
+
+
+def _resolve(name: str) -> None:
+    with contextlib.suppress(OSError):  # that there is none is an answer too
+        socket.getaddrinfo(name, None, flags=socket.AI_CANONNAME)
 
 
 def root_user(context: CheckContext) -> Iterator[Result]:

@@ -63,8 +63,9 @@ def firmware(context: CheckContext) -> Iterator[Result]:
 
 
 def qemu_user(context: CheckContext) -> Iterator[Result]:
-    """libvirt's QEMU driver looks its user up when it starts, whether it is used or not."""
-    for name in dict.fromkeys(("libvirt-qemu", context.settings.qemu_user)):
+    """libvirt's QEMU driver looks its own user up when it starts, whether it is used or not."""
+    wanted = context.settings.qemu_user
+    for name in dict.fromkeys(("libvirt-qemu", "libvirt-qemu" if wanted == "auto" else wanted)):
         try:
             entry = pwd.getpwnam(name)
         except KeyError:

@@ -6,6 +6,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from cli.checks import containerd, programs, store
 from cli.checks import host as host_checks
 from cli.checks.result import Check, CheckContext, Level, Result
 from config.sources import read_defaults
+from images.store import ImageStore
 from tests.unit.cli.conftest import ROOT, Casemate
 
 SETTINGS = read_defaults().settings
@@ -241,6 +243,28 @@ def test_who_is_not_root_is_told(context: CheckContext, monkeypatch: pytest.Monk
     assert one(host_checks.root_user, context).level is Level.WARNING
 
 
+def test_a_host_name_that_resolves_slowly_is_a_warning(
+    context: CheckContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_checks, "SLOW_NAME_S", 0.1)
+    answers = threading.Event()
+    try:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers.wait())
+        slow = one(host_checks.host_name, context)
+    finally:
+        answers.set()
+    assert slow.level is Level.WARNING
+    assert "no answer yet after 0.2 s" in slow.found
+    assert "/etc/hosts" in (slow.fix or "")
+
+    def nobody(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(host_checks, "SLOW_NAME_S", 60)
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    assert one(host_checks.host_name, context).level is Level.OK  # what matters is that it is quick
+
+
 # --- programs ---
 
 
@@ -312,6 +336,8 @@ def test_qemu_user_must_exist(context: CheckContext) -> None:
     }
     assert results["user root"].found == "uid 0"
     assert "user libvirt-qemu" in results  # libvirt looks for it in any case
+    (only,) = programs.qemu_user(CheckContext(SETTINGS.replace(qemu_user="auto"), ""))
+    assert only.name == "user libvirt-qemu"
     (*_, nobody) = programs.qemu_user(CheckContext(SETTINGS.replace(qemu_user="no-such-user"), ""))
     assert nobody.level is Level.FAILURE
     assert (nobody.fix or "").startswith("adduser --system")
@@ -328,6 +354,22 @@ def test_a_missing_image_is_a_failure_only_for_the_default_profile(host: Path) -
     assert levels["image default"].fix == "casemate image build"
     assert levels["image special"].level is Level.WARNING
     assert "profile large" in levels["image special"].found
+
+
+def test_an_image_that_is_there_is_verified(host: Path) -> None:
+    files = {}
+    for name in ("vmlinux", "rootfs.erofs"):
+        files[name] = host / name
+        files[name].write_bytes(os.urandom(4096))
+    images = ImageStore(host / "images")
+    image = images.add("default", files, {"cmdline": "quiet"})
+    context = CheckContext(SETTINGS.replace(image_dir=str(host / "images")), "")
+    assert one(store.images, context).level is Level.OK
+    image.rootfs.chmod(0o600)
+    image.rootfs.write_bytes(os.urandom(4096))
+    damaged = one(store.images, context)
+    assert damaged.level is Level.FAILURE
+    assert "rootfs" in damaged.found
 
 
 def test_run_directory_need_not_exist_yet(context: CheckContext) -> None:
