@@ -1,11 +1,12 @@
 """`casemate check`: whether this host is fit, line by line, each with what to do about it."""
 
+import os
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from cli.checks.result import Check, CheckContext, Level, Result, failure, ok
+from cli.checks.result import Check, CheckContext, Level, Result, failure, ok, warning
 from cli.exits import ExitCode
 from cli.output import JsonOption, print_json, print_line
 from config.settings import Settings
@@ -52,7 +53,7 @@ def _results(address: str) -> Iterator[Result]:
     """One after the other, so that a slow one does not hide what is known already."""
     try:
         settings = _settings()
-        yield ok("config", "valid")
+        yield from _config_files()
     except CasemateError as error:
         yield failure("config", "; ".join(filter(None, (error.brief, error.details))), error.hint)
         settings = _packaged_settings()
@@ -63,6 +64,21 @@ def _results(address: str) -> Iterator[Result]:
         except (OSError, ValueError) as error:
             # What cannot be looked at is not fine, and the other checks still count.
             yield failure(each.__name__.replace("_", " "), f"cannot be checked: {error}", None)
+
+
+def _config_files() -> Iterator[Result]:
+    """Of a valid config: who else may write it, and whether it can be cached."""
+    from config import load, places
+
+    loose = [path for path in places.config_files() if os.path.exists(path) and os.stat(path).st_mode & 0o022]
+    if loose:
+        yield warning(
+            "config", f"others than its owner may write {', '.join(loose)}", f"chmod go-w {' '.join(loose)}"
+        )
+    else:
+        yield ok("config", "valid")
+    for problem in load.unreported:
+        yield warning("config cache", problem, f"see {places.cache_dir()}")
 
 
 def _settings() -> Settings:

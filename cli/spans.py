@@ -6,6 +6,7 @@ Arithmetic only: drawing is waterfall.py's, Chrome's format is chrome.py's.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def spans_of(trace: Mapping[str, Any]) -> list[Span]:
         spans = [
             Span(
                 str(entry["name"]),
-                float(entry["start_s"]),
-                None if entry.get("end_s") is None else float(entry["end_s"]),
+                _seconds(entry["start_s"]),
+                None if entry.get("end_s") is None else _seconds(entry["end_s"]),
                 str(entry.get("where", "shim")),
                 entry.get("parent"),
                 str(entry.get("detail") or ""),
@@ -83,6 +84,12 @@ def spans_of(trace: Mapping[str, Any]) -> list[Span]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataLoss(f"the trace has a span that is none: {error!r}") from None
     return sorted(spans, key=lambda span: (span.start_s, -(span.end_s or float("inf"))))
+
+
+def _seconds(value: float) -> float:
+    if not isfinite(value):  # JSON knows no infinity, Python's reader does
+        raise ValueError(f"{value} is not a time")
+    return float(value)
 
 
 def tree(spans: Sequence[Span]) -> list[Node]:

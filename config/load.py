@@ -22,6 +22,10 @@ CACHE_MOST_BYTES = 1 << 20
 # before and after; what changed this recently is therefore not cached yet.
 RACY_NS = 100_000_000
 
+# What went wrong and matters to nobody's pod: for the caller to log once it has a log. It cannot be
+# written anywhere here, since what `start` says on standard error reaches containerd as an address.
+unreported: list[str] = []
+
 # What decides how a config file is read, besides the files themselves.
 _CODE = tuple(
     os.path.join(places.PACKAGE_DIR, name)
@@ -126,8 +130,4 @@ def _write_cache(signature: "list[list[Any]]", settings: Settings) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        import logging
-
-        logging.getLogger("casemate.config").warning(
-            "the settings could not be cached, so every start reads the config anew: %s", error
-        )
+        unreported.append(f"settings not cached, so every start reads the config anew: {error}")

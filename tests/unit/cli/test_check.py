@@ -16,6 +16,7 @@ import pytest
 from cli.checks import containerd, programs, store
 from cli.checks import host as host_checks
 from cli.checks.result import Check, CheckContext, Level, Result
+from config import load
 from config.sources import read_defaults
 from images.store import ImageStore
 from tests.unit.cli.conftest import ROOT, Casemate
@@ -114,6 +115,27 @@ def test_a_wrong_config_is_a_failure_and_the_host_is_still_checked(casemate: Cas
     assert (first["name"], first["level"], first["fix"]) == ("config", "failure", "did you mean accel?")
     assert "config.toml:1: unknown key acel" in first["found"]
     assert len(others) > 10
+
+
+def test_a_config_that_others_may_write_is_a_warning(casemate: Casemate, host: Path) -> None:
+    path = host / "etc/config.toml"
+    path.write_text("")
+    path.chmod(0o664)
+    first, *_ = json.loads(casemate("check", "--json").stdout)["results"]
+    assert (first["level"], first["fix"]) == ("warning", f"chmod go-w {path}")
+
+
+def test_settings_that_cannot_be_cached_are_a_warning(
+    casemate: Casemate, host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "RACY_NS", 0)
+    monkeypatch.setattr(load, "unreported", [])
+    (host / "run").mkdir()
+    (host / "run/cache").write_text("in the way")
+    results = json.loads(casemate("check", "--json").stdout)["results"]
+    (cache,) = [row for row in results if row["name"] == "config cache"]
+    assert cache["level"] == "warning"
+    assert "not cached" in cache["found"]
 
 
 def test_what_cannot_be_looked_at_is_a_failure_not_a_crash(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +199,12 @@ def test_following_sleeps_while_nothing_happens(web: tuple[Path, Shim], follow: 
     assert (ticks(), switches()) == before
     web[1].kill()
     follow.ends_with(b"")
+
+
+def test_an_interrupt_is_exit_code_130_and_no_traceback(web: tuple[Path, Shim], follow: Follower) -> None:
+    follow.process.send_signal(signal.SIGINT)
+    output, errors = follow.process.communicate()
+    assert (follow.process.returncode, output, errors) == (130, b"", b"")
 
 
 def test_following_a_pod_whose_shim_is_gone_says_so(casemate: Casemate, pods: Host) -> None:

@@ -124,6 +124,8 @@ def test_no_trace_at_all_is_exit_code_3(casemate: Casemate, pods: Host) -> None:
         '{"spans": [1]}',
         '{"spans": [{"name": "x"}]}',
         '{"spans": [{"start_s": "x"}]}',
+        '{"spans": [{"name": "x", "start_s": NaN}]}',
+        '{"spans": [{"name": "x", "start_s": 1, "end_s": Infinity}]}',
     ],
 )
 def test_a_damaged_trace_is_an_error_that_says_so(casemate: Casemate, web: Path, text: str) -> None:
@@ -257,6 +259,13 @@ def test_a_name_that_occurs_twice_takes_the_children_that_began_after_it() -> No
         }
     )
     assert [[child.span.name for child in node.children] for node in tree(spans)] == [["a"], ["b"]]
+
+
+def test_a_guests_span_that_seems_to_begin_before_its_parent_stays_with_it() -> None:
+    """Clocks are aligned to half a round trip."""
+    spans = spans_of({"spans": [span("kernel", 0.999, 2, "guest", "boot"), span("boot", 1, 3)]})
+    (boot,) = tree(spans)
+    assert [child.span.name for child in boot.children] == ["kernel"]
 
 
 def test_a_span_is_never_its_own_ancestor() -> None:

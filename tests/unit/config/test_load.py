@@ -1,7 +1,6 @@
 """The cached way to the settings: as right as the slow way, and never a reason for a pod to fail."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -36,6 +35,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(sources, "read_settings", counting)
     return counted
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What is reported from here on."""
+    module.unreported.clear()
+    return module.unreported
 
 
 def cache_of(host: Path) -> Path:
@@ -256,22 +262,31 @@ def test_a_cache_that_is_no_file_does_not_hang(
     assert load() == read_defaults().settings
 
 
-def test_a_cache_that_cannot_be_written_is_logged_and_left_nothing(
-    host: Path, settled: None, caplog: pytest.LogCaptureFixture
+def test_a_cache_that_cannot_be_written_is_reported_and_nothing_else(
+    host: Path, settled: None, problems: list[str]
 ) -> None:
     (host / "run").write_text("in the way")
-    with caplog.at_level(logging.WARNING, "casemate.config"):
-        assert load() == read_defaults().settings
-    assert "could not be cached" in caplog.text
+    assert load() == read_defaults().settings
+    assert problems == [
+        f"settings not cached, so every start reads the config anew: [Errno 17] File exists: '{host}/run'"
+    ]
 
 
 def test_a_cache_that_cannot_be_moved_into_place_leaves_no_rest(
-    host: Path, settled: None, caplog: pytest.LogCaptureFixture
+    host: Path, settled: None, problems: list[str]
 ) -> None:
     (cache_of(host) / "in-the-way").mkdir(parents=True)
     assert load() == read_defaults().settings
-    assert "could not be cached" in caplog.text
+    assert "Is a directory" in problems[0]
     assert [path.name for path in cache_of(host).parent.iterdir()] == ["settings.json"]
+
+
+def test_nothing_is_ever_printed(host: Path) -> None:
+    """containerd reads what `start` prints, errors included, as the address of the shim."""
+    (host / "run").write_text("in the way")
+    code = "from config import load; load.RACY_NS = 0; load.load(); assert load.unreported"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert (said.stdout, said.stderr) == (b"", b"")
 
 
 def test_the_cache_tells_the_config_directories_apart(
