@@ -16,6 +16,7 @@ from bench.instance import Instance
 NOT_COUNTED = (
     "/run/casemate/ended",  # traces and logs of ended pods, bounded in number
     "/run/casemate/cache",  # what can be found out again
+    "/run/casemate/users",  # locks on the users that QEMUs run as, as many as there were pods at once
     "/run/containerd/fifo",  # ctr's own: it leaves those of a detached exec, with runc as well
     "/run/libvirt",  # a token that libvirt makes once for the whole host
 )
