@@ -1,12 +1,15 @@
 """The scripts' decisions that change no machine: which system, which packages, which prefix, which Go."""
 
+import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from rpc.errors import AlreadyExists, CasemateError, FailedPrecondition, InvalidArgument
-from scripts import golang, host, product, venv
+from scripts import golang, host, product, uninstall, venv
+from scripts.manifest import start_time
 
 BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
 TRIXIE = 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\nVERSION_ID="13"\n'
@@ -130,3 +133,11 @@ def test_the_pinned_go_builds_every_module_of_the_tests() -> None:
     modules = list((host.CHECKOUT / "tests").rglob("go.mod"))
     assert modules
     assert golang.number(golang.PINNED) >= golang.number(golang.needed(modules))
+
+
+def test_a_running_pod_stands_in_the_way_of_uninstalling(tmp_path: Path) -> None:
+    for name, pid, started in (("alive", os.getpid(), start_time(os.getpid())), ("gone", os.getpid(), 1)):
+        (tmp_path / "pods" / name).mkdir(parents=True)
+        state = {"namespace": "default", "id": name, "pid": pid, "start_time": started}
+        (tmp_path / "pods" / name / "state.json").write_text(json.dumps(state))
+    assert uninstall.running_pods(tmp_path) == ["default/alive"]
