@@ -13,7 +13,7 @@ from rpc.api import agent as api
 from rpc.api.types import Empty
 from rpc.client import Client
 from rpc.codec import Message
-from rpc.errors import CasemateError, DeadlineExceeded, Unavailable
+from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, Unavailable
 from rpc.method import Method
 from shim.helper import Helper, Watched
 from shim.vm.accel import Acceleration
@@ -80,7 +80,7 @@ class Machine:
         limit = None if patient else timeout_s or self._call_timeout_s
         try:
             return await self._agent.call(method, request, timeout_s=limit)
-        except Unavailable:
+        except Disconnected:
             raise await self.why_lost() from None
         except DeadlineExceeded as error:
             raise DeadlineExceeded(

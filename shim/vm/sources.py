@@ -19,7 +19,7 @@ from images.store import ImageStore
 from rpc.api import agent as api
 from rpc.channel import BUFFER_BYTES
 from rpc.client import Client
-from rpc.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from rpc.errors import DeadlineExceeded, Disconnected, FailedPrecondition
 from shim import phases, system
 from shim.helper import Helper, Watched
 from shim.paths import PodPaths
@@ -225,7 +225,7 @@ async def _unless_ended(
             )
         try:
             return answer.result()
-        except Unavailable:
+        except Disconnected:
             raise await why_ended(qemu, files, console, qemu_words) from None
     finally:
         for task in (answer, *ends):
