@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,18 +120,23 @@ def start(manifest: Manifest) -> None:
 
 def wait_ready(process: "subprocess.Popen[bytes]", ready: socket.socket) -> None:
     """containerd sends READY=1, as to a service manager, once its socket is served."""
+    deadline = time.monotonic() + START_S
     end = os.pidfd_open(process.pid)
     try:
-        readable, _, _ = select.select([ready.fileno(), end], [], [], START_S)
+        while True:
+            left = max(deadline - time.monotonic(), 0)
+            readable, _, _ = select.select([ready.fileno(), end], [], [], left)
+            if ready.fileno() not in readable:
+                break
+            if b"READY=1" in ready.recv(4096):
+                return
     finally:
         os.close(end)
-    if ready.fileno() in readable and b"READY=1" in ready.recv(4096):
-        return
+    process.kill()
+    process.wait()
     last_words = "\n".join(LOG.read_text(errors="replace").splitlines()[-10:])
     if readable:
         raise FailedPrecondition(
             "containerd ended instead of starting", details=last_words, hint=f"see {LOG}"
         )
-    process.kill()
-    process.wait()
     raise DeadlineExceeded(f"containerd was not ready after {START_S:.0f} s", details=last_words)
