@@ -118,5 +118,8 @@ def _remove_old(kept: int, *, dry_run: bool) -> list[str]:
     old = [pod.directory for pod in pods.ended()[kept:]]
     if not dry_run:
         for directory in old:
-            shutil.rmtree(directory)
+            try:
+                shutil.rmtree(directory)
+            except FileNotFoundError:
+                continue  # a shim that ends a pod removes old records too
     return [str(directory) for directory in old]

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from config import load
 from shim import system
 from shim.paths import PodPaths
 
@@ -28,6 +29,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CASEMATE_CONFIG_DIR", str(tmp_path / "etc"))
     monkeypatch.setenv("CASEMATE_IMAGE_DIR", str(tmp_path / "images"))
     monkeypatch.delenv("CONTAINERD_ADDRESS", raising=False)
+    monkeypatch.setattr(load, "unreported", [])
     (tmp_path / "etc").mkdir()
     return tmp_path
 

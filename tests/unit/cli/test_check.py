@@ -129,7 +129,6 @@ def test_settings_that_cannot_be_cached_are_a_warning(
     casemate: Casemate, host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "RACY_NS", 0)
-    monkeypatch.setattr(load, "unreported", [])
     (host / "run").mkdir()
     (host / "run/cache").write_text("in the way")
     results = json.loads(casemate("check", "--json").stdout)["results"]

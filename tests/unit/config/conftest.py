@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from config import load
+
 Write = Callable[[str, str], Path]
 
 
@@ -17,6 +19,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CASEMATE_CONFIG_DIR", str(tmp_path / "etc"))
     monkeypatch.setenv("CASEMATE_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.delenv("CASEMATE_IMAGE_DIR", raising=False)
+    monkeypatch.setattr(load, "unreported", [])
     return tmp_path
 
 

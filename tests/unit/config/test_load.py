@@ -37,13 +37,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-@pytest.fixture
-def problems() -> list[str]:
-    """What is reported from here on."""
-    module.unreported.clear()
-    return module.unreported
-
-
 def cache_of(host: Path) -> Path:
     return host / "run/cache/settings.json"
 
@@ -57,7 +50,8 @@ def test_second_load_comes_from_the_cache_and_is_the_same(
     first = load()
     assert load() == first
     assert len(reads) == 1
-    assert cache_of(host).stat().st_mode & 0o777 == 0o600
+    modes = [path.stat().st_mode & 0o777 for path in (host / "run", host / "run/cache", cache_of(host))]
+    assert modes == [0o711, 0o700, 0o600]
 
 
 def test_nothing_heavy_is_imported_from_the_cache(host: Path, settled: None) -> None:
@@ -262,22 +256,18 @@ def test_a_cache_that_is_no_file_does_not_hang(
     assert load() == read_defaults().settings
 
 
-def test_a_cache_that_cannot_be_written_is_reported_and_nothing_else(
-    host: Path, settled: None, problems: list[str]
-) -> None:
+def test_a_cache_that_cannot_be_written_is_reported_and_nothing_else(host: Path, settled: None) -> None:
     (host / "run").write_text("in the way")
     assert load() == read_defaults().settings
-    assert problems == [
+    assert module.unreported == [
         f"settings not cached, so every start reads the config anew: [Errno 17] File exists: '{host}/run'"
     ]
 
 
-def test_a_cache_that_cannot_be_moved_into_place_leaves_no_rest(
-    host: Path, settled: None, problems: list[str]
-) -> None:
+def test_a_cache_that_cannot_be_moved_into_place_leaves_no_rest(host: Path, settled: None) -> None:
     (cache_of(host) / "in-the-way").mkdir(parents=True)
     assert load() == read_defaults().settings
-    assert "Is a directory" in problems[0]
+    assert "Is a directory" in module.unreported[0]
     assert [path.name for path in cache_of(host).parent.iterdir()] == ["settings.json"]
 
 
