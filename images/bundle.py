@@ -24,10 +24,13 @@ for name in sorted(set(sys.modules) - there):
     path = spec.origin
     if not path.startswith(root):
         sys.exit(f"{name} was imported from {path}, outside of the image")
-    code = None
     if path.endswith(".pyc"):
         with open(path, "rb") as file:
             code = file.read()[16:]
+    elif path.endswith(".so"):
+        code = None
+    else:
+        sys.exit(f"{name} was imported from {path}, which is not compiled")
     bundle[name] = (path.removeprefix(root), spec.submodule_search_locations is not None, code)
 import marshal
 with open(target, "wb") as file:

@@ -23,7 +23,7 @@ def needed(content: bytes) -> list[str]:
     """The DT_NEEDED names of a 64-bit little-endian ELF file. None if it is static."""
     try:
         return _needed(content)
-    except (error, ValueError, UnicodeDecodeError) as problem:
+    except (error, ValueError, OverflowError) as problem:
         raise FailedPrecondition("damaged ELF file", str(problem)) from problem
 
 
@@ -44,7 +44,10 @@ def _needed(content: bytes) -> list[str]:
                 strings = value
     if not names:
         return []
-    base = next(p[2] + strings - p[3] for p in programs if p[0] == _PT_LOAD and p[3] <= strings < p[3] + p[5])
+    loads = [p for p in programs if p[0] == _PT_LOAD and p[3] <= strings < p[3] + p[5]]
+    if not loads:
+        raise ValueError("no segment holds the names of its libraries")
+    base = loads[0][2] + strings - loads[0][3]
     return [content[base + at : content.index(b"\0", base + at)].decode() for at in names]
 
 

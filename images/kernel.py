@@ -4,9 +4,11 @@ Decompressed here, once, so that no guest ever spends time on it. Must not know 
 """
 
 import lzma
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, unpack_from
+from typing import Any
 
 from images.run import run
 from rpc.errors import FailedPrecondition
@@ -15,11 +17,11 @@ from rpc.errors import FailedPrecondition
 _SETUP_SECTS_AT, _MAGIC_AT, _PAYLOAD_AT = 0x1F1, 0x202, 0x248
 _SIZE_SUFFIX_BYTES = 4  # the kernel's build appends the uncompressed size to the payload
 _ZSTD, _XZ, _GZIP, _ELF = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"\x1f\x8b", b"\x7fELF"
+_GZIP_HEADER = 16  # zlib's word for "expect one"
 _EHDR = Struct("<16sHHIQQQIHHHHHH")
 _PHDR = Struct("<IIQQQQQQ")
 _PT_LOAD, _PT_NOTE = 1, 4
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
-_SIGNATURE = b"~Module signature appended~\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,21 @@ def _decompress(payload: bytes) -> bytes:
     if payload.startswith(_ZSTD):
         return run(["zstd", "-dcq"], stdin=payload[:-_SIZE_SUFFIX_BYTES], package="zstd")
     if payload.startswith(_XZ):
-        return lzma.LZMADecompressor().decompress(payload)
+        return _stream(lzma.LZMADecompressor(), payload)
     if payload.startswith(_GZIP):
-        import zlib
-
-        return zlib.decompressobj(31).decompress(payload)
+        return _stream(zlib.decompressobj(zlib.MAX_WBITS | _GZIP_HEADER), payload)
     raise FailedPrecondition(f"the kernel's compression is unknown (it starts with {payload[:4].hex()})")
+
+
+def _stream(decompressor: Any, payload: bytes) -> bytes:
+    """Decompresses one stream, whatever follows it."""
+    try:
+        content: bytes = decompressor.decompress(payload)
+    except (lzma.LZMAError, zlib.error) as error:
+        raise FailedPrecondition("the kernel's payload is damaged", str(error)) from error
+    if not decompressor.eof:
+        raise FailedPrecondition("the kernel's payload ends too early")
+    return content
 
 
 def compact(elf: bytes) -> bytes:
@@ -79,9 +90,9 @@ def compact(elf: bytes) -> bytes:
 
     Raises FailedPrecondition if it has no PVH entry note: QEMU could not start it.
     """
-    header = list(_EHDR.unpack_from(elf))
+    header = list(_EHDR.unpack_from(elf.ljust(_EHDR.size, b"\0")))
     phoff, phentsize, phnum = header[5], header[9], header[10]
-    if not elf.startswith(_ELF) or phentsize != _PHDR.size:
+    if not elf.startswith(_ELF) or phentsize != _PHDR.size or phoff + phnum * phentsize > len(elf):
         raise FailedPrecondition("the kernel's payload is not a 64-bit ELF file")
     programs = [list(_PHDR.unpack_from(elf, phoff + i * phentsize)) for i in range(phnum)]
     notes = [p for p in programs if p[0] == _PT_NOTE]

@@ -174,7 +174,13 @@ def _index_digests(lines: Sequence[str]) -> list[str]:
             uri, suite = line.split("] ")[1].split()[:2]
             target = Path(scratch, "InRelease")
             run(
-                [_APT_HELPER, "download-file", f"{uri.rstrip('/')}/dists/{suite}/InRelease", target],
+                [
+                    _APT_HELPER,
+                    "-oAcquire::Retries=0",
+                    "download-file",
+                    f"{uri.rstrip('/')}/dists/{suite}/InRelease",
+                    target,
+                ],
                 package="apt",
             )
             digests.append(sha256(target.read_bytes()).hexdigest())

@@ -3,6 +3,7 @@
     ROOT/images/HEX/     one image (images/image.py); HEX is the sha256 of its manifest
     ROOT/names/NAME      -> ../images/HEX
     ROOT/tmp/            images that are being added or removed
+    ROOT/lock            held by whoever changes the store; readers need no lock
 
 An image in use holds a shared lock on its directory (lease); removing one needs the exclusive lock.
 The shim imports this at every pod's start: heavy imports stay inside the functions that need them.
@@ -148,9 +149,7 @@ class ImageStore:
         check_name(name)
         if "cmdline" not in about or not {KERNEL, ROOTFS} <= set(files) <= {KERNEL, ROOTFS, INITRD}:
             raise InvalidArgument(f"an image needs {KERNEL}, {ROOTFS} and a cmdline, got {sorted(files)}")
-        for directory in (self._images, self._names, self._staging):
-            directory.mkdir(parents=True, exist_ok=True)
-        with self._stage() as stage:
+        with self._changing(), self._stage() as stage:
             listed = {}
             for file, source in sorted(files.items()):
                 digest = self._place(source, stage / file)
@@ -160,21 +159,21 @@ class ImageStore:
             _sync(stage)
             hex_ = sha256_of(stage / MANIFEST)
             self._install(stage, hex_)
-        self.tag(name, hex_)
-        return load(self._images / hex_, name)
+            self._tag(name, hex_)
+            return load(self._images / hex_, name)
 
-    def tag(self, name: str, hex_: str) -> None:
-        """Lets a name mean this image from now on."""
-        check_name(name)
-        temporary = self._names / f".{name}.{os.getpid()}"
+    def _tag(self, name: str, hex_: str) -> None:
+        temporary = self._names / f".{name}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(f"../images/{hex_}")
         temporary.rename(self._names / name)
 
     def remove(self, reference: str) -> str:
         """Removes an image and all its names. Returns its digest. In use: FailedPrecondition."""
-        hex_ = self._find(reference)
-        if not self._remove(hex_):
+        with self._changing():
+            hex_ = self._find(reference)
+            removed = self._remove(hex_)
+        if not removed:
             raise FailedPrecondition(
                 f"guest image {reference} is in use", hint="casemate ps shows the pods; end them first"
             )
@@ -184,16 +183,13 @@ class ImageStore:
         """Removes images without a name that nobody uses, and what interrupted additions left behind."""
         removed: builtins.list[str] = []
         in_use: builtins.list[str] = []
-        for hex_ in self._digests():
-            if hex_ in self.names().values():
-                continue
-            try:
-                (removed if self._remove(hex_) else in_use).append(PREFIX + hex_)
-            except NotFound:
-                continue  # somebody else was faster
-        if self._staging.is_dir():
-            for leftover in sorted(self._staging.iterdir()):
-                self._sweep(leftover)
+        with self._changing():
+            named = set(self.names().values())
+            for hex_ in self._digests():
+                if hex_ not in named:
+                    (removed if self._remove(hex_) else in_use).append(PREFIX + hex_)
+            for leftover in self._staging.iterdir():
+                _delete(leftover)
         return Collected(tuple(removed), tuple(in_use))
 
     def _remove(self, hex_: str) -> bool:
@@ -202,35 +198,30 @@ class ImageStore:
         with _opened(directory) as fd:
             if not _locked_alone(fd):
                 return False
-            _check_still_there(directory, fd)
             for name, named in self.names().items():
                 if named == hex_:
                     (self._names / name).unlink(missing_ok=True)
-            self._staging.mkdir(exist_ok=True)
-            doomed = self._staging / f"removed-{hex_}-{os.getpid()}"
-            directory.rename(doomed)  # at once, so that nobody finds half of it
-            _delete(doomed)
+            with self._stage() as doomed:
+                directory.rename(doomed / hex_)  # at once, so that nobody finds half of it
         return True
 
-    def _sweep(self, leftover: Path) -> None:
-        try:
-            with _opened(leftover) as fd:
-                if _locked_alone(fd):
-                    _delete(leftover)
-        except NotFound:
-            return  # its owner finished at this moment
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        for directory in (self._images, self._names, self._staging):
+            directory.mkdir(parents=True, exist_ok=True)
+        with open(self.root / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def _stage(self) -> Iterator[Path]:
-        """A directory to fill, locked so that gc does not take it for a leftover."""
+        """A directory to fill, gone afterwards if it was not put somewhere else."""
         from tempfile import mkdtemp
 
         stage = Path(mkdtemp(dir=self._staging))
         try:
             stage.chmod(0o755)
-            with _opened(stage) as fd:
-                fcntl.flock(fd, fcntl.LOCK_SH)
-                yield stage
+            yield stage
         finally:
             if stage.exists():
                 _delete(stage)

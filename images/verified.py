@@ -6,6 +6,7 @@ how images are found.
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from images.image import BUILD_HINT, GuestImage, repair_hint, sha256_of
@@ -44,13 +45,14 @@ class Verifier:
             self._remember(image, stamp)
 
     def forget(self, image: GuestImage) -> None:
-        (self._memory / image.hex).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (self._memory / image.hex).unlink()
 
     def _recall(self, image: GuestImage) -> str:
         try:
             return (self._memory / image.hex).read_text()
-        except FileNotFoundError:
-            return ""
+        except (FileNotFoundError, NotADirectoryError):
+            return ""  # nothing was verified yet, or could be remembered
 
     def _remember(self, image: GuestImage, stamp: str) -> None:
         temporary = self._memory / f".{image.hex}.{os.getpid()}"
@@ -60,7 +62,8 @@ class Verifier:
             temporary.rename(self._memory / image.hex)
         except OSError as error:  # a full or read-only /run only costs the next verification some time
             log.warning("cannot remember that image %s is verified: %s", image.short, error)
-            temporary.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                temporary.unlink()
 
 
 def _stamp(image: GuestImage) -> str:

@@ -1,0 +1,80 @@
+"""The whole composition, from trees made by code: reproducible, and true to its manifest."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from images import builder
+from images.image import INITRD, KERNEL, ROOTFS, sha256_of
+from images.packages import Fetched
+from images.store import ImageStore
+from rpc.errors import NotFound
+from tests.unit.images.fakes import RELEASE, agent_source, kernel_tree, python_tree
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Fetched:
+    path = tmp_path_factory.mktemp("tree")
+    python_tree(path)
+    modules = {"drivers/virtio_blk": "", "fs/erofs": "lib", "lib/lib": "", "net/virtio_net": ""}
+    kernel_tree(path, modules, ("drivers/virtio_console",))
+    return Fetched(path, {"crun": "1.2"})
+
+
+def assemble(tree: Fetched, source: Path, scratch: Path) -> tuple[dict[str, str], dict[str, object]]:
+    scratch.mkdir()
+    files, about = builder.assemble(tree, builder.Options(source=source), scratch)
+    digests = {name: sha256_of(path) for name, path in files.items()}
+    shutil.rmtree(scratch)
+    return digests, about
+
+
+def test_the_same_inputs_give_the_same_image(tree: Fetched, tmp_path: Path) -> None:
+    source = agent_source(tmp_path / "source")
+    first = assemble(tree, source, tmp_path / "one")
+    second = assemble(tree, source, tmp_path / "a-directory-with-a-longer-name")
+    assert first == second
+    assert set(first[0]) == {KERNEL, INITRD, ROOTFS}
+
+
+def test_another_agent_gives_another_root_and_nothing_else(tree: Fetched, tmp_path: Path) -> None:
+    first = assemble(tree, agent_source(tmp_path / "a", "print(1)"), tmp_path / "one")
+    second = assemble(tree, agent_source(tmp_path / "b", "print(2)"), tmp_path / "two")
+    assert {name for name in first[0] if first[0][name] != second[0][name]} == {ROOTFS}
+    assert first[1]["agent"] != second[1]["agent"]
+
+
+def test_the_manifest_tells_what_it_is_made_of(tree: Fetched, tmp_path: Path) -> None:
+    _, about = assemble(tree, agent_source(tmp_path / "source"), tmp_path / "one")
+    assert about["kernel"] == RELEASE
+    assert about["packages"] == {"crun": "1.2"}
+    assert about["suite"] == "trixie"
+    assert "pci=lastbus=0" in str(about["cmdline"])
+
+
+def test_an_image_is_current_until_its_sources_change(
+    tree: Fetched, tmp_path: Path, store: ImageStore
+) -> None:
+    options = builder.Options(source=agent_source(tmp_path / "source"))
+    assert builder.current(store, options) is None
+    (tmp_path / "work").mkdir()
+    image = store.add("default", *builder.assemble(tree, options, tmp_path / "work"))
+    assert builder.current(store, options) == image
+    assert builder.current(store, builder.Options(source=options.source, suite="sid")) is None
+    (options.source / "rpc/errors.py").write_text("WORD = 'changed'\n")
+    assert builder.current(store, options) is None
+
+
+def test_a_damaged_image_is_not_current(tree: Fetched, tmp_path: Path, store: ImageStore) -> None:
+    options = builder.Options(source=agent_source(tmp_path / "source"))
+    (tmp_path / "work").mkdir()
+    image = store.add("default", *builder.assemble(tree, options, tmp_path / "work"))
+    image.rootfs.write_bytes(b"")
+    assert builder.current(store, options) is None
+
+
+def test_nothing_is_fetched_for_a_build_without_an_agent(tmp_path: Path, store: ImageStore) -> None:
+    with pytest.raises(NotFound, match="no agent"):
+        builder.build(store, builder.Options(source=tmp_path), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
