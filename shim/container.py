@@ -150,6 +150,8 @@ class Container:
         self.execs: dict[str, Process] = {}
         self._oom_told_s = -OOM_EVERY_S
         self.undo = undo
+        self.deleting = asyncio.Lock()
+        self.watch: asyncio.Task[None] | None = None
 
     def may_tell_oom(self) -> bool:
         """At most one a second: a guest that claims more would have containerd do the work."""
@@ -174,6 +176,8 @@ class Container:
 
     async def release(self, machine: Machine | None) -> None:
         """Everything of it on the host, and in the guest if that goes on."""
+        if self.watch is not None:
+            self.watch.cancel()
         try:
             if machine is not None:
                 await machine.call(api.DELETE, api.DeleteRequest(container_id=self.id))

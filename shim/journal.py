@@ -5,6 +5,7 @@ another version: an unknown kind is reported, not guessed at. Most of a pod need
 processes are in a PID namespace whose first process is the shim, all its mounts in its mount namespace.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -41,9 +42,11 @@ class Journal:
         """Raises OSError (a full file system): then nothing must be created."""
         line = json.dumps({"kind": entry.kind.value, "value": entry.value, "started": entry.started})
         data = line.encode() + b"\n"
+        before = os.fstat(self._fd).st_size
         written = os.write(self._fd, data)
         if written != len(data):
-            raise OSError(28, "journal: file system full", line)
+            os.ftruncate(self._fd, before)  # half a line would spoil the next one
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the pod's journal")
 
     def add_process(self, pid: int, proc: int | None = None) -> None:
         """pid and start time as the host (or the procfs behind the fd proc) has them."""
@@ -59,19 +62,19 @@ def read_journal(path: Path) -> list[Entry]:
     Raises DataLoss for any other line that cannot be read; no file is an empty journal.
     """
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except FileNotFoundError:
         return []
-    complete, _, _ = text.rpartition("\n")
+    complete, _, _ = text.rpartition(b"\n")
     return list(_parse(path, complete.splitlines()))
 
 
-def _parse(path: Path, lines: Iterable[str]) -> Iterable[Entry]:
+def _parse(path: Path, lines: Iterable[bytes]) -> Iterable[Entry]:
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
             yield Entry(Kind(fields["kind"]), str(fields["value"]), int(fields["started"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataLoss(
                 f"{path}: line {number} cannot be read",
                 details=str(error),

@@ -7,7 +7,8 @@
         console.log      the guest's console, bounded
         shim.log         the shim's own log
         libvirt/         root of the embedded driver
-        shared/          what virtiofsd serves to the guest
+        shared/          containers' files, for the shim to mount
+        served/          the same, read-only but for what is mounted: what virtiofsd serves to the guest
     RUN/ended/KEY/       what is kept of an ended pod: state.json, trace.json, console.log, shim.log
     RUN/cache/           what can be found out again: accel.json, settings.json, verified images
 
@@ -64,6 +65,10 @@ class PodPaths:
     @property
     def libvirt(self) -> Path:
         return self.directory / "libvirt"
+
+    @property
+    def served(self) -> Path:
+        return self.directory / "served"
 
     @property
     def shared(self) -> Path:

@@ -9,7 +9,6 @@ import logging
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from config import annotations
 from config.settings import Profile, Settings
@@ -20,6 +19,7 @@ from rpc.errors import AlreadyExists, CasemateError, DataLoss, FailedPreconditio
 from shim import oci, phases, rootfs, spec
 from shim.anchor import AnchorMaker
 from shim.bundle import read_config
+from shim.cleanup import remove_tree
 from shim.container import KILLED, SIGKILL, Container, Process
 from shim.helper import Watched
 from shim.paths import PodPaths, run_dir
@@ -80,6 +80,7 @@ class Pod:
         self._profile: Profile | None = None
         self._events: set[asyncio.Task[None]] = set()
         self._creating: set[str] = set()
+        self._early: dict[str, api.Event] = {}
         self._exec_documents: dict[tuple[str, str], bytes] = {}
         self._error: str | None = None
 
@@ -150,18 +151,22 @@ class Pod:
     async def _on_lost(self, machine: Machine) -> None:
         """QEMU, virtiofsd or the agent is gone: every process of every container has ended with it."""
         error = await asyncio.shield(machine.lost)
-        self._error = str(error)
-        log.error("the pod's machine is lost: %s", error)
+        if not machine.stopped:
+            self._error = str(error)
+            log.error("the pod's machine is lost: %s", error)
+            await self._end_processes()
+
+    async def _end_processes(self) -> None:
         now = time.time_ns()
         for container in list(self.containers.values()):
             for process in container.processes():
-                if process.in_guest:
-                    await self._exited(container, process, KILLED, now)
-        self.write_state("running")
+                await self._exited(container, process, KILLED, now)
 
     def _on_event(self, event: api.Event) -> None:
         container = self.containers.get(event.container_id)
         if container is None:
+            if event.container_id in self._creating and not event.exec_id:
+                self._early[event.container_id] = event  # it ended before the answer that it exists
             return
         if event.kind == api.EventKind.OOM:
             if container.may_tell_oom():
@@ -173,8 +178,12 @@ class Pod:
                 self._spawn(self._exited(container, process, event.exit_status, at_ns))
 
     async def _exited(self, container: Container, process: Process, status: int, at_ns: int) -> None:
+        if process is container.init:
+            for each in list(container.execs.values()):
+                async with each.lock:  # an exec's start and exit are told before the init's exit
+                    pass
         async with process.lock:  # a start that is under way is told first
-            if process.stop(status & 0xFF, at_ns):
+            if process.in_guest and process.stop(status & 0xFF, at_ns):
                 process.exited_s = time.monotonic()
                 if process.started_s:
                     self.trace.add(phases.RUN, process.started_s, process.exited_s, detail=process.exec_id)
@@ -205,7 +214,10 @@ class Pod:
                     container.undo = undo.pop_all()
         finally:
             self._creating.discard(new.container_id)
+            early = self._early.pop(new.container_id, None)
         self._listener.created(container, new.bundle, new.mounts)
+        if early is not None:
+            self._on_event(early)
         self.write_state("running")
         return container
 
@@ -225,16 +237,17 @@ class Pod:
             machine = await self.machine()
         with self.trace.span(phases.ROOTFS, phases.CREATE):
             directory = machine.share / new.container_id
-            directory.mkdir(mode=0o711)
-            undo.callback(directory.rmdir)
+            try:
+                directory.mkdir(mode=0o711)
+            except FileExistsError as error:
+                raise AlreadyExists(f"{directory} is there already: not this pod's doing") from error
+            undo.callback(remove_tree, directory)
             root = directory / "rootfs"
             root.mkdir(mode=0o755)
-            undo.callback(root.rmdir)
             undo.enter_context(
                 rootfs.mounted(new.mounts, root, self.paths.directory / f"l{len(self.containers)}")
             )
             for entry in guest.shared:
-                undo.callback(_remove_point, directory / entry.name)
                 undo.enter_context(rootfs.bound(entry, directory))
         pid, shown_pid = self._anchors.make(str(root))
         anchor = Watched("anchor", pid)
@@ -255,14 +268,16 @@ class Pod:
         init.attach(machine, stdio)
         container = Container(new.container_id, new.bundle, init, anchor, shown_pid, undo)
         self.containers[new.container_id] = container
-        self._spawn(self._on_anchor_killed(container))
+        container.watch = asyncio.create_task(self._on_anchor_killed(container))
         return container
 
     async def _on_anchor_killed(self, container: Container) -> None:
         """Somebody on the host killed the pid that stands for the container: they mean the container."""
         await container.anchor.exited.wait()
-        if container.id in self.containers and not container.init.exited.is_set():
+        try:
             await self.kill(container.id, "", SIGKILL, everything=True)
+        except CasemateError as error:
+            log.info("container %s: its anchor was killed: %s", container.id, error)
 
     async def start(self, container_id: str, exec_id: str = "") -> Container:
         """Runs a created process. Raises the program's own error: not found, wrong machine."""
@@ -387,7 +402,12 @@ class Pod:
         With the container that the pod is named after goes the machine: nothing of the pod is left to run.
         """
         container = self.container(container_id)
-        process = container.process(exec_id)
+        async with container.deleting:
+            self.container(container_id)  # another Delete may have been faster
+            return await self._delete(container, container.process(exec_id))
+
+    async def _delete(self, container: Container, process: Process) -> tuple[int, Stopped]:
+        exec_id = process.exec_id
         process.state.delete()
         end = process.state if isinstance(process.state, Stopped) else Stopped(KILLED, time.time_ns())
         if process.exited_s:
@@ -400,8 +420,7 @@ class Pod:
                 await self._delete_exec(container, process)
             else:
                 await self._delete_container(container)
-        if isinstance(process.state, Stopped):
-            self._listener.deleted(container, process)
+        self._listener.deleted(container, process, end)
         return container.pid, end
 
     async def _delete_exec(self, container: Container, process: Process) -> None:
@@ -419,6 +438,7 @@ class Pod:
         if last and machine is not None:
             with self.trace.span(phases.MACHINE_STOP, phases.DELETE):
                 await machine.halt()
+                await self._end_processes()  # those of the pod's other containers
         for process in container.processes():
             await process.close()
         with self.trace.span(phases.UNMOUNT, phases.DELETE):
@@ -515,14 +535,6 @@ def _encode(document: object) -> bytes:
     import json
 
     return json.dumps(document, separators=(",", ":")).encode()
-
-
-def _remove_point(path: Path) -> None:
-    """What a volume was mounted on, made by rootfs.bound()."""
-    try:
-        path.rmdir() if path.is_dir() else path.unlink()
-    except FileNotFoundError:
-        return
 
 
 TYPE_CHECKING = False

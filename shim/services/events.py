@@ -15,6 +15,7 @@ from rpc.codec import Message
 from rpc.errors import CasemateError
 from shim.container import Container, Process
 from shim.helper import spawn
+from shim.process import Stopped
 
 # Of containerd's own shims (pkg/shim/publisher.go): how long one event may take, and how often it is tried.
 FORWARD_S = 5.0
@@ -157,15 +158,15 @@ class Listener:
             )
         )
 
-    def deleted(self, container: Container, process: Process) -> None:
+    def deleted(self, container: Container, process: Process, end: Stopped) -> None:
         if process.exec_id:
             return  # as runc's shim: only the container's own
         self._publish(
             api.TaskDelete(
                 container_id=container.id,
                 pid=container.pid,
-                exit_status=process.end.exit_status,
-                exited_at=Timestamp.from_ns(process.end.exited_at_ns),
+                exit_status=end.exit_status,
+                exited_at=Timestamp.from_ns(end.exited_at_ns),
             )
         )
 

@@ -44,7 +44,10 @@ class Facts:
 
 
 class Machine:
-    """Owns QEMU, its file server and the agent's connection; stop() ends them all."""
+    """Owns QEMU, its file server and the agent's connection; stop() ends them all.
+
+    `lost` is why it is no more, once it is; `stopped` says that this was wanted.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Machine:
         self._qemu_words = qemu_words
         self._call_timeout_s = call_timeout_s
         self._undo = undo
+        self.stopped = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()
         self._watch = asyncio.create_task(self._until_lost(), name="machine-watch")
 
@@ -110,6 +114,9 @@ class Machine:
             except CasemateError as error:
                 log.warning(f"the guest did not flush its file systems: {error}")
         self._watch.cancel()
+        if not self.lost.done():
+            self.stopped = True
+            self.lost.set_result(Unavailable("the pod's machine was stopped"))
         for process in (self.qemu, self.files):
             process.kill()
         for process in (self.qemu, self.files):

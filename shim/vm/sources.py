@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,10 +80,10 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
     transport = designer.transport_of(settings.transport)
     sockets = socket_paths(paths)
     with trace.span(phases.VIRTIOFSD, phases.POD_READY):
-        share = undo.enter_context(shared_directory(paths))
+        undo.enter_context(shared_directories(paths))
         files = virtiofsd.start(
             programs.virtiofsd(settings),
-            share,
+            paths.served,
             sockets.share,
             paths.directory / "virtiofsd.log",
             user.uid,
@@ -133,7 +133,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
         process,
         files,
         console,
-        share,
+        paths.shared,
         partial(host.log_tail, designer.NAME),
         settings.timeouts.agent_call_s * factor,
         undo.pop_all(),
@@ -234,16 +234,24 @@ async def _unless_ended(
 
 
 @contextmanager
-def shared_directory(paths: PodPaths) -> "Iterator[Path]":
-    """The directory that virtiofsd serves: a shared mount, so that what is mounted below it later shows."""
-    paths.shared.mkdir(mode=0o700)
-    path = str(paths.shared)
-    system.mount(path, path, None, system.MS_BIND)
-    try:
-        system.mount("none", path, None, system.MS_SHARED)
-        yield paths.shared
-    finally:
-        system.umount(path, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+def shared_directories(paths: PodPaths) -> "Iterator[None]":
+    """paths.shared for the shim to mount into, paths.served for virtiofsd to serve.
+
+    Both are one peer group, so that what is mounted in the first appears in the second, also in virtiofsd's
+    own mount namespace later. The second is read-only but for what is mounted in it: a guest that could
+    write there would put a symbolic link where the shim is about to make a directory.
+    """
+    shared, served = str(paths.shared), str(paths.served)
+    with ExitStack() as undo:
+        for path in (paths.shared, paths.served):
+            path.mkdir(mode=0o700)
+        system.mount(shared, shared, None, system.MS_BIND)
+        undo.callback(system.umount, shared, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+        system.mount("none", shared, None, system.MS_SHARED)
+        system.mount(shared, served, None, system.MS_BIND)
+        undo.callback(system.umount, served, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+        system.mount("none", served, None, system.MS_BIND | system.MS_REMOUNT | system.MS_RDONLY)
+        yield
 
 
 def hide_kvm(paths: PodPaths) -> None:
