@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import stat
+import subprocess
 import sys
 import sysconfig
 import time
@@ -48,15 +49,23 @@ def exits_at_once(instance: Instance) -> str:
 
 
 def exits_as_machine(instance: Instance) -> str:
-    """A QEMU that answers libvirt's questions (-machine none), and exits when it shall run a guest."""
+    """A QEMU that answers libvirt's questions, and exits when it shall run a guest."""
+    return _not_a_machine(instance, "qemu-exits", "echo 'qemu: the flux capacitor is missing' >&2; exit 1")
+
+
+def hangs_as_machine(instance: Instance) -> str:
+    """A QEMU that answers libvirt's questions, and does nothing at all when it shall run a guest."""
+    return _not_a_machine(instance, "qemu-hangs", "exec sleep 1000")
+
+
+def _not_a_machine(instance: Instance, name: str, instead: str) -> str:
     text = f"""#!/bin/sh
 case " $* " in
-*" none,"*|*" none "*|*" -version "*|*" --version "*) exec {QEMU} "$@" ;;
+*" -machine none,"*|*" -version "*|*" --version "*) exec {QEMU} "$@" ;;
 esac
-echo 'qemu: the flux capacitor is missing' >&2
-exit 1
+{instead}
 """
-    return script(instance, "qemu-exits", text)
+    return script(instance, name, text)
 
 
 def old_qemu(instance: Instance) -> str:
@@ -67,6 +76,8 @@ words = sys.argv[1:]
 if any(word.lstrip("-") == "version" for word in words):
     print("QEMU emulator version 2.0.0"); sys.exit(0)
 path = next(word for word in words if "unix:" in word).split("unix:")[1].split(",")[0]
+if os.path.exists(path):
+    os.unlink(path)
 server = socket.socket(socket.AF_UNIX); server.bind(path); server.listen()
 if "-daemonize" in words and os.fork():
     os._exit(0)
@@ -125,8 +136,6 @@ def small_run_dir(instance: Instance, size: str) -> Iterator[Path]:
 
 
 def inside(instance: Instance, *argv: str) -> None:
-    import subprocess
-
     subprocess.run(instance.inside(*argv), check=True)
 
 

@@ -1,6 +1,9 @@
 """Guests that panic, fall silent or die: the reason, the console's last words, and nothing left behind."""
 
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +30,7 @@ kernel_cmdline = "{cmdline}"
 
 
 @pytest.fixture(scope="module")
-def broken_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def broken_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A store with a guest image, made by the image builder, whose agent misbehaves on demand."""
     source = tmp_path_factory.mktemp("source")
     checkout = builder.Options().source
@@ -35,9 +38,12 @@ def broken_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(checkout / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     (source / "agent/__main__.py").rename(source / "agent/real.py")
     shutil.copyfile(Path(__file__).with_name("broken_agent.py"), source / "agent/__main__.py")
-    store = ImageStore(tmp_path_factory.mktemp("broken-images"))
-    builder.build(store, builder.Options(name="broken", source=source))
-    return store.root
+    # not below pytest's own directory, which is closed to the user that QEMU runs as
+    with tempfile.TemporaryDirectory(prefix="casemate-broken-", dir="/var/tmp") as directory:
+        os.chmod(directory, 0o711)
+        store = ImageStore(Path(directory) / "images")
+        builder.build(store, builder.Options(name="broken", source=source))
+        yield store.root
 
 
 def configure(pods: Pods, store: Path, cmdline: str, boot_s: float = BOOT_S) -> None:

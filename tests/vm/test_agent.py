@@ -1,0 +1,796 @@
+"""What the agent promises to the shim, asked of a real guest without shim and containerd."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from images.image import GuestImage
+from images.store import ImageStore
+from rpc.api import agent as api
+from rpc.api.cgroups import Metrics
+from rpc.api.types import Empty
+from rpc.errors import (
+    AlreadyExists,
+    CasemateError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from tests.vm.agentvm import AgentVM, make_disk, process, spec
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def image(image_store: Path) -> GuestImage:
+    return ImageStore(image_store).resolve("default")
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_disk(tmp_path_factory.mktemp("disk"))
+
+
+@pytest.fixture(scope="module")
+def vm(image: GuestImage, disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentVM]:
+    with AgentVM(image, disk, tmp_path_factory.mktemp("vm")) as machine:
+        machine.run(machine.begin())
+        yield machine
+
+
+# the machine
+
+
+def test_hello_tells_what_the_guest_is_and_how_it_booted(vm: AgentVM) -> None:
+    answer = vm.run(vm.hello())
+    spans = sorted(answer.spans, key=lambda span: span.start_ns)
+    assert answer.protocol == api.PROTOCOL
+    assert answer.kernel_release
+    assert answer.python.startswith("3.")
+    assert spans[0].start_ns == 0
+    assert {"kernel", "agent imports", "agent connect"} <= {span.name for span in spans}
+    for earlier, later in pairwise(spans):
+        assert earlier.start_ns <= earlier.end_ns <= later.start_ns + 1_000_000
+    assert spans[-1].end_ns < answer.monotonic_ns
+    assert 0 < answer.memory_used_bytes < answer.memory_total_bytes < 256 * MIB
+
+
+def test_agent_stays_within_its_memory_budget(vm: AgentVM) -> None:
+    assert vm.run(vm.hello()).rss_bytes < 24 * MIB
+
+
+def test_another_protocol_is_refused_with_the_way_out(vm: AgentVM) -> None:
+    with pytest.raises(InvalidArgument, match="casemate image build"):
+        vm.run(vm.hello(protocol=99))
+
+
+def test_hello_sets_clock_and_hostname(vm: AgentVM) -> None:
+    async def scenario() -> tuple[bytes, float, float]:
+        await vm.hello(realtime_ns=time.time_ns(), hostname="renamed")
+        before = time.time()
+        _, out, _ = await vm.once("clock", spec("sh", "-c", "hostname; date +%s", without="uts"))
+        return out, before, time.time()
+
+    what = vm.run(scenario())
+    hostname, seconds = what[0].split()
+    assert hostname == b"renamed"
+    assert what[1] - 2 < int(seconds) < what[2] + 1
+
+
+def test_hello_turns_a_clock_that_is_years_off(image: GuestImage, disk: Path, tmp_path: Path) -> None:
+    async def scenario(machine: AgentVM) -> bytes:
+        await machine.begin()
+        return (await machine.once("date", spec("date", "+%Y")))[1]
+
+    with AgentVM(image, disk, tmp_path, options=("-rtc", "base=2015-03-01")) as machine:
+        assert int(machine.run(scenario(machine))) == time.gmtime().tm_year
+
+
+def test_sync_answers(vm: AgentVM) -> None:
+    assert vm.run(vm.client.call(api.SYNC, Empty(), timeout_s=30)) == Empty()
+
+
+def test_a_share_that_cannot_be_mounted_is_an_error(vm: AgentVM) -> None:
+    request = api.MountShareRequest(tag="nosuch", path="/run/casemate/other", fstype="virtiofs")
+    with pytest.raises(FailedPrecondition, match="cannot mount virtiofs nosuch"):
+        vm.run(vm.client.call(api.MOUNT_SHARE, request))
+
+
+# exit codes and signals
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 127, 255])
+def test_exit_code(vm: AgentVM, code: int) -> None:
+    assert vm.run(vm.once("code", spec("sh", "-c", f"exit {code}")))[0] == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1, 34])
+def test_signal_that_ends_a_process_shows_in_its_status(vm: AgentVM, number: int) -> None:
+    async def scenario() -> int:
+        await vm.exec("signalled", "victim", process("sleep", "1000"))
+        await vm.signal("signalled", number, "victim")
+        status = await vm.exit_of("signalled", "victim")
+        await vm.delete("signalled", "victim")
+        return status
+
+    with vm.sleeper("signalled"):
+        assert vm.run(scenario()) == 128 + number
+
+
+def test_signal_reaches_the_handler_of_init(vm: AgentVM) -> None:
+    async def scenario() -> tuple[bytes, int]:
+        script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+        await vm.create("handler", spec("sh", "-c", script))
+        await vm.start("handler")
+        output = b""
+        async for chunk in vm.chunks("handler"):
+            output += chunk
+            if output == b"ready\n":
+                await vm.signal("handler", signal.SIGTERM)
+        status = await vm.exit_of("handler")
+        await vm.delete("handler")
+        return output, status
+
+    assert vm.run(scenario()) == (b"ready\ncaught\n", 5)
+
+
+def test_signal_to_all_reaches_every_process(vm: AgentVM) -> None:
+    async def scenario() -> list[int]:
+        for name in ("one", "two"):
+            await vm.exec("all", name, process("sleep", "1000"))
+        await vm.signal("all", signal.SIGKILL, everyone=True)
+        return [await vm.exit_of("all", name) for name in ("one", "two", "")]
+
+    with vm.sleeper("all"):
+        assert vm.run(scenario()) == [137, 137, 137]
+
+
+def test_signal_after_the_end_is_not_found(vm: AgentVM) -> None:
+    async def scenario() -> None:
+        await vm.create("ended", spec("true"))
+        await vm.start("ended")
+        await vm.exit_of("ended")
+        try:
+            with pytest.raises(NotFound, match="exited already"):
+                await vm.signal("ended", 15)
+        finally:
+            await vm.delete("ended")
+
+    vm.run(scenario())
+
+
+def test_signal_that_does_not_exist_is_invalid(vm: AgentVM) -> None:
+    with vm.sleeper("odd"), pytest.raises(InvalidArgument, match="no signal 99"):
+        vm.run(vm.signal("odd", 99))
+
+
+# standard streams
+
+
+def test_streams_are_apart(vm: AgentVM) -> None:
+    assert vm.run(vm.once("apart", spec("sh", "-c", "echo out; echo err >&2"))) == (0, b"out\n", b"err\n")
+
+
+def test_ten_mebibytes_of_input_arrive_unharmed(vm: AgentVM) -> None:
+    data = os.urandom(10 * MIB)
+
+    async def feed() -> None:
+        for start in range(0, len(data), MIB):
+            await vm.write("input", data[start : start + MIB])
+        await vm.close_stdin("input")
+
+    async def scenario() -> bytes:
+        await vm.create("input", spec("sha256sum"), stdin=True)
+        await vm.start("input")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(feed())
+            reading = group.create_task(vm.output("input"))
+        assert await vm.exit_of("input") == 0
+        await vm.delete("input")
+        return reading.result()
+
+    assert vm.run(scenario()).split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+
+def test_input_written_before_start_is_read(vm: AgentVM) -> None:
+    async def scenario() -> bytes:
+        await vm.create("early", spec("cat"), stdin=True)
+        await vm.write("early", b"early words")
+        await vm.close_stdin("early")
+        await vm.start("early")
+        output = await vm.output("early")
+        await vm.exit_of("early")
+        await vm.delete("early")
+        return output
+
+    assert vm.run(scenario()) == b"early words"
+
+
+def test_write_waits_for_a_reader(vm: AgentVM) -> None:
+    async def scenario() -> tuple[bool, bytes]:
+        await vm.create("slow", spec("sh", "-c", "head -c 1 >&2; cat | wc -c"), stdin=True)
+        writing = asyncio.create_task(vm.write("slow", bytes(2 * MIB)))
+        answered, _ = await asyncio.wait([writing], timeout=1.0)
+        await vm.start("slow")
+        await writing
+        await vm.close_stdin("slow")
+        output = await vm.output("slow")
+        await vm.exit_of("slow")
+        await vm.delete("slow")
+        return bool(answered), output
+
+    answered, output = vm.run(scenario())
+    assert not answered, "two mebibytes were taken though nobody read them"
+    assert int(output) == 2 * MIB - 1
+
+
+def test_input_that_nobody_reads_any_more_is_refused(vm: AgentVM) -> None:
+    async def scenario() -> None:
+        await vm.create("deaf", spec("sh", "-c", "exec <&-; echo closed; sleep 1000"), stdin=True)
+        await vm.start("deaf")
+        async for chunk in vm.chunks("deaf"):
+            assert chunk == b"closed\n"
+            break
+        try:
+            with pytest.raises(FailedPrecondition, match="no reader"):
+                await vm.write("deaf", b"anybody?")
+        finally:
+            await vm.finish("deaf")
+
+    vm.run(scenario())
+
+
+def test_process_without_input_reads_end_of_file(vm: AgentVM) -> None:
+    async def scenario() -> tuple[int, bytes, bytes]:
+        return await vm.once("mute", spec("sh", "-c", "cat; echo done"))
+
+    assert vm.run(scenario()) == (0, b"done\n", b"")
+    with vm.sleeper("mute"), pytest.raises(FailedPrecondition, match="no standard input"):
+        vm.run(vm.write("mute", b"x"))
+
+
+def test_hundred_mebibytes_of_output_are_byte_exact(
+    vm: AgentVM, record_property: Callable[[str, object], None]
+) -> None:
+    size = 100 * MIB
+    line = b"0123456789abcde\n" * 4096
+    expected = hashlib.sha256()
+    for _ in range(size // len(line)):
+        expected.update(line)
+
+    async def scenario() -> tuple[str, float]:
+        got = hashlib.sha256()
+        script = f"yes 0123456789abcde | dd bs=65536 count={size // 65536} iflag=fullblock 2>/dev/null"
+        await vm.create("flood", spec("sh", "-c", script))
+        begin = time.monotonic()
+        await vm.start("flood")
+        async for chunk in vm.chunks("flood"):
+            got.update(chunk)
+        seconds = time.monotonic() - begin
+        assert await vm.exit_of("flood") == 0
+        await vm.delete("flood")
+        return got.hexdigest(), seconds
+
+    digest, seconds = vm.run(scenario())
+    record_property("mebibytes_per_second", round(100 / seconds, 1))
+    assert digest == expected.hexdigest()
+
+
+def test_unread_output_stops_the_writer(vm: AgentVM) -> None:
+    """The agent keeps nothing: what is not asked for stays in a pipe of 256 KiB, and the writer waits."""
+
+    async def scenario() -> tuple[int, int, int]:
+        await vm.create("held", spec("sh", "-c", "yes | head -c 8388608"))
+        before = (await vm.hello()).rss_bytes
+        await vm.start("held")
+        await asyncio.sleep(1.0)  # nothing happens, which has no event
+        during = (await vm.hello()).rss_bytes
+        assert ("held", "") not in vm.exits
+        size = len(await vm.output("held"))
+        await vm.exit_of("held")
+        await vm.delete("held")
+        return before, during, size
+
+    before, during, size = vm.run(scenario())
+    assert during - before < MIB
+    assert size == 8 * MIB
+
+
+def test_output_can_be_read_after_the_end(vm: AgentVM) -> None:
+    async def scenario() -> tuple[int, bytes]:
+        await vm.create("late", spec("sh", "-c", "yes | head -c 100000; exit 3"))
+        await vm.start("late")
+        status = await vm.exit_of("late")
+        output = await vm.output("late")
+        await vm.delete("late")
+        return status, output
+
+    assert vm.run(scenario()) == (3, b"y\n" * 50000)
+
+
+def test_reads_are_no_larger_than_asked_for(vm: AgentVM) -> None:
+    async def scenario() -> list[bytes]:
+        await vm.create("small", spec("echo", "0123456789"))
+        await vm.start("small")
+        await vm.exit_of("small")
+        chunks = [chunk async for chunk in vm.chunks("small", max_bytes=4)]
+        await vm.delete("small")
+        return chunks
+
+    assert vm.run(scenario()) == [b"0123", b"4567", b"89\n"]
+
+
+def test_child_that_keeps_the_pipe_does_not_hold_back_the_exit(vm: AgentVM) -> None:
+    async def scenario() -> tuple[int, bool, bytes]:
+        await vm.exec("leaky", "parent", process("sh", "-c", "sleep 1000 & echo gone; exit 4"))
+        status = await vm.exit_of("leaky", "parent")
+        reading = asyncio.create_task(vm.output("leaky", "parent"))
+        ended, _ = await asyncio.wait([reading], timeout=0.5)
+        await vm.signal("leaky", 9)  # with its init the whole pid namespace goes
+        return status, bool(ended), await reading
+
+    with vm.sleeper("leaky"):
+        assert vm.run(scenario()) == (4, False, b"gone\n")
+        vm.run(vm.exit_of("leaky"))
+
+
+def test_delete_ends_a_read_of_a_pipe_that_is_still_open(vm: AgentVM) -> None:
+    async def scenario() -> bytes:
+        await vm.exec("open", "parent", process("sh", "-c", "sleep 1000 & exit 0"))
+        await vm.exit_of("open", "parent")
+        reading = asyncio.create_task(vm.output("open", "parent"))
+        await asyncio.wait([reading], timeout=0.2)
+        await vm.delete("open", "parent")
+        return await reading
+
+    with vm.sleeper("open"):
+        assert vm.run(scenario()) == b""
+
+
+# terminals
+
+
+def test_terminal_has_the_size_it_is_given(vm: AgentVM) -> None:
+    script = "trap 'stty size; exit 6' WINCH; stty size; while :; do sleep 0.1; done"
+
+    async def scenario() -> tuple[int, bytes]:
+        what = spec("sh", "-c", script, consoleSize={"width": 80, "height": 24})
+        await vm.create("tty", what, terminal=True)
+        await vm.start("tty")
+        output = b""
+        async for chunk in vm.chunks("tty"):
+            output += chunk
+            if output.endswith(b"24 80\r\n"):
+                resize = api.ResizeRequest(container_id="tty", width=132, height=43)
+                await vm.client.call(api.RESIZE, resize)
+        status = await vm.exit_of("tty")
+        await vm.delete("tty")
+        return status, output
+
+    assert vm.run(scenario()) == (6, b"24 80\r\n43 132\r\n")
+
+
+def test_terminal_of_an_exec_takes_input_and_control_characters(vm: AgentVM) -> None:
+    async def scenario() -> tuple[int, bytes]:
+        await vm.exec("console", "shell", process("sh", "-c", "tty; cat"), terminal=True, stdin=True)
+        output = b""
+        async for chunk in vm.chunks("console", "shell"):
+            output += chunk
+            if output == b"/dev/pts/0\r\n":
+                await vm.write("console", b"hello\n", "shell")
+            if output.endswith(b"hello\r\nhello\r\n"):
+                await vm.write("console", b"\x03", "shell")
+        status = await vm.exit_of("console", "shell")
+        await vm.delete("console", "shell")
+        return status, output
+
+    with vm.sleeper("console"):
+        status, output = vm.run(scenario())
+    assert output == b"/dev/pts/0\r\nhello\r\nhello\r\n^C"
+    assert status == 128 + signal.SIGINT
+
+
+def test_last_words_on_a_terminal_are_not_lost(vm: AgentVM) -> None:
+    async def scenario(number: int) -> bytes:
+        name = f"words-{number}"
+        await vm.exec("terminal", name, process("seq", "1", "400"), terminal=True)
+        output = await vm.output("terminal", name)
+        await vm.exit_of("terminal", name)
+        await vm.delete("terminal", name)
+        return output
+
+    expected = b"".join(b"%d\r\n" % number for number in range(1, 401))
+    with vm.sleeper("terminal"):
+        for number in range(10):
+            assert vm.run(scenario(number)) == expected
+
+
+def test_resize_without_a_terminal_is_no_error(vm: AgentVM) -> None:
+    with vm.sleeper("pipes"):
+        vm.run(vm.client.call(api.RESIZE, api.ResizeRequest(container_id="pipes", width=1, height=1)))
+
+
+# what can go wrong with a command
+
+WRONG = [
+    (["nosuch"], {}, NotFound, 'exec: "nosuch": executable file not found in $PATH'),
+    (["/bin/nosuch"], {}, NotFound, 'exec: "/bin/nosuch": stat /bin/nosuch: no such file or directory'),
+    (["/etc/text"], {}, PermissionDenied, 'exec: "/etc/text": permission denied'),
+    (["/etc"], {}, PermissionDenied, 'exec: "/etc": is a directory'),
+    (["root-only"], {"user": {"uid": 7, "gid": 7}}, PermissionDenied, 'exec: "root-only": permission denied'),
+    (["foreign"], {}, FailedPrecondition, "exec /bin/foreign: built for aarch64, this machine is x86_64"),
+    (["garbage"], {}, FailedPrecondition, "exec /bin/garbage: exec format error"),
+    (["lost-script"], {}, NotFound, "exec /bin/lost-script: its interpreter /bin/nosuch: no such file"),
+    (["true"], {"cwd": "/etc/text"}, FailedPrecondition, 'cwd "/etc/text": not a directory'),
+    ([], {}, FailedPrecondition, "no arguments"),
+]
+IDS = ["missing", "absolute", "mode", "directory", "user", "machine", "format", "script", "cwd", "empty"]
+
+
+@pytest.mark.parametrize(("args", "changes", "error", "words"), WRONG, ids=IDS)
+def test_wrong_command_is_told_by_create_and_leaves_nothing(
+    vm: AgentVM, args: list[str], changes: dict[str, Any], error: type[CasemateError], words: str
+) -> None:
+    with pytest.raises(error) as caught:
+        vm.run(vm.create("wrong", spec(*args, **changes)))
+    assert words in str(caught.value)
+    with pytest.raises(NotFound, match="wrong does not exist"):
+        vm.run(vm.start("wrong"))
+    assert vm.run(vm.once("wrong", spec("true"))) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(("args", "changes", "error", "words"), WRONG, ids=IDS)
+def test_wrong_command_is_told_by_exec_and_leaves_nothing(
+    vm: AgentVM, args: list[str], changes: dict[str, Any], error: type[CasemateError], words: str
+) -> None:
+    with vm.sleeper("host"):
+        with pytest.raises(error) as caught:
+            vm.run(vm.exec("host", "wrong", process(*args, **changes)))
+        assert words in str(caught.value)
+        assert vm.run(vm.exec_once("host", "wrong", process("true"))) == (0, b"")
+
+
+def test_missing_working_directory_is_made_for_init_as_runc_does(vm: AgentVM) -> None:
+    assert vm.run(vm.once("cwd", spec("pwd", cwd="/made/for/it"))) == (0, b"/made/for/it\n", b"")
+
+
+def test_missing_working_directory_of_an_exec_is_not_found(vm: AgentVM) -> None:
+    with vm.sleeper("host"), pytest.raises(NotFound, match='cwd "/not/there": no such file or directory'):
+        vm.run(vm.exec("host", "lost", process("true", cwd="/not/there")))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"process": {}}'])
+def test_specification_that_is_none_is_invalid(vm: AgentVM, text: bytes) -> None:
+    with pytest.raises(InvalidArgument, match="OCI specification"):
+        vm.run(
+            vm.client.call(
+                api.CREATE_CONTAINER, api.CreateContainerRequest(container_id="bad", spec_json=text)
+            )
+        )
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "x" * 77])
+def test_id_that_is_no_name_is_invalid(vm: AgentVM, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="no valid id"):
+        vm.run(vm.create(name, spec("true")))
+
+
+# the order of a life
+
+
+def test_second_container_of_the_same_name_is_refused(vm: AgentVM) -> None:
+    with vm.sleeper("twin"), pytest.raises(AlreadyExists, match="twin exists already"):
+        vm.run(vm.create("twin", spec("true")))
+
+
+def test_second_exec_of_the_same_name_is_refused(vm: AgentVM) -> None:
+    async def scenario() -> None:
+        await vm.exec("twins", "one", process("sleep", "1000"))
+        with pytest.raises(AlreadyExists, match="exec one of container twins exists already"):
+            await vm.exec("twins", "one", process("true"))
+
+    with vm.sleeper("twins"):
+        vm.run(scenario())
+
+
+def test_what_does_not_exist_is_not_found(vm: AgentVM) -> None:
+    for call in (
+        vm.start("nobody"),
+        vm.signal("nobody", 9),
+        vm.delete("nobody"),
+        vm.write("nobody", b""),
+        vm.output("nobody"),
+        vm.exec("nobody", "x", process("true")),
+    ):
+        with pytest.raises(NotFound, match="container nobody does not exist"):
+            vm.run(call)
+    with vm.sleeper("somebody"), pytest.raises(NotFound, match="exec nobody of container somebody"):
+        vm.run(vm.signal("somebody", 9, "nobody"))
+
+
+def test_moves_out_of_order_are_failed_preconditions(vm: AgentVM) -> None:
+    async def scenario() -> None:
+        with pytest.raises(FailedPrecondition, match="is running, it cannot be started"):
+            await vm.start("order")
+        with pytest.raises(FailedPrecondition, match="is running, it cannot be deleted"):
+            await vm.delete("order")
+        await vm.exec("order", "busy", process("sleep", "1000"))
+        with pytest.raises(FailedPrecondition, match="is running, it cannot be deleted"):
+            await vm.delete("order", "busy")
+        await vm.signal("order", 9)
+        await vm.exit_of("order")
+        with pytest.raises(FailedPrecondition, match="stopped"):
+            await vm.start("order")
+        with pytest.raises(FailedPrecondition, match="stopped"):
+            await vm.exec("order", "late", process("true"))
+
+    with vm.sleeper("order"):
+        vm.run(scenario())
+
+
+def test_container_killed_before_its_start_exits(vm: AgentVM) -> None:
+    async def scenario() -> int:
+        await vm.create("unborn", spec("true"))
+        await vm.signal("unborn", 9)
+        status = await vm.exit_of("unborn")
+        with pytest.raises(FailedPrecondition, match="stopped"):
+            await vm.start("unborn")
+        await vm.delete("unborn")
+        return status
+
+    assert vm.run(scenario()) == 137
+
+
+@pytest.mark.parametrize("without", ["", "pid"], ids=["own pid namespace", "shared pid namespace"])
+def test_execs_end_before_init(vm: AgentVM, without: str) -> None:
+    async def scenario(name: str) -> None:
+        for number in range(3):
+            await vm.exec(name, f"e{number}", process("sleep", "1000"))
+        vm.order.clear()
+        await vm.signal(name, 9)
+        await vm.exit_of(name)
+
+    with vm.sleeper("family", without=without) as name:
+        vm.run(scenario(name))
+        assert vm.order[-1] == (name, "")
+        assert sorted(vm.order[:-1]) == [(name, f"e{number}") for number in range(3)]
+
+
+def test_many_execs_at_once(vm: AgentVM) -> None:
+    async def one(number: int, turn: asyncio.Semaphore) -> None:
+        async with turn:
+            script = f"echo {number}; exit {number}"
+            result = await vm.exec_once("many", f"n{number}", process("sh", "-c", script))
+        assert result == (number, b"%d\n" % number)
+
+    async def scenario() -> None:
+        turn = asyncio.Semaphore(10)
+        async with asyncio.TaskGroup() as group:
+            for number in range(50):
+                group.create_task(one(number, turn))
+
+    with vm.sleeper("many"):
+        vm.run(scenario())
+
+
+def test_execs_while_the_container_dies_end_one_way_or_the_other(vm: AgentVM) -> None:
+    async def one(name: str) -> None:
+        try:
+            await vm.exec("dying", name, process("sleep", "1000"))
+        except CasemateError:
+            return
+        assert await vm.exit_of("dying", name) == 137
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(one(f"n{number}"))
+            await vm.signal("dying", 9)
+        await vm.exit_of("dying")
+
+    for _ in range(3):
+        with vm.sleeper("dying"):
+            vm.order.clear()
+            vm.run(scenario())
+            assert vm.order[-1] == ("dying", "")
+
+
+def test_fifty_containers_one_after_the_other_leave_nothing(vm: AgentVM) -> None:
+    async def scenario() -> tuple[int, int]:
+        before = (await vm.hello()).rss_bytes
+        for number in range(50):
+            assert (await vm.once(f"c{number}", spec("true")))[0] == 0
+        return before, (await vm.hello()).rss_bytes
+
+    before, after = vm.run(scenario())
+    assert after - before < MIB
+    _, listing, _ = vm.run(
+        vm.once("look", spec("sh", "-c", "ls /proc | grep -c '^[0-9]'; ls -d /bin", without="pid"))
+    )
+    assert int(listing.split()[0]) < 80, "processes were left behind"
+
+
+def test_orphans_are_reaped(vm: AgentVM) -> None:
+    """In a shared pid namespace orphans become PID 1's: the agent's."""
+
+    async def scenario() -> bytes:
+        script = "for i in 1 2 3 4 5; do sh -c 'sleep 0.1 & exit'; done; sleep 1"
+        assert (await vm.exec_once("orphans", "maker", process("sh", "-c", script)))[0] == 0
+        count = "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"
+        return (await vm.exec_once("orphans", "count", process("sh", "-c", count)))[1]
+
+    with vm.sleeper("orphans", without="pid"):
+        assert int(vm.run(scenario())) == 0
+
+
+# resources
+
+
+def test_oom_is_reported_before_the_exit_and_counted_until_delete(vm: AgentVM) -> None:
+    async def scenario() -> Metrics:
+        limit = {"memory": {"limit": 24 * MIB}}
+        await vm.create("greedy", spec("sh", "-c", "head -c 200m /dev/zero | tail", resources=limit))
+        await vm.start("greedy")
+        await vm.oom_of("greedy")
+        await vm.exit_of("greedy")
+        return await _stats("greedy", vm)
+
+    try:
+        metrics = vm.run(scenario())
+        assert metrics.memory_events is not None
+        assert metrics.memory_events.oom_kill >= 1
+        assert metrics.memory is not None
+        assert metrics.memory.usage_limit == 24 * MIB
+    finally:
+        vm.run(vm.delete("greedy"))
+    assert vm.ooms.count("greedy") == 1
+
+
+def test_paused_container_stands_still(vm: AgentVM) -> None:
+    async def scenario() -> None:
+        await vm.create("still", spec("sh", "-c", "while :; do echo tick; sleep 0.05; done"))
+        await vm.start("still")
+        ticks = vm.chunks("still")
+        await anext(ticks)
+        await vm.client.call(api.PAUSE, api.ContainerRequest(container_id="still"))
+        with pytest.raises(FailedPrecondition, match="paused"):
+            await vm.exec("still", "x", process("true"))
+        with pytest.raises(FailedPrecondition, match="is paused"):
+            await vm.client.call(api.PAUSE, api.ContainerRequest(container_id="still"))
+        rest = asyncio.ensure_future(_drain(ticks))
+        _, still_reading = await asyncio.wait([rest], timeout=1.0)
+        frozen = (await _stats("still", vm)).cpu
+        await asyncio.sleep(0.5)  # that nothing happens has no event
+        later = (await _stats("still", vm)).cpu
+        assert still_reading
+        assert frozen == later
+        await vm.client.call(api.RESUME, api.ContainerRequest(container_id="still"))
+        with pytest.raises(FailedPrecondition, match="not paused"):
+            await vm.client.call(api.RESUME, api.ContainerRequest(container_id="still"))
+        assert (await vm.exec_once("still", "x", process("true")))[0] == 0
+        await vm.finish("still")
+        await rest
+
+    vm.run(scenario())
+
+
+def test_paused_container_can_be_killed(vm: AgentVM) -> None:
+    with vm.sleeper("ice"):
+        vm.run(vm.client.call(api.PAUSE, api.ContainerRequest(container_id="ice")))
+        vm.run(vm.signal("ice", 9))
+        assert vm.run(vm.exit_of("ice")) == 137
+
+
+def test_stats_are_the_cgroups_figures(vm: AgentVM) -> None:
+    with vm.sleeper("figures", resources={"pids": {"limit": 33}, "memory": {"limit": 64 * MIB}}):
+        metrics = vm.run(_stats("figures", vm))
+    assert metrics.pids is not None
+    assert (metrics.pids.current, metrics.pids.limit) == (1, 33)
+    assert metrics.memory is not None
+    assert 0 < metrics.memory.usage < metrics.memory.usage_limit == 64 * MIB
+    assert metrics.memory.anon > 0
+    assert metrics.cpu is not None
+    assert metrics.cpu.usage_usec > 0
+
+
+def test_update_changes_the_limits_of_a_running_container(vm: AgentVM) -> None:
+    async def scenario() -> Metrics:
+        resources = b'{"memory": {"limit": 50331648}, "pids": {"limit": 20}, "cpu": {"shares": 512}}'
+        await vm.client.call(api.UPDATE, api.UpdateRequest(container_id="pliable", resources_json=resources))
+        return await _stats("pliable", vm)
+
+    with vm.sleeper("pliable"):
+        metrics = vm.run(scenario())
+    assert metrics.memory is not None
+    assert metrics.memory.usage_limit == 48 * MIB
+    assert metrics.pids is not None
+    assert metrics.pids.limit == 20
+
+
+def test_update_with_nonsense_is_an_error(vm: AgentVM) -> None:
+    with vm.sleeper("stubborn"), pytest.raises(InvalidArgument, match="resources"):
+        vm.run(
+            vm.client.call(api.UPDATE, api.UpdateRequest(container_id="stubborn", resources_json=b"nonsense"))
+        )
+
+
+def test_pids_names_init_and_execs(vm: AgentVM) -> None:
+    async def scenario() -> None:
+        pid = await vm.exec("listed", "shell", process("sh", "-c", "sleep 1000 & wait"))
+        answer = await vm.client.call(api.PIDS, api.ContainerRequest(container_id="listed"))
+        found = {entry.pid: entry.exec_id for entry in answer.processes}
+        assert found[pid] == "shell"
+        assert sorted(found.values())[-1] == "shell"
+        assert len(found) >= 2
+
+    with vm.sleeper("listed"):
+        vm.run(scenario())
+
+
+# the end of the machine
+
+
+def test_shutdown_powers_off_by_itself(image: GuestImage, disk: Path, tmp_path: Path) -> None:
+    async def scenario(machine: AgentVM) -> float:
+        await machine.begin()
+        await machine.create("running", spec("sleep", "1000"))
+        await machine.start("running")
+        begin = time.monotonic()
+        await machine.client.call(api.SHUTDOWN, Empty(), timeout_s=10)
+        await machine.client.closed()
+        return begin
+
+    with AgentVM(image, disk, tmp_path) as machine:
+        begin = machine.run(scenario(machine))
+        assert machine.qemu.wait(30) == 0
+        assert time.monotonic() - begin < 10
+        assert "panic" not in machine.console.read_text()
+
+
+def test_guest_that_lost_its_shim_powers_off(image: GuestImage, disk: Path, tmp_path: Path) -> None:
+    with AgentVM(image, disk, tmp_path) as machine:
+        machine.run(machine.begin())
+        machine.run(machine.client.close())
+        assert machine.qemu.wait(30) == 0
+
+
+def test_agent_that_fails_says_why_on_the_console_and_ends_the_machine(
+    image: GuestImage, disk: Path, tmp_path: Path
+) -> None:
+    with AgentVM(image, disk, tmp_path, cmdline="casemate.transport=pigeon") as machine:
+        machine.qemu.wait(60)
+        console = machine.console.read_text()
+    assert "casemate agent: PID 1 failed" in console
+    assert "casemate.transport=pigeon is unknown" in console
+    assert "Attempted to kill init" in console
+
+
+def test_shim_that_comes_late_is_waited_for(image: GuestImage, disk: Path, tmp_path: Path) -> None:
+    with AgentVM(image, disk, tmp_path, cmdline="casemate.transport=serial") as machine:
+        with pytest.raises(subprocess.TimeoutExpired):
+            machine.qemu.wait(8)
+        assert machine.run(machine.begin()).protocol == api.PROTOCOL
+
+
+async def _stats(name: str, vm: AgentVM) -> Metrics:
+    answer = await vm.client.call(api.STATS, api.ContainerRequest(container_id=name), timeout_s=30)
+    return Metrics.decode(answer.metrics)
+
+
+async def _drain(chunks: object) -> None:
+    try:
+        async for _ in chunks:  # type: ignore[attr-defined]
+            pass
+    except Unavailable:
+        return
