@@ -99,6 +99,12 @@ def test_memory_refuses_what_no_guest_boots_with(text: object, match: str) -> No
         values.memory(text)
 
 
+def test_limits_themselves_are_allowed() -> None:
+    assert values.memory("48MiB") == 48 << 20
+    assert (values.vcpus(1), values.vcpus(4096)) == (1, 4096)
+    assert len(values.kernel_cmdline("x" * 1024)) == 1024
+
+
 @pytest.mark.parametrize("count", [0, -1, 4097])
 def test_vcpus_are_what_qemu_takes(count: int) -> None:
     with pytest.raises(ValueError, match="from 1 to"):
