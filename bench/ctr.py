@@ -73,7 +73,7 @@ class Running:
     def read_until(self, wanted: bytes, timeout_s: float) -> bytes:
         """stdout up to and including `wanted`."""
         assert self.process.stdout is not None
-        return _read_until(self.process.stdout.fileno(), wanted, timeout_s, str(self.argv))
+        return read_until(self.process.stdout.fileno(), wanted, timeout_s, str(self.argv))
 
     def write(self, data: bytes) -> None:
         assert self.process.stdin is not None
@@ -225,7 +225,7 @@ class Ctr:
         return f"{prefix}{next(_numbers)}"
 
 
-def _read_until(fd: int, wanted: bytes, timeout_s: float, what: str) -> bytes:
+def read_until(fd: int, wanted: bytes, timeout_s: float, what: str) -> bytes:
     seen = b""
     deadline = time.monotonic() + timeout_s
     while wanted not in seen:

@@ -147,11 +147,13 @@ class AgentVM:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._client is not None:
-            self.loop.run_until_complete(self._leave(self._client))
-        self.loop.close()
-        self.qemu.kill()
-        self.qemu.wait()
+        try:
+            if self._client is not None:
+                self.loop.run_until_complete(self._leave(self._client))
+        finally:
+            self.loop.close()
+            self.qemu.kill()
+            self.qemu.wait()
 
     def run(self, scenario: Coroutine[Any, Any, T], timeout_s: float = 120.0) -> T:
         """Runs one scenario; a failure shows the guest's console."""
@@ -214,7 +216,8 @@ class AgentVM:
     async def delete(self, name: str, exec_id: str = "") -> None:
         request = api.DeleteRequest(container_id=name, exec_id=exec_id)
         await self.client.call(api.DELETE, request, timeout_s=CALL_S)
-        self.exits.pop((name, exec_id), None)
+        for key in [key for key in self.exits if key[0] == name and exec_id in ("", key[1])]:
+            del self.exits[key]
 
     async def write(self, name: str, data: bytes, exec_id: str = "") -> None:
         request = api.WriteStdinRequest(container_id=name, exec_id=exec_id, data=data)

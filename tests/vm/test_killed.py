@@ -48,7 +48,7 @@ def test_the_shim_of_a_running_pod_is_killed(pods: Pods) -> None:
     with pods.start("sh", "-c", "echo up; exec sleep 1000", name=name) as running:
         running.read_until(b"up\n", 60)
         faults.kill_and_wait(faults.shim_pid(pods.ctr.instance))
-        # ctr hears that the connection is gone, and says so (with runc as well); what counts is that all is gone
+        # ctr hears that the connection is gone and says so, with runc as well: what counts is that all goes
         assert running.finish(TOLD_S).code != 0
 
 

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from tests.vm import faults
 from tests.vm.pods import TERMINAL_PROGRAM, Pods, every_version
 
 MIB = 1 << 20
@@ -116,3 +117,27 @@ def test_a_terminal_carries_much_output(pods: Pods) -> None:
         code, output = terminal.finish(90)
     assert code == 0
     assert [int(line) for line in output.split()] == list(range(1, 20001))
+
+
+def test_output_to_a_log_file(pods: Pods) -> None:
+    """nerdctl and ctr hand over a URI in place of FIFOs; its directories need not be there."""
+    log = pods.ctr.instance.work / pods.ctr.new_id("logs") / "below" / "log.txt"
+    with pods.detached("sh", "-c", "echo out; echo err >&2", options=("--log-uri", f"file://{log}")) as name:
+        pods.wait_status(name, "STOPPED")
+    assert sorted(log.read_text().splitlines()) == ["err", "out"]
+
+
+def test_output_to_a_logging_program(pods: Pods) -> None:
+    """containerd's logging binary: fd 3 is stdout, fd 4 stderr, closing fd 5 says ready; URI's arguments."""
+    log = pods.ctr.instance.work / pods.ctr.new_id("log")
+    text = (
+        "#!/bin/sh\ntrap '' TERM\nexec 5>&-\n"
+        "{ echo id=$CONTAINER_ID ns=$CONTAINER_NAMESPACE; echo args=$*; cat <&3 & cat <&4; wait; } > $2\n"
+    )
+    program = faults.script(pods.ctr.instance, "logger", text)
+    uri = f"binary://{program}?to={log}"
+    with pods.detached("sh", "-c", "echo out; echo err >&2", options=("--log-uri", uri)) as name:
+        pods.wait_status(name, "STOPPED")
+    lines = log.read_text().splitlines()
+    assert lines[:2] == [f"id={name} ns={pods.ctr.namespace}", f"args=to {log}"]
+    assert sorted(lines[2:]) == ["err", "out"]
