@@ -168,9 +168,9 @@ def prepare(request: Start) -> "Any":
 
         clean_pod(paths)  # of a shim that was killed and that nobody has deleted yet
     # Others may pass through to what they own in there (QEMU's sockets), and list nothing.
-    for directory in (paths.directory.parent.parent, paths.directory.parent, paths.directory):
-        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     try:
+        for directory in (paths.directory.parent.parent, paths.directory.parent, paths.directory):
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         journal = Journal(paths.journal)
         journal.add(Entry(Kind.SOCKET, request.socket_path))
         journal.close()
@@ -182,10 +182,15 @@ def prepare(request: Start) -> "Any":
         finally:
             os.umask(mask)
         listener.listen(64)
-    except BaseException:
+    except BaseException as error:
         from shim.cleanup import clean_pod
+        from shim.system import is_no_space
 
         clean_pod(paths)
+        if isinstance(error, OSError) and is_no_space(error):
+            from rpc.errors import ResourceExhausted
+
+            raise ResourceExhausted(f"{paths.directory}: {error.strerror}", hint="casemate gc") from error
         raise
     return listener
 

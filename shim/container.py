@@ -40,7 +40,8 @@ class Process:
         self.in_guest = False
         self.started_s = self.exited_s = 0.0
         self._stdio: Stdio | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._outputs: set[asyncio.Task[None]] = set()
+        self._inputs: set[asyncio.Task[None]] = set()
 
     @property
     def end(self) -> Stopped:
@@ -60,15 +61,11 @@ class Process:
     def attach(self, machine: Machine, stdio: Stdio) -> None:
         """Starts carrying its stdio between the host's ends and the guest."""
         self._stdio = stdio
-        self._carry(self._output(machine, api.STDOUT, stdio.stdout))
+        self._outputs.add(asyncio.create_task(self._output(machine, api.STDOUT, stdio.stdout)))
         if not self.terminal:
-            self._carry(self._output(machine, api.STDERR, stdio.stderr))
+            self._outputs.add(asyncio.create_task(self._output(machine, api.STDERR, stdio.stderr)))
         if stdio.source is not None:
-            self._carry(self._input(machine, stdio.source))
-
-    def _carry(self, coroutine: "Coroutine[Any, Any, None]") -> None:
-        task = asyncio.create_task(coroutine, name=f"stdio {self.container_id}/{self.exec_id}")
-        self._pumps.add(task)
+            self._inputs.add(asyncio.create_task(self._input(machine, stdio.source)))
 
     def close_stdin(self) -> None:
         if self._stdio is not None and self._stdio.source is not None:
@@ -78,19 +75,19 @@ class Process:
         """Until the last byte of output is with its reader, within DRAIN_S; then carries nothing."""
         if self._stdio is None:
             return
-        outputs = [task for task in self._pumps if not task.get_name().endswith("stdin")]
-        if outputs:
-            _, late = await asyncio.wait(outputs, timeout=DRAIN_S)
+        if self._outputs:
+            _, late = await asyncio.wait(self._outputs, timeout=DRAIN_S)
             if late:
                 log.warning("%s/%s: output was not read to its end", self.container_id, self.exec_id)
         await self.close()
 
     async def close(self) -> None:
         stdio, self._stdio = self._stdio, None
-        for task in self._pumps:
+        tasks = self._outputs | self._inputs
+        self._outputs, self._inputs = set(), set()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-        self._pumps.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if stdio is not None:
             await stdio.close()
 
@@ -110,8 +107,8 @@ class Process:
                     await sink.write(answer.data)
                 if answer.eof:
                     return
-        except (CasemateError, OSError) as error:
-            # The machine's end is told elsewhere; a reader's is none of the container's business.
+        except CasemateError as error:
+            # The machine's end is told elsewhere.
             log.info("%s/%s: stream %d ended: %s", self.container_id, self.exec_id, stream, error)
         finally:
             if coming is not None:
@@ -120,9 +117,6 @@ class Process:
                 await sink.close()  # the reader's end of file
 
     async def _input(self, machine: Machine, source: Source) -> None:
-        current = asyncio.current_task()
-        assert current is not None
-        current.set_name(current.get_name() + " stdin")
         ids = {"container_id": self.container_id, "exec_id": self.exec_id}
         try:
             while data := await source.read():
@@ -184,10 +178,5 @@ class Container:
         finally:
             await self.undo.aclose()
 
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from typing import Any
 
 __all__ = ["KILLED", "SIGKILL", "Container", "Process"]

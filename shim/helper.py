@@ -7,10 +7,14 @@ means to wait for. It must not know what the programs do.
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from rpc.errors import Unavailable
 from shim import system
+
+T = TypeVar("T")
 
 
 class Watched:
@@ -32,9 +36,9 @@ class Watched:
         """Its pid as the host counts it; 0 once it has ended."""
         return 0 if self._pidfd < 0 else system.host_pid_of(self._pidfd, host_proc)
 
-    def kill(self) -> None:
+    def kill(self, number: int = signal.SIGKILL) -> None:
         if self._pidfd >= 0 and not self.exited.is_set():
-            system.kill_process(self._pidfd)
+            system.kill_process(self._pidfd, number)
 
     async def end(self) -> None:
         """Kills it, and returns when it is gone."""
@@ -58,6 +62,7 @@ class Helper(Watched):
     def __init__(self, name: str, pid: int, log: str | None = None) -> None:
         super().__init__(name, pid)
         self.status: int | None = None
+        self._code = 0  # negative for a signal, which an exit status above 128 is not
         self.log = log
         if self.exited.is_set():
             self._reap()
@@ -68,13 +73,12 @@ class Helper(Watched):
 
     def _reap(self) -> None:
         _, status = os.waitpid(self.pid, 0)  # it has exited: this does not wait
-        code = os.waitstatus_to_exitcode(status)
-        self.status = code if code >= 0 else 128 - code
+        self._code = os.waitstatus_to_exitcode(status)
+        self.status = self._code if self._code >= 0 else 128 - self._code
 
     def how(self) -> str:
         """How it ended, for an error message."""
-        status = self.status or 0
-        return f"killed by signal {status - 128}" if status > 128 else f"exit status {status}"
+        return f"killed by signal {-self._code}" if self._code < 0 else f"exit status {self._code}"
 
     def words(self) -> str:
         """The end of what it wrote to its log, for an error message."""
@@ -159,3 +163,29 @@ def reap_orphans() -> None:
                 os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
                 continue
+
+
+def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
+    """Not the loop's executor: its threads are waited for at exit, and one of these may hang."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: list[T], error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result[0])
+
+    def run() -> None:
+        result: list[T] = []
+        error: BaseException | None = None
+        try:
+            result.append(function())
+        except BaseException as raised:  # noqa: BLE001 - it is raised where it is awaited
+            error = raised
+        loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

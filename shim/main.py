@@ -18,7 +18,8 @@ from shim.cleanup import retire
 from shim.helper import reap_orphans
 from shim.journal import Journal
 from shim.logs import set_up_logging
-from shim.pod import Identity, Pod
+from shim.pod import Pod
+from shim.record import Identity
 from shim.seclusion import show_other_pods
 from shim.services.events import Listener, Publisher
 from shim.services.task import TaskService

@@ -24,23 +24,13 @@ from shim.container import KILLED, SIGKILL, Container, Process
 from shim.helper import Watched
 from shim.paths import PodPaths, run_dir
 from shim.process import Created, Stopped
+from shim.record import Identity, describe
 from shim.stdio import open_stdio
 from shim.trace import CONTAINERD, Trace, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
 
 log = logging.getLogger("casemate")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """namespace is containerd's. pid and start_time are the shim's, as the host counts them."""
-
-    namespace: str
-    pod_id: str
-    pid: int
-    start_time: int
-    host_proc: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +155,8 @@ class Pod:
     def _on_event(self, event: api.Event) -> None:
         container = self.containers.get(event.container_id)
         if container is None:
-            if event.container_id in self._creating and not event.exec_id:
+            is_end = event.kind == api.EventKind.EXIT and not event.exec_id
+            if event.container_id in self._creating and is_end:
                 self._early[event.container_id] = event  # it ended before the answer that it exists
             return
         if event.kind == api.EventKind.OOM:
@@ -474,48 +465,15 @@ class Pod:
             event.cancel()
         await asyncio.gather(*self._events, return_exceptions=True)
 
-    # --- what is told ---
-
     def write_state(self, state: str) -> None:
-        """For `casemate ps`. A full disk must not fail a pod that runs."""
+        """For `casemate ps` and `trace`. A full disk must not fail a pod that runs."""
         task = self._machine
-        machine = (
-            task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
+        ready = task is not None and task.done() and not task.cancelled() and not task.exception()
+        machine = task.result() if task is not None and ready else None
+        document = describe(
+            self.identity, self.paths, state, machine, self._profile, self.containers.values(), self._error
         )
-        facts = machine.facts if machine else None
-        profile = self._profile
-        document = {
-            "namespace": self.identity.namespace,
-            "id": self.identity.pod_id,
-            "key": self.paths.key,
-            "pid": self.identity.pid,
-            "start_time": self.identity.start_time,
-            "state": state,
-            "accel": facts.accel.kind if facts else self.trace.accel,
-            "accel_reason": facts.accel.reason if facts else "",
-            "image": profile.image if profile else "",
-            "image_digest": facts.image_digest if facts else "",
-            "profile": profile.name if profile else "",
-            "vcpus": profile.vcpus if profile else 0,
-            "memory_bytes": profile.memory_bytes if profile else 0,
-            "memory_used_bytes": facts.memory_used_bytes if facts else 0,
-            "kernel_release": facts.kernel_release if facts else "",
-            "qemu_pid": machine.qemu.host_pid(self.identity.host_proc) if machine else 0,
-            "virtiofsd_pid": machine.files.host_pid(self.identity.host_proc) if machine else 0,
-            "created_at": self.trace.created_at,
-            "source": facts.source if facts else "",
-            "transport": facts.transport if facts else "",
-            "containers": [
-                {
-                    "id": container.id,
-                    "state": container.init.state.name,
-                    "pid": container.pid,
-                    "exit_status": getattr(container.init.state, "exit_status", None),
-                }
-                for container in self.containers.values()
-            ],
-            "error": self._error,
-        }
+        document["created_at"] = self.trace.created_at
         try:
             write_json(self.paths.state, document)
             self.trace.write(self.paths.trace)

@@ -6,6 +6,7 @@ process is. Forms of the URIs: containerd's core/runtime/v2/README.md.
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -17,6 +18,8 @@ READ_BYTES = 128 << 10
 LOGGER_READY_S = 10.0
 LOGGER_END_S = 12.0
 
+log = logging.getLogger("casemate")
+
 
 class Sink:
     """Where output goes: a descriptor that is written to without blocking the event loop."""
@@ -24,23 +27,30 @@ class Sink:
     def __init__(self, fd: int, logger: "Logger | None" = None) -> None:
         self._fd = fd
         self._logger = logger
+        self._lost = False
 
     async def write(self, data: bytes) -> None:
-        """Returns when all of it is written. A reader that is gone takes nothing more, and that is no error
-        of the container's: what it writes from then on is dropped, as a closed pipe would."""
+        """Returns when all of it is written. A reader that is gone, or a full disk, is no fault of the
+        program's: what it prints from then on is dropped, and the log says so once."""
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
                 await _writable(self._fd)
-            except BrokenPipeError:
+            except OSError as error:
+                if not is_gone(error):
+                    raise
+                if not self._lost:
+                    log.warning("output is dropped: %s", error.strerror)
+                    self._lost = True
                 return
 
     async def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._fd < 0:
+            return
+        os.close(self._fd)
+        self._fd = -1
         if self._logger is not None:
             await self._logger.release()
 
@@ -85,15 +95,12 @@ class Logger:
         self._open -= 1
         if self._open > 0:
             return
+        self._process.kill(signal.SIGTERM)
         try:
-            os.kill(self._process.pid, signal.SIGTERM)
             async with asyncio.timeout(LOGGER_END_S):
                 await self._process.exited.wait()
-        except ProcessLookupError:
-            pass  # it ended when its pipes did
         except TimeoutError:
-            self._process.kill()
-        await self._process.exited.wait()
+            await self._process.end()
 
 
 class Stdio:
@@ -143,6 +150,8 @@ def _open_fifo(path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise NotFound(f"stdio: {path} does not exist") from error
+    except OSError as error:
+        raise InvalidArgument(f"stdio: {path}: {error.strerror}") from error
 
 
 def _open_sink(uri: str) -> int:
@@ -150,8 +159,11 @@ def _open_sink(uri: str) -> int:
     if scheme == "fifo":
         return _open_fifo(path)
     if scheme == "file":
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise InvalidArgument(f"stdio: {path}: {error.strerror}") from error
     raise InvalidArgument(f"stdio: {uri}: not a FIFO, file:// or binary://")
 
 
@@ -192,11 +204,13 @@ async def _open_logger(
     try:
         async with asyncio.timeout(LOGGER_READY_S):
             await _readable(ready_read)
-    except TimeoutError as error:
+    except BaseException as error:
         process.kill()
         for fd in (out_write, err_write):
             os.close(fd)
-        raise DeadlineExceeded(f"logger {program} was not ready within {LOGGER_READY_S:.0f} s") from error
+        if isinstance(error, TimeoutError):
+            raise DeadlineExceeded(f"logger {program} was not ready within {LOGGER_READY_S:.0f} s") from error
+        raise
     finally:
         os.close(ready_read)
     return Sink(out_write, logger), Sink(err_write, logger)

@@ -121,12 +121,24 @@ def open_process(pid: int, started: int) -> int | None:
     return None
 
 
-def kill_process(pidfd: int) -> None:
-    """SIGKILL; a process that is gone already is what was wanted."""
+def kill_process(pidfd: int, number: int = signal.SIGKILL) -> None:
+    """A process that is gone already is what was wanted."""
     try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return
+
+
+def kill_processes_of(uid: int) -> None:
+    """SIGKILL to every process of our PID namespace that this user runs, but us."""
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            if os.stat(f"/proc/{name}").st_uid == uid:
+                os.kill(int(name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
 
 
 def unlink_if_there(path: str | os.PathLike[str]) -> None:

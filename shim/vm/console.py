@@ -25,13 +25,17 @@ class Console:
         self._most = most_bytes
         self._written = 0
         self._tail = b""
+        self.ended = asyncio.Event()
 
     async def read(self) -> None:
         """Until QEMU closes it. Always read: a guest whose console stalls is a guest that stalls."""
         loop = asyncio.get_running_loop()
-        self._connection, _ = await loop.sock_accept(self._listener)
-        while data := await loop.sock_recv(self._connection, READ_BYTES):
-            self._keep(data)
+        try:
+            self._connection, _ = await loop.sock_accept(self._listener)
+            while data := await loop.sock_recv(self._connection, READ_BYTES):
+                self._keep(data)
+        finally:
+            self.ended.set()
 
     def _keep(self, data: bytes) -> None:
         self._tail = (self._tail + data)[-TAIL_BYTES:]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # From the agent's connection ending to QEMU's end: a panicking kernel writes to its console first.
 LAST_WORDS_S = 3.0
+CONSOLE_END_S = 0.5
 log = logging.getLogger("casemate")
 
 
@@ -143,6 +144,10 @@ class Machine:
                 task.cancel()
 
 
+def files_failure(files: Helper) -> CasemateError:
+    return Unavailable(f"virtiofsd ended unexpectedly ({files.how()})", details=files.words() or None)
+
+
 async def why_ended(qemu: Watched, files: Helper, console: Console, qemu_words: "QemuWords") -> CasemateError:
     """Which of a machine's parts ended first, and in whose words. One of them has, or has hung up.
 
@@ -154,10 +159,17 @@ async def why_ended(qemu: Watched, files: Helper, console: Console, qemu_words: 
                 await qemu.exited.wait()
         except TimeoutError:
             return Unavailable("the guest's agent closed its connection", details=console.words())
+    if qemu.exited.is_set():
+        # Its last bytes are in the socket yet, and the end of them too.
+        try:
+            async with asyncio.timeout(CONSOLE_END_S):
+                await console.ended.wait()
+        except TimeoutError:
+            log.warning("the console of a QEMU that ended is still open")
     if console.panicked:
         return Unavailable("the guest's kernel panicked", details=console.words())
     if files.exited.is_set() and not qemu.exited.is_set():
-        return Unavailable(f"virtiofsd ended unexpectedly ({files.how()})", details=files.words() or None)
+        return files_failure(files)
     own = qemu_words()
     return Unavailable(
         "QEMU ended unexpectedly",

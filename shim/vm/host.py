@@ -32,6 +32,7 @@ group = "{group}"
 seccomp_sandbox = 1
 """
 CAPABILITIES = Path("cache/qemu/capabilities")
+LOG_HEAD = ": starting up libvirt version: "
 log = logging.getLogger("casemate")
 
 
@@ -124,17 +125,16 @@ class Host:
 
     def failure(self, what: str, name: str) -> CasemateError:
         """QEMU did not start: its own words if it had any."""
-        words = self.log_tail(name)
-        details = what if not words or words in what else f"{what}\n{words}"
+        # libvirt quotes QEMU itself when it was still waiting for the monitor.
+        words = "" if "monitor" in what else self.log_tail(name)
+        details = f"{what}\n{words}" if words else what
         return Unavailable("QEMU did not start", details=details, hint="casemate check")
 
     def log_tail(self, name: str) -> str:
         """What QEMU wrote to stderr, without the command line that libvirt puts before it."""
         lines = tail(str(self._root / "log" / "qemu" / f"{name}.log"), 8192).splitlines()
         words = [
-            line
-            for line in lines
-            if ("qemu-system" in line and "-name guest=" not in line) or "error" in line.lower()
+            line for line in lines if not (line.startswith("-") or line.endswith("\\") or LOG_HEAD in line)
         ]
         return "\n".join(words[-8:])
 

@@ -6,9 +6,8 @@ Nothing else in the shim can tell one from another: it asks for a machine and ge
 import asyncio
 import logging
 import os
-import socket
 import time
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,22 +16,25 @@ from config import programs
 from config.settings import Profile, Settings
 from images.store import ImageStore
 from rpc.api import agent as api
-from rpc.channel import BUFFER_BYTES
 from rpc.client import Client
 from rpc.errors import DeadlineExceeded, Disconnected, FailedPrecondition
 from shim import phases, system
-from shim.helper import Helper, Watched
+from shim.helper import Helper, Watched, in_thread
 from shim.paths import PodPaths
 from shim.spec import GUEST_SHARE
 from shim.trace import Trace, printable
 from shim.vm import accel as acceleration
 from shim.vm import designer, virtiofsd
 from shim.vm.console import Console, listen
-from shim.vm.guest import Facts, Machine, why_ended
+from shim.vm.guest import Facts, Machine, files_failure, why_ended
+from shim.vm.hello import greet, listen_vsock
 from shim.vm.host import Host
+from shim.vm.share import shared_directories
 from shim.vm.users import qemu_user
 
-ENTROPY_BYTES = 64
+# From a child's last system call to the shim's knowledge of its end.
+REAP_S = 0.2
+THREAD_END_S = 5.0
 log = logging.getLogger("casemate")
 
 
@@ -101,12 +103,12 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
         profile, image, accel, transport, sockets, qemu, programs.firmware(settings), port
     )
     host = Host(paths.libvirt, user, request.cache / f"libvirt-{accel.kind}")
-    pid = await asyncio.to_thread(_create, host, domain.xml(), trace)
+    pid = await _created(host, domain.xml(), trace, files, user.uid, settings.timeouts.boot_s)
     created_s = time.monotonic()
     process = Watched("QEMU", pid)
     undo.push_async_callback(process.end)
     cid = await asyncio.to_thread(host.vsock_cid, designer.NAME) if transport == "vsock" else None
-    waiting = _answered(request, listener, cid, settings.timeouts.boot_s * factor)
+    waiting = greet(request.pod_id, request.hostname, listener, cid, settings.timeouts.boot_s * factor)
     client, hello = await _unless_ended(
         waiting,
         process,
@@ -150,6 +152,37 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
     return machine
 
 
+async def _created(host: Host, xml: str, trace: Trace, files: Helper, uid: int, limit_s: float) -> int:
+    """QEMU's pid, or at once why there is none: libvirt itself waits for ever for a QEMU that is mute."""
+    making = in_thread(partial(_create, host, xml, trace))
+    gone = asyncio.create_task(files.exited.wait())
+    try:
+        waits: list[asyncio.Future[Any]] = [making, gone]
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if making.done() and making.exception() is None:
+            return making.result()
+        if making.done():
+            # A QEMU that could not reach virtiofsd says so before virtiofsd's own end is known.
+            await asyncio.wait([gone], timeout=REAP_S)
+        if gone.done():
+            raise files_failure(files)
+        if making.done():
+            return making.result()
+        words = host.log_tail(designer.NAME)
+        raise DeadlineExceeded(
+            f"QEMU did not answer libvirt within {limit_s:.0f} s",
+            details=words or None,
+            hint="casemate check",
+        )
+    except BaseException:
+        # The thread waits for what runs as this user, and must not make files that we have removed.
+        system.kill_processes_of(uid)
+        await asyncio.wait([making], timeout=THREAD_END_S)
+        raise
+    finally:
+        gone.cancel()
+
+
 def _create(host: Host, xml: str, trace: Trace) -> int:
     """In a thread: libvirt's calls block."""
     host.prepare()
@@ -159,47 +192,6 @@ def _create(host: Host, xml: str, trace: Trace) -> int:
         host.open()
     with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
         return host.create(xml, designer.NAME)
-
-
-async def _answered(
-    request: MachineRequest, listener: socket.socket, cid: int | None, timeout_s: float
-) -> tuple[Client, api.HelloResponse]:
-    """The agent's connection and its first answer. On virtio-serial the question waits for the guest."""
-    connection = await _accept(listener, cid)
-    reader, writer = await asyncio.open_connection(sock=connection, limit=BUFFER_BYTES)
-    client = Client(reader, writer, "the guest's agent")
-    try:
-        hello = await client.call(
-            api.HELLO,
-            api.HelloRequest(
-                protocol=api.PROTOCOL,
-                pod_id=request.pod_id,
-                hostname=request.hostname,
-                realtime_ns=time.time_ns(),
-                entropy=os.urandom(ENTROPY_BYTES),
-            ),
-            timeout_s=timeout_s,
-        )
-        if hello.protocol != api.PROTOCOL:
-            raise FailedPrecondition(
-                f"the guest image's agent speaks protocol {hello.protocol}, this casemate {api.PROTOCOL}",
-                hint="casemate image build",
-            )
-    except BaseException:
-        await client.close()
-        raise
-    return client, hello
-
-
-async def _accept(listener: socket.socket, cid: int | None) -> socket.socket:
-    """The guest's connection. Any VM of the host can reach a vsock port: another's is turned away."""
-    loop = asyncio.get_running_loop()
-    while True:
-        connection, peer = await loop.sock_accept(listener)
-        if cid is None or peer[0] == cid:
-            return connection
-        connection.close()
-        log.warning(f"refused a connection from vsock context {peer[0]}: this pod's is {cid}")
 
 
 async def _unless_ended(
@@ -233,27 +225,6 @@ async def _unless_ended(
         await asyncio.gather(answer, *ends, return_exceptions=True)
 
 
-@contextmanager
-def shared_directories(paths: PodPaths) -> "Iterator[None]":
-    """paths.shared for the shim to mount into, paths.served for virtiofsd to serve.
-
-    Both are one peer group, so that what is mounted in the first appears in the second, also in virtiofsd's
-    own mount namespace later. The second is read-only but for what is mounted in it: a guest that could
-    write there would put a symbolic link where the shim is about to make a directory.
-    """
-    shared, served = str(paths.shared), str(paths.served)
-    with ExitStack() as undo:
-        for path in (paths.shared, paths.served):
-            path.mkdir(mode=0o700)
-        system.mount(shared, shared, None, system.MS_BIND)
-        undo.callback(system.umount, shared, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
-        system.mount("none", shared, None, system.MS_SHARED)
-        system.mount(shared, served, None, system.MS_BIND)
-        undo.callback(system.umount, served, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
-        system.mount("none", served, None, system.MS_BIND | system.MS_REMOUNT | system.MS_RDONLY)
-        yield
-
-
 def hide_kvm(paths: PodPaths) -> None:
     """A QEMU that emulates needs no /dev/kvm. libvirt asks QEMU anew for its capabilities at every step
     when the device is there and KVM is not usable (20 times 300 ms, seen with 9.0)."""
@@ -268,21 +239,9 @@ def socket_paths(paths: PodPaths) -> designer.Sockets:
     return designer.Sockets(*(paths.directory / f"{name}.sock" for name in ("console", "agent", "share")))
 
 
-def listen_vsock() -> socket.socket:
-    """On a port that nobody else has; _accept() checks who connects."""
-    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-        listener.listen(4)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     Answered = Coroutine[Any, Any, tuple[Client, api.HelloResponse]]

@@ -1,0 +1,68 @@
+"""What is written down of a pod for other processes to read: state.json, which `casemate ps` shows.
+
+The fields are a promise to the command line and to scripts; nothing in the shim reads them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from config.settings import Profile
+from shim.container import Container
+from shim.paths import PodPaths
+from shim.vm.guest import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """namespace is containerd's. pid and start_time are the shim's, as the host counts them."""
+
+    namespace: str
+    pod_id: str
+    pid: int
+    start_time: int
+    host_proc: int
+
+
+def describe(
+    identity: Identity,
+    paths: PodPaths,
+    state: str,
+    machine: Machine | None,
+    profile: Profile | None,
+    containers: Iterable[Container],
+    error: str | None,
+) -> dict[str, Any]:
+    """state: starting, running, stopping or ended. Pids are the host's, 0 for what does not run."""
+    facts = machine.facts if machine else None
+    return {
+        "namespace": identity.namespace,
+        "id": identity.pod_id,
+        "key": paths.key,
+        "pid": identity.pid,
+        "start_time": identity.start_time,
+        "state": state,
+        "error": error,
+        "profile": profile.name if profile else "",
+        "vcpus": profile.vcpus if profile else 0,
+        "memory_bytes": profile.memory_bytes if profile else 0,
+        "image": profile.image if profile else "",
+        "image_digest": facts.image_digest if facts else "",
+        "source": facts.source if facts else "",
+        "accel": facts.accel.kind if facts else "",
+        "accel_reason": facts.accel.reason if facts else "",
+        "transport": facts.transport if facts else "",
+        "kernel_release": facts.kernel_release if facts else "",
+        "memory_used_bytes": facts.memory_used_bytes if facts else 0,
+        "qemu_pid": machine.qemu.host_pid(identity.host_proc) if machine else 0,
+        "virtiofsd_pid": machine.files.host_pid(identity.host_proc) if machine else 0,
+        "containers": [
+            {
+                "id": container.id,
+                "state": container.init.state.name,
+                "pid": container.pid,
+                "exit_status": getattr(container.init.state, "exit_status", None),
+            }
+            for container in containers
+        ],
+    }

@@ -1,0 +1,71 @@
+"""The first words between the shim and a guest's agent: who may connect, what is asked, what is answered.
+
+It must not know what starts the machine, nor what the machine is for.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+
+from rpc.api import agent as api
+from rpc.channel import BUFFER_BYTES
+from rpc.client import Client
+from rpc.errors import FailedPrecondition
+
+ENTROPY_BYTES = 64
+log = logging.getLogger("casemate")
+
+
+async def greet(
+    pod_id: str, hostname: str, listener: socket.socket, cid: int | None, timeout_s: float
+) -> tuple[Client, api.HelloResponse]:
+    """The agent's connection and its first answer. On virtio-serial the question waits for the guest."""
+    connection = await _accept(listener, cid)
+    reader, writer = await asyncio.open_connection(sock=connection, limit=BUFFER_BYTES)
+    client = Client(reader, writer, "the guest's agent")
+    try:
+        hello = await client.call(
+            api.HELLO,
+            api.HelloRequest(
+                protocol=api.PROTOCOL,
+                pod_id=pod_id,
+                hostname=hostname,
+                realtime_ns=time.time_ns(),
+                entropy=os.urandom(ENTROPY_BYTES),
+            ),
+            timeout_s=timeout_s,
+        )
+        if hello.protocol != api.PROTOCOL:
+            raise FailedPrecondition(
+                f"the guest image's agent speaks protocol {hello.protocol}, this casemate {api.PROTOCOL}",
+                hint="casemate image build",
+            )
+    except BaseException:
+        await client.close()
+        raise
+    return client, hello
+
+
+async def _accept(listener: socket.socket, cid: int | None) -> socket.socket:
+    """The guest's connection. Any VM of the host can reach a vsock port: another's is turned away."""
+    loop = asyncio.get_running_loop()
+    while True:
+        connection, peer = await loop.sock_accept(listener)
+        if cid is None or peer[0] == cid:
+            return connection
+        connection.close()
+        log.warning(f"refused a connection from vsock context {peer[0]}: this pod's is {cid}")
+
+
+def listen_vsock() -> socket.socket:
+    """On a port that nobody else has; _accept() checks who connects."""
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        listener.listen(4)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
