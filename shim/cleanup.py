@@ -7,8 +7,6 @@ beside another one that does the same.
 import json
 import os
 import select
-import shutil
-import stat
 from pathlib import Path
 
 from rpc.errors import FailedPrecondition
@@ -101,33 +99,60 @@ def mark_ended(path: Path) -> None:
         document = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return
+    if not isinstance(document, dict):
+        return
     document["state"] = "ended"
     path.write_text(json.dumps(document))
 
 
 def remove_tree(directory: Path) -> None:
-    """Removes a directory of ours, never anything on a file system that is mounted below it."""
+    """Removes a directory of ours; mounts below it are unmounted, never emptied, and no link is followed."""
+    top = os.path.join(os.path.realpath(directory.parent), directory.name)
+    for point in reversed(mount_points_below(top)):
+        system.umount(point, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
     try:
-        device = directory.lstat().st_dev
+        parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    for entry in os.scandir(directory):
-        path = Path(entry.path)
-        try:
-            status = path.lstat()
-            if status.st_dev != device:
-                system.umount(entry.path, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
-                status = path.lstat()
-            if stat.S_ISDIR(status.st_mode):
-                remove_tree(path)
-            else:
-                path.unlink()
-        except FileNotFoundError:
-            continue  # the other one that cleans was faster
     try:
-        directory.rmdir()
+        _remove(directory.name, parent)
+    finally:
+        os.close(parent)
+
+
+def mount_points_below(directory: str) -> list[str]:
+    """Strictly below, in the order in which they were mounted (proc(5), /proc/PID/mountinfo)."""
+    points = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            point = os.fsdecode(line.split()[4].decode("unicode_escape").encode("latin-1"))
+            if point.startswith(directory + "/"):
+                points.append(point)
+    return points
+
+
+def _remove(name: str, parent: int) -> None:
+    """By descriptors, so that nobody can put a link where a directory was. What is gone already is fine."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except FileNotFoundError:
         return
+    except NotADirectoryError:  # a file, or a link (ELOOP and ENOTDIR are the same to O_DIRECTORY)
+        _quietly(os.unlink, name, parent)
+        return
+    try:
+        for entry in os.listdir(fd):
+            _remove(entry, fd)
+    finally:
+        os.close(fd)
+    _quietly(os.rmdir, name, parent)
+
+
+def _quietly(act: "Callable[..., None]", name: str, parent: int) -> None:
+    try:
+        act(name, dir_fd=parent)
+    except FileNotFoundError:
+        return  # another that cleans was faster
 
 
 def prune(ended: Path, kept: int) -> list[Path]:
@@ -138,5 +163,10 @@ def prune(ended: Path, kept: int) -> list[Path]:
         return []
     removed = entries[kept:]
     for path in removed:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     return removed
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

@@ -16,6 +16,9 @@ from pathlib import Path
 from rpc.errors import DataLoss
 from shim.system import start_time
 
+# Of 64-bit kernels (linux/threads.h, PID_MAX_LIMIT).
+MOST_PIDS = 1 << 22
+
 
 class Kind(Enum):
     """What an entry stands for, and so how it is undone (cleanup.py)."""
@@ -73,7 +76,10 @@ def _parse(path: Path, lines: Iterable[bytes]) -> Iterable[Entry]:
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
-            yield Entry(Kind(fields["kind"]), str(fields["value"]), int(fields["started"]))
+            entry = Entry(Kind(fields["kind"]), str(fields["value"]), int(fields["started"]))
+            if entry.kind is Kind.PROCESS and not 1 < int(entry.value) < MOST_PIDS:
+                raise ValueError(f"{entry.value} is no pid of a pod")
+            yield entry
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataLoss(
                 f"{path}: line {number} cannot be read",
