@@ -64,6 +64,7 @@ class Container:
     async def create(self, spec: Json, *, terminal: bool, stdin: bool) -> int:
         """Returns init's pid. Nothing is left behind if it raises."""
         process_spec = spec["process"]
+        executables.check_arguments(process_spec)
         process_spec["terminal"] = terminal
         spec.setdefault("linux", {})["cgroupsPath"] = f"{CGROUP_PARENT}/{self.id}"
         process = Process(self.id, "", make_stdio(terminal=terminal, stdin=stdin))
@@ -97,24 +98,26 @@ class Container:
         """Creates and starts one more process; returns its pid."""
         if exec_id in self.execs:
             raise AlreadyExists(f"exec {exec_id} of container {self.id} exists already")
-        if self.init.gone:
-            raise FailedPrecondition(f"container {self.id} is stopped, nothing can be executed in it")
         if self.paused:
             raise FailedPrecondition(f"container {self.id} is paused, nothing can be executed in it")
+        executables.check_arguments(spec)
+        self._check_alive()
         spec["terminal"] = terminal
-        _check_command(f"/proc/{self.init.pid}/root", spec)
         process = Process(self.id, exec_id, make_stdio(terminal=terminal, stdin=stdin))
         self.execs[exec_id] = process
         self._launched += 1
         name = f"exec-{self._launched}"
         path = f"{self.bundle}/{name}.json"
         try:
+            _check_command(f"/proc/{self.init.pid}/root", spec)
             write(path, json.dumps(spec).encode())
             await self._launch(process, name, terminal, "exec", "--detach", "--process", path, self.id)
-        except BaseException:
+        except BaseException as error:
             del self.execs[exec_id]
             process.stdio.close()
             process.settled.set()
+            if isinstance(error, CasemateError | OSError):
+                self._check_alive()  # the likeliest reason, if it is not
             raise
         finally:
             remove(path)
@@ -124,6 +127,10 @@ class Container:
             self.cgroup.kill()
         self._guest.follow(self._follow_exec(process))
         return process.pid
+
+    def _check_alive(self) -> None:
+        if self.init.gone:
+            raise FailedPrecondition(f"container {self.id} is stopped, nothing can be executed in it")
 
     def signal(self, exec_id: str, number: int, *, everyone: bool) -> None:
         if not everyone or exec_id:
@@ -145,10 +152,10 @@ class Container:
     async def resume(self) -> None:
         await self._freeze("resume", False)
 
-    async def update(self, resources: bytes) -> None:
+    async def update(self, resources: Json) -> None:
         async with self._changing:
             path = f"{self.bundle}/resources.json"
-            write(path, resources)
+            write(path, json.dumps(resources).encode())
             try:
                 await self._crun("update", "--resources", path, self.id)
             finally:

@@ -62,9 +62,9 @@ class Guest:
         check_id(container_id)
         if container_id in self._containers:
             raise AlreadyExists(f"container {container_id} exists already")
-        parsed = parse_object(spec, "the OCI specification")
+        parsed = parse_object(spec, "OCI specification")
         if not isinstance(parsed.get("process"), dict) or not isinstance(parsed.get("root"), dict):
-            raise InvalidArgument("the OCI specification lacks process or root")
+            raise InvalidArgument("malformed OCI specification", "it lacks process or root")
         container = Container(self, container_id)
         self._containers[container_id] = container
         try:
@@ -77,8 +77,12 @@ class Guest:
         self, container_id: str, exec_id: str, process: bytes, *, terminal: bool, stdin: bool
     ) -> int:
         check_id(exec_id)
-        parsed = parse_object(process, "the OCI process")
+        parsed = parse_object(process, "OCI process")
         return await self.container(container_id).exec(exec_id, parsed, terminal=terminal, stdin=stdin)
+
+    async def update(self, container_id: str, resources: bytes) -> None:
+        parsed = parse_object(resources, "OCI resources")
+        await self.container(container_id).update(parsed)
 
     async def delete(self, container_id: str, exec_id: str) -> None:
         container = self.container(container_id)
@@ -123,7 +127,7 @@ def parse_object(text: bytes, what: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
     except ValueError as error:
-        raise InvalidArgument(f"{what} is not JSON", str(error)) from None
+        raise InvalidArgument(f"malformed {what}", str(error)) from None
     if not isinstance(parsed, dict):
-        raise InvalidArgument(f"{what} is not a JSON object")
+        raise InvalidArgument(f"malformed {what}", "not a JSON object")
     return parsed

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 BINARY = "/usr/bin/crun"
 TIMEOUT_S = 60.0
 MAX_WORDS_BYTES = 4096
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    # Lest a container write to it, crun copies itself into memory and executes the copy, at every call.
+    # Told this, it first looks whether it lies on a read-only file system, as in the guest image; then not.
+    "_LIBCONTAINER_CLONED_BINARY": "1",
+}
 _RESET = [signal.SIGPIPE, signal.SIGXFSZ]  # what Python ignores; ignored signals survive exec
 
 # crun's words -> (error, what we say). The first that fits its last words.
@@ -97,14 +102,16 @@ class Crun:
 def words(log: str) -> str:
     """The errors in a log of crun's, one line each; empty if it is empty."""
     text = read(log, MAX_WORDS_BYTES).decode(errors="replace")
-    said = []
+    logged = []
+    other = []
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-            said.append(str(entry["msg"]) if entry.get("level", "error") == "error" else "")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            said.append(line)  # not its log: what it, or the dynamic linker, wrote to stderr
-    return "\n".join(line for line in said if line.strip())
+            if entry["level"] == "error":
+                logged.append(str(entry["msg"]))
+        except (ValueError, KeyError, TypeError):
+            other.append(line)  # not its log: what it, or the dynamic linker, wrote to stderr
+    return "\n".join(line for line in logged or other if line.strip())
 
 
 def translate(said: str, command: str, status: int) -> CasemateError:

@@ -10,7 +10,7 @@ import os
 import stat
 
 from agent import elf, libc
-from rpc.errors import FailedPrecondition, NotFound, PermissionDenied
+from rpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,14 +53,20 @@ class Command:
 
     @classmethod
     def of(cls, process: dict[str, Any]) -> Command:
+        """Of an OCI process that passes check_arguments()."""
         path = DEFAULT_PATH
         for entry in process.get("env") or ():
             if entry.startswith("PATH="):
                 path = entry[5:]
         user = process.get("user") or {}
         gids = [user.get("gid", 0), *(user.get("additionalGids") or ())]
-        args = process.get("args") or [""]
-        return cls(args[0], process.get("cwd", "/"), path, User(user.get("uid", 0), gids))
+        return cls(process["args"][0], process.get("cwd", "/"), path, User(user.get("uid", 0), gids))
+
+
+def check_arguments(process: dict[str, Any]) -> None:
+    args = process.get("args")
+    if not args or not isinstance(args, list) or not args[0]:
+        raise InvalidArgument("the process has no arguments: there is nothing to execute")
 
 
 def check(root_fd: int, command: Command) -> None:
@@ -68,8 +74,6 @@ def check(root_fd: int, command: Command) -> None:
 
     The words for what is missing are runc's. Looks at the file itself and whether its interpreter exists.
     """
-    if not command.name:
-        raise FailedPrecondition("the process has no arguments: there is nothing to execute")
     _check_kind(root_fd, find(root_fd, command))
 
 

@@ -144,7 +144,7 @@ class AgentService:
         return Empty()
 
     async def update(self, request: api.UpdateRequest, context: Context) -> Empty:
-        await self._guest.container(request.container_id).update(request.resources_json)
+        await self._guest.update(request.container_id, request.resources_json)
         return Empty()
 
     async def stats(self, request: api.ContainerRequest, context: Context) -> api.StatsResponse:
