@@ -45,6 +45,7 @@ def test_a_dead_pod_is_cleaned_and_its_records_kept(
     result = casemate("gc")
     assert result.exit_code == 0
     assert "cleaned default/web" in result.stdout
+    assert "nothing to clean up" not in result.stderr
     assert f"socket {address}" in result.stdout
     assert not directory.exists()
     assert not address.exists()
@@ -127,6 +128,7 @@ def test_old_records_go_beyond_what_the_config_keeps(casemate: Casemate, host: P
     planned = json.loads(casemate("gc", "-n", "--json").stdout)["removed"]
     result = casemate("gc")
     assert "removed the records of 2 ended pods" in result.stdout
+    assert "nothing to clean up" not in result.stderr
     left = {PodPaths("default", f"pod-{number}").ended for number in (2, 3)}
     assert set((host / "run/ended").iterdir()) == left
     assert set(map(Path, planned)) == {PodPaths("default", f"pod-{number}").ended for number in (0, 1)}
