@@ -321,7 +321,7 @@ async def running_guest(directory: Path, *, call_timeout_s: float = 5.0) -> Asyn
         guest._hang_up = writer.transport.abort
         guest.console = await _connect(directory / "console.sock")
         await guest.write_console("Linux boots\n")
-        await until(lambda: (directory / "console.log").stat().st_size > 0)
+        await until(lambda: (directory / "console.log").stat().st_size > 0 and log.stat().st_size > 0)
         power = asyncio.create_task(_until_power_off(qemu, guest))
         try:
             yield guest

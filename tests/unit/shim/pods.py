@@ -20,7 +20,8 @@ from shim import system
 from shim.anchor import AnchorMaker
 from shim.container import Container, Process
 from shim.paths import PodPaths
-from shim.pod import Identity, NewContainer, Pod
+from shim.pod import NewContainer, Pod
+from shim.record import Identity
 from shim.services.events import Listener, Publisher
 from shim.trace import Trace
 from shim.vm import sources

@@ -77,6 +77,10 @@ def test_whatever_the_crash_cut_off_the_lines_before_it_are_read(
         '{"kind": "process", "value": "1", "started": null}',
         '{"kind": "process", "value": "1", "started": 1e999}',
         '["process", "1", 0]',
+        '{"kind": "process", "value": "0", "started": 1}',
+        '{"kind": "process", "value": "-1", "started": 1}',
+        '{"kind": "process", "value": "x", "started": 1}',
+        '{"kind": "process", "value": "99999999999999999999", "started": 1}',
         "17",
         "{",
     ],
@@ -161,7 +165,12 @@ def test_what_is_added_after_half_a_line_is_read(path: Path) -> None:
     assert read_journal(path) == [ENTRIES[0], ENTRIES[2]]
 
 
-@given(st.lists(st.builds(Entry, st.sampled_from(Kind), st.text(max_size=50), st.integers(0, 1 << 62))))
+TICKS = st.integers(0, 1 << 62)
+PATHS = st.builds(Entry, st.sampled_from([Kind.SOCKET, Kind.MOUNT]), st.text(max_size=50), TICKS)
+PROCESSES = st.builds(Entry, st.just(Kind.PROCESS), st.integers(2, (1 << 22) - 1).map(str), TICKS)
+
+
+@given(st.lists(PATHS | PROCESSES))
 def test_any_value_survives(tmp_path_factory: pytest.TempPathFactory, entries: list[Entry]) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
     write(path, entries)
