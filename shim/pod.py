@@ -492,7 +492,10 @@ def _known(error: BaseException) -> bool:
 def _encode(document: object) -> bytes:
     import json
 
-    return json.dumps(document, separators=(",", ":")).encode()
+    try:
+        return json.dumps(document, separators=(",", ":")).encode()
+    except (RecursionError, ValueError) as error:
+        raise InvalidArgument("config.json cannot be handed to the guest", details=str(error)) from error
 
 
 TYPE_CHECKING = False

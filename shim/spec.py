@@ -4,7 +4,6 @@ Pure: from a Spec to a document for the guest's runtime and a list of what must 
 It mounts nothing and must not know how files get into a guest.
 """
 
-import copy
 import os
 import stat
 from dataclasses import dataclass
@@ -83,18 +82,18 @@ def for_guest(spec: Spec, container_id: str) -> GuestSpec:
     Raises InvalidArgument for a mount source that cannot be shared, Unimplemented as refuse_host_access.
     """
     refuse_host_access(spec)
-    document = copy.deepcopy(spec.document)
+    document = dict(spec.document)  # what is changed is copied, the rest is only read
     ignored: list[str] = []
     directory = f"{GUEST_SHARE}/{container_id}"
     document["root"] = {"path": f"{directory}/rootfs", "readonly": spec.readonly}
     shared: list[SharedMount] = []
     document["mounts"] = [_guest_mount(mount, directory, shared) for mount in spec.mounts]
-    linux = document.setdefault("linux", {})
+    linux = document["linux"] = dict(document.get("linux") or {})
     # The VM is the pod's network namespace; the guest's own is what QEMU gave it.
     linux["namespaces"] = [{"type": entry.type} for entry in spec.namespaces if entry.type != "network"]
     linux["cgroupsPath"] = f"/casemate/{container_id}"
     linux.pop("devices", None)
-    process = document.get("process") or {}
+    process = document["process"] = dict(document.get("process") or {})
     for holder, name in ((process, "apparmorProfile"), (process, "selinuxLabel"), (linux, "mountLabel")):
         if holder.pop(name, None):
             ignored.append(f"{name}: the guest kernel has no such policy; the VM confines instead")
