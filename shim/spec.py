@@ -134,6 +134,8 @@ def check_bind_source(mount: Mount) -> None:
         raise InvalidArgument(
             f"mount {mount.destination}: source {mount.source}: {error.strerror}"
         ) from error
+    except ValueError as error:  # a NUL, or what cannot be a file's name
+        raise InvalidArgument(f"mount {mount.destination}: source {mount.source!r}: {error}") from error
     if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
         return
     kind = "socket" if stat.S_ISSOCK(mode) else "FIFO" if stat.S_ISFIFO(mode) else "device"
