@@ -8,6 +8,8 @@ PYTHON := /usr/bin/python3
 SCRIPT := $(PYTHON) -BEs -m scripts
 # Tools of the checkout's own environment, which `make dev` brings up to date.
 BIN := .venv/bin
+# Whose unit tests run more than nine lines of ten.
+PROMISED := rpc/*,config/*,shim/journal.py,shim/process.py,shim/container.py,shim/pod.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage check install uninstall bench dev lock format clean bare
@@ -28,7 +30,9 @@ test: $(PYTHON) ## as root: install what the tests need, and run them all
 	@$(SCRIPT).test $(ARGS)
 
 coverage: dev ## how much of the product the unit tests run, and which lines they do not
-	@$(BIN)/python -m pytest -q -m unit --cov --cov-report=term tests/unit
+	@$(BIN)/python -B -m pytest -q -m unit --cov --cov-report=term tests/unit
+	@echo "What is promised to be above 90 %:"
+	@$(BIN)/coverage report --fail-under=90 --include='$(PROMISED)'
 
 check: $(PYTHON) ## what CI checks without running the product: style, types, arrows, locks
 	@$(SCRIPT).check
