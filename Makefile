@@ -29,8 +29,8 @@ demo: $(PYTHON) ## as root: install what is missing, and run a container in a vi
 test: $(PYTHON) ## as root: install what the tests need, and run them all
 	@$(SCRIPT).test $(ARGS)
 
-coverage: dev ## how much of the product the unit tests run, and which lines they do not
-	@$(BIN)/python -B -m pytest -q -m unit --cov --cov-report=term tests/unit
+coverage: $(PYTHON) ## as root: how much of the product the unit tests run, and which lines they do not
+	@$(SCRIPT).test -q -m unit --cov --cov-report=term tests/unit
 	@echo "What is promised to be above 90 %:"
 	@$(BIN)/coverage report --fail-under=90 --include='$(PROMISED)'
 
