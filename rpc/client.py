@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rpc.method import Method
 
 _MAX_ERROR_CHARS = 4096
+_FLUSH_S = 0.1
 _MAX_TIMEOUT_NS = (1 << 63) - 1
 
 
@@ -138,7 +139,7 @@ class Client:
         self._reading.cancel()
         await asyncio.wait((self._reading,))
         self._end("the connection was closed here")  # if it had not even begun to read
-        await self._channel.close(flush_s=1.0)
+        await self._channel.close(_FLUSH_S)
 
     async def __aenter__(self) -> Self:
         return self

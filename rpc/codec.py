@@ -158,7 +158,7 @@ class Message:
             tag = data[pos]
             pos += 1
             if tag > 0x7F:
-                tag, pos = wire.read_varint(data, pos - 1)
+                tag, pos = wire.read_varint(data, pos - 1, wire.TAG_BYTES)
             read = readers.get(tag)
             pos = read(values, data, pos, end, limits) if read else wire.skip(data, pos, end, tag, limits)
         if pos != end:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("casemate.rpc")
 _FLUSH_S = 1.0
+_MAX_ERROR_CHARS = 1 << 14
 
 
 class Context:
@@ -141,6 +142,7 @@ class Server:
         finally:
             self._connections.discard(connection)
             await connection.channel.close(_FLUSH_S)
+            connection.ended.set()
 
     async def listen_unix(self, sock: socket.socket) -> asyncio.Server:
         """Serve every connection that a bound unix socket takes."""
@@ -169,24 +171,21 @@ class _Connection:
         self._answering: set[int] = set()
         self._bytes = 0
         self._last_id: int | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None]
         self._grace_s = 0.0
-        self._done = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Handlers are done, what they answered was written, the connection is closed."""
 
     async def run(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                self._reading = group.create_task(self._read_requests(group))
-                await asyncio.wait((self._reading,))
-                await self._finish()
-        finally:
-            self._done.set()
+        async with asyncio.TaskGroup() as group:
+            self._reading = group.create_task(self._read_requests(group))
+            await asyncio.wait((self._reading,))
+            await self._finish()
 
     async def stop(self, grace_s: float) -> None:
         self._grace_s = grace_s
-        if self._reading is not None:
-            self._reading.cancel()
-        await self._done.wait()
+        self._reading.cancel()
+        await self.ended.wait()
 
     async def _finish(self) -> None:
         """Nothing more is read: end the handlers, but let answers that are being written be written."""
@@ -207,8 +206,8 @@ class _Connection:
                     if stream_id % 2 != 1:
                         raise InvalidArgument(f"stream id {stream_id} must be odd")
                     if body is None:
-                        raise ResourceExhausted(f"message larger than {MAX_BODY_BYTES} bytes")
-                    if kind == TYPE_REQUEST:
+                        self._too_large(stream_id)
+                    elif kind == TYPE_REQUEST:
                         self._accept(group, stream_id, flags, body)
                     elif kind == TYPE_DATA:
                         await self._data(stream_id, flags, body)
@@ -217,6 +216,12 @@ class _Connection:
                     await self._refuse(stream_id, error)
         except Disconnected:
             self._grace_s = 0.0  # the peer is gone: nobody waits for an answer
+
+    def _too_large(self, stream_id: int) -> None:
+        error = ResourceExhausted(f"message larger than {MAX_BODY_BYTES} bytes")
+        if stream_id not in self._inboxes:
+            raise error
+        self._inboxes[stream_id].end(error)  # its handler answers
 
     async def _refuse(self, stream_id: int, error: CasemateError) -> None:
         await self.channel.send(_failure(stream_id, error))
@@ -327,7 +332,6 @@ class _Connection:
 
 
 def _failure(stream_id: int, error: CasemateError) -> bytes:
-    text = str(error)
-    if len(text) > MAX_BODY_BYTES // 8:
-        text = text[: MAX_BODY_BYTES // 8]
+    # Names of files may be in it, which need not be UTF-8; and whole logs.
+    text = str(error)[:_MAX_ERROR_CHARS].encode(errors="backslashreplace").decode()
     return encode_response(stream_id, None, Status(code=int(error.code), message=text))

@@ -30,6 +30,8 @@ MAX_ELEMENTS = 1 << 16
 """Repeated elements, map entries and nested messages in one decode: two bytes of input can become an
 object of several hundred, and the input may come from a hostile guest."""
 
+TAG_BYTES = 5
+"""The longest encoding of a tag or a length; numbers may take ten bytes."""
 _VARINT, _I64, LEN, _START, _END, _I32 = 0, 1, 2, 3, 4, 5
 _MASK64 = (1 << 64) - 1
 _BYTE = tuple(bytes((i,)) for i in range(0x80))
@@ -50,16 +52,16 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def read_varint(data: Data, pos: int) -> tuple[int, int]:
+def read_varint(data: Data, pos: int, most: int = 10) -> tuple[int, int]:
     value = shift = 0
-    while shift < 70:
+    for _ in range(most):
         byte = data[pos]
         pos += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value & _MASK64, pos
         shift += 7
-    raise malformed("an integer is longer than 64 bits")
+    raise malformed(f"an integer is longer than {most} bytes")
 
 
 def read_length(data: Data, pos: int, end: int) -> tuple[int, int]:
@@ -67,7 +69,7 @@ def read_length(data: Data, pos: int, end: int) -> tuple[int, int]:
     length = data[pos]
     pos += 1
     if length > 0x7F:
-        length, pos = read_varint(data, pos - 1)
+        length, pos = read_varint(data, pos - 1, TAG_BYTES)
     stop = pos + length
     if stop > end:
         raise malformed("truncated")
@@ -80,10 +82,10 @@ def spend(limits: list[int], count: int = 1) -> None:
         raise malformed(f"more than {MAX_ELEMENTS} elements")
 
 
-def skip(data: Data, pos: int, end: int, tag: int, limits: list[int]) -> int:
-    """Step over a field that is not declared (or not with this wire type)."""
+def skip(data: Data, pos: int, end: int, tag: int, limits: list[int], inside: bool = False) -> int:
+    """Step over a field that is not declared (or not with this wire type); inside: it is a group's."""
     wire = tag & 7
-    if not 8 <= tag < 1 << 32:
+    if tag >> 32 or (tag < 8 and not inside):
         raise malformed(f"field number {tag >> 3}")
     if wire == _VARINT:
         return read_varint(data, pos)[1]
@@ -97,13 +99,13 @@ def skip(data: Data, pos: int, end: int, tag: int, limits: list[int]) -> int:
     if limits[0] < 0:
         raise malformed(f"nested deeper than {MAX_DEPTH}")
     while pos < end:
-        inner, pos = read_varint(data, pos)
+        inner, pos = read_varint(data, pos, TAG_BYTES)
         if inner & 7 == _END:
             if inner >> 3 != tag >> 3:
                 break
             limits[0] += 1
             return pos
-        pos = skip(data, pos, end, inner, limits)
+        pos = skip(data, pos, end, inner, limits, inside=True)
     raise malformed("a group without its end")
 
 

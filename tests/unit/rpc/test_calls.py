@@ -30,7 +30,7 @@ from rpc.errors import (
 )
 from rpc.method import Method
 from rpc.server import Context, Receive, Send, Server
-from rpc.ttrpc import MAX_BODY_BYTES
+from rpc.ttrpc import MAX_BODY_BYTES, encode_request
 from tests.unit.rpc.wires import (
     CHAT,
     COUNT,
@@ -116,6 +116,22 @@ def test_an_answered_unavailable_is_not_a_lost_connection() -> None:
                 assert type(caught.value) is Unavailable
             await client.close()
             with pytest.raises(Disconnected):
+                await client.call(ECHO, Text())
+
+    run(test())
+
+
+@pytest.mark.parametrize("text", ["no such file: \udcff\udcfe", "x" * (5 << 20), "\U0001f600" * (2 << 20)])
+def test_an_errors_text_may_be_long_and_not_unicode(text: str) -> None:
+    async def handler(request: Text, context: Context) -> Text:
+        raise NotFound(text)
+
+    async def test() -> None:
+        async with connected(serving(handler)) as client:
+            with pytest.raises(NotFound) as caught:
+                await client.call(ECHO, Text())
+            assert caught.value.brief[:3] == text[:3]
+            with pytest.raises(NotFound):
                 await client.call(ECHO, Text())
 
     run(test())
@@ -606,6 +622,29 @@ def test_the_answer_to_shutdown_is_flushed_before_the_server_ends() -> None:
             async with connected(server) as client:
                 assert len((await client.call(ECHO, Text())).blob) == 3 << 20
                 await client.closed()
+
+    run(test())
+
+
+def test_close_returns_when_the_answers_are_written_and_not_before() -> None:
+    async def test() -> None:
+        answered = asyncio.Event()
+
+        async def handler(request: Text, context: Context) -> Text:
+            answered.set()
+            return Text(blob=bytes(3 << 20))
+
+        server = serving(handler)
+        here, there = await ends()
+        serve = asyncio.create_task(server.serve(*there))
+        here[1].write(encode_request(1, ECHO, Text()))
+        reading = asyncio.create_task(here[0].read(-1))
+        await answered.wait()
+        await server.close()
+        assert there[1].transport.get_write_buffer_size() == 0
+        await serve
+        assert len(await reading) > 3 << 20
+        here[1].close()
 
     run(test())
 

@@ -231,6 +231,7 @@ def test_malformed_messages_on_a_stream_are_its_error(
 def test_data_after_the_end_of_a_stream_is_dropped() -> None:
     async def test() -> None:
         async with client_of_liar() as (client, liar), client.stream(COUNT, Text()) as s:
+            await liar.say(raw(1, 77, b"\xff"))
             await liar.say(
                 encode_data(1, Text(text="last"), REMOTE_CLOSED) + encode_data(1, Text(text="late")) * 1000
             )
@@ -351,6 +352,20 @@ def test_a_malformed_message_on_a_stream_is_the_handlers_invalid_argument() -> N
         async with server_of_liar(Service().server) as liar:
             await liar.say(encode_request(1, SUM, None, REMOTE_OPEN) + raw(1, TYPE_DATA, b"\xff"))
             assert (await refused(liar, 1))[0] is Code.INVALID_ARGUMENT
+
+    run(test())
+
+
+def test_an_oversized_message_on_a_stream_is_its_handlers_error() -> None:
+    async def test() -> None:
+        service = Service()
+        async with server_of_liar(service.server) as liar:
+            await liar.say(encode_request(1, SUM, None, REMOTE_OPEN))
+            await liar.say(
+                struct.pack(">IIBB", MAX_BODY_BYTES + 1, 1, TYPE_DATA, 0) + bytes(MAX_BODY_BYTES + 1)
+            )
+            assert await refused(liar, 1) == (Code.RESOURCE_EXHAUSTED, "message larger than 4194304 bytes")
+            await until(lambda: not any(c._running for c in service.server._connections))
 
     run(test())
 
