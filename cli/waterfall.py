@@ -53,7 +53,7 @@ def draw(top: Sequence[Node], *, width: int, glyphs: Glyphs = BLOCKS) -> Iterato
                 node.span.name for node in top if node.span.start_s < start_s and node.end_s > reached_s
             }
             lives = ", ".join(sorted(meanwhile - {node.span.name for node in nodes}))
-            yield [(f"{_duration(start_s - reached_s)} later{f' ({lives})' if lives else ''}:", "dim")]
+            yield [(f"{duration(start_s - reached_s)} later{f' ({lives})' if lives else ''}:", "dim")]
         yield from _section(nodes, start_s, end_s, origin_s, width, glyphs)
         reached_s = end_s
 
@@ -67,15 +67,15 @@ def _section(
     where_width = max(len(row.where) for row in rows)
     bar_width = max(10, width - label_width - where_width - 25)
     head = f"{'':{label_width}}  {'':{where_width}}  {'at':>8}  {'took':>8}  {'%':>4} "
-    yield [(f"{head}{_duration(total_s)} in all", "bold")]
+    yield [(f"{head}{duration(total_s)} in all", "bold")]
     for row in rows:
         share = 100 * (row.end_s - row.start_s) / total_s if total_s else 0.0
         style = "yellow" if row.untraced else _STYLES.get(row.where, "cyan")
-        took = _duration(row.end_s - row.start_s) + ("+" if row.open else "")
+        took = duration(row.end_s - row.start_s) + ("+" if row.open else "")
         line: list[Part] = [
             (f"{row.label:{label_width}}  ", style if row.untraced else ""),
             (f"{row.where:{where_width}}  ", style),
-            (f"{_duration(row.start_s - origin_s):>8}  {took:>8}  {share:4.0f} ", ""),
+            (f"{duration(row.start_s - origin_s):>8}  {took:>8}  {share:4.0f} ", ""),
             (_bar(row, start_s, total_s, bar_width, glyphs), style),
         ]
         if row.detail:
@@ -84,7 +84,7 @@ def _section(
     untraced_s = sum(gap.duration_s for gap in gaps(nodes, start_s, end_s))
     if total_s:
         share = 100 * untraced_s / total_s
-        yield [(f"untraced: {_duration(untraced_s)}, {share:.0f} % of {_duration(total_s)}", "dim")]
+        yield [(f"untraced: {duration(untraced_s)}, {share:.0f} % of {duration(total_s)}", "dim")]
 
 
 def _rows(nodes: Sequence[Node], start_s: float, end_s: float, total_s: float, depth: int) -> Iterator[_Row]:
@@ -125,7 +125,7 @@ def _bar(row: _Row, start_s: float, total_s: float, width: int, glyphs: Glyphs) 
     return " " * first + (glyph * (last - first) if last > first else glyphs.tick)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Three or four digits, and the unit that suits."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.1f}ms" if seconds < 0.0995 else f"{1000 * seconds:.0f}ms"

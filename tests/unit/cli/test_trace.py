@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cli.chrome import chrome_trace
 from cli.spans import Span, gaps, sections, spans_of, tree
-from cli.waterfall import ASCII, BLOCKS, draw
+from cli.waterfall import ASCII, BLOCKS, draw, duration
 from rpc.errors import DataLoss
 from tests.unit.cli.conftest import Casemate, Host
 
@@ -271,6 +271,30 @@ def test_a_guests_span_that_seems_to_begin_before_its_parent_stays_with_it() -> 
 def test_a_span_is_never_its_own_ancestor() -> None:
     spans = spans_of({"spans": [span("a", 0, 1, parent="b"), span("b", 0, 1, parent="a")]})
     assert count(tree(spans)) == 2
+
+
+@pytest.mark.parametrize(("life_s", "parts"), [(0.5, 1), (2.0, 1), (3.5, 2), (50.0, 2)])
+def test_a_life_longer_than_all_that_was_traced_divides_start_from_end(life_s: float, parts: int) -> None:
+    end_s = 102.25 + life_s
+    spans = [*START, span("task.run", 102.25, end_s), span("task.delete", end_s, end_s + 0.2)]
+    assert len(sections(tree(spans_of({"spans": spans})))) == parts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0ms"),
+        (0.0994, "99.4ms"),
+        (0.0996, "100ms"),
+        (0.9996, "1.00s"),
+        (119.99, "119.99s"),
+        (120, "2.0min"),
+        (7199, "120.0min"),
+        (7200, "2.0h"),
+    ],
+)
+def test_durations_have_the_unit_that_suits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_spans_that_are_none_are_data_loss() -> None:
