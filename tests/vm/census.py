@@ -41,12 +41,12 @@ class Census:
     open_files: frozenset[str]
 
     def left_since(self, before: "Census") -> list[str]:
-        """What is here now and was not before, one line each."""
-        return [
-            f"{field.name}: {name}"
-            for field in fields(self)
-            for name in sorted(getattr(self, field.name) - getattr(before, field.name))
-        ]
+        """What is here now and was not before, one line each; of a directory tree its top."""
+        left = []
+        for field in fields(self):
+            names = getattr(self, field.name) - getattr(before, field.name)
+            left += [f"{field.name}: {name}" for name in sorted(names) if os.path.dirname(name) not in names]
+        return left
 
 
 def take(ctr: Ctr) -> Census:

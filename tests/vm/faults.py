@@ -79,8 +79,12 @@ path = next(word for word in words if "unix:" in word).split("unix:")[1].split("
 if os.path.exists(path):
     os.unlink(path)
 server = socket.socket(socket.AF_UNIX); server.bind(path); server.listen()
-if "-daemonize" in words and os.fork():
-    os._exit(0)
+if "-daemonize" in words:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    for fd in 0, 1, 2:
+        os.dup2(os.open("/dev/null", os.O_RDWR), fd)
 if "-pidfile" in words:
     open(words[words.index("-pidfile") + 1], "w").write(str(os.getpid()))
 peer = server.accept()[0].makefile("rw")

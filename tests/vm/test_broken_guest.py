@@ -85,9 +85,9 @@ def test_an_agent_that_answers_and_falls_silent(pods: Pods, broken_store: Path, 
 
 def test_an_agent_that_falls_silent_while_a_container_runs(pods: Pods, broken_store: Path) -> None:
     """Each call is answered with an error in time; the pod can still be ended."""
-    configure(pods, broken_store, "broken=silent:stats broken=silent:signal")
+    configure(pods, broken_store, "broken=silent:pause broken=silent:signal")
     with pods.detached("sleep", "1000") as name:
-        result = pods.ctr("task", "metrics", name)
+        result = pods.ctr("task", "pause", name)
         refused(result, "agent did not answer", within_s=CALL_S * TCG_FACTOR + 4)
         assert pods.exec(name, "echo", "still here").ok().out == "still here\n"
         pods.kill(name)  # nobody answers; removing it must do without
@@ -100,11 +100,11 @@ def test_an_agent_that_dies(pods: Pods, broken_store: Path, method: str) -> None
 
 
 def test_an_agent_that_dies_while_a_container_runs(pods: Pods, broken_store: Path) -> None:
-    configure(pods, broken_store, "broken=dies:stats")
+    configure(pods, broken_store, "broken=dies:pause")
     name = pods.ctr.new_id()
     with pods.start("sh", "-c", "echo up; exec sleep 1000", name=name) as running:
         running.read_until(b"up\n", 60)
-        refused(pods.ctr("task", "metrics", name), "kernel panicked", within_s=10)
+        refused(pods.ctr("task", "pause", name), "kernel panicked", within_s=10)
         assert running.finish(10).code != 0
     assert "exitcode=0x00000300" in (pods.ended_directory(name) / "console.log").read_text()
 
@@ -119,9 +119,10 @@ def test_a_container_that_makes_its_guest_panic(pods: Pods) -> None:
     name = pods.ctr.new_id()
     options = ("--privileged", "--privileged-without-host-devices")
     with pods.start(
-        "sh", "-c", "echo up; echo c > /proc/sysrq-trigger", options=options, name=name
+        "sh", "-c", "echo up; read go; echo c > /proc/sysrq-trigger", options=options, name=name
     ) as running:
         running.read_until(b"up\n", 60)
+        running.write(b"go\n")
         result = running.finish(15)
     assert result.code != 0
     assert "kernel panicked" in (pods.ended_directory(name) / "state.json").read_text()
@@ -131,9 +132,10 @@ def test_a_guest_that_powers_itself_off(pods: Pods) -> None:
     name = pods.ctr.new_id()
     options = ("--privileged", "--privileged-without-host-devices")
     with pods.start(
-        "sh", "-c", "echo up; echo o > /proc/sysrq-trigger; sleep 1000", options=options, name=name
+        "sh", "-c", "echo up; read go; echo o > /proc/sysrq-trigger; sleep 1000", options=options, name=name
     ) as running:
         running.read_until(b"up\n", 60)
+        running.write(b"go\n")
         assert running.finish(15).code != 0
 
 
