@@ -15,7 +15,15 @@ from config.settings import Profile, Settings
 from rpc.api import agent as api
 from rpc.api.cgroups import Metrics
 from rpc.api.types import Mount
-from rpc.errors import AlreadyExists, CasemateError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from rpc.errors import (
+    AlreadyExists,
+    CasemateError,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from shim import oci, phases, rootfs, spec
 from shim.anchor import AnchorMaker
 from shim.bundle import read_config
@@ -236,7 +244,7 @@ class Pod:
             root = directory / "rootfs"
             root.mkdir(mode=0o755)
             undo.enter_context(
-                rootfs.mounted(new.mounts, root, self.paths.directory / f"l{len(self.containers)}")
+                rootfs.mounted(new.mounts, root, self.paths.directory / f"layers-{new.container_id}")
             )
             for entry in guest.shared:
                 undo.enter_context(rootfs.bound(entry, directory))
@@ -336,10 +344,15 @@ class Pod:
         if exec_id and isinstance(process.state, Created):
             raise FailedPrecondition(f"exec {exec_id} has not been started")
         machine = await self.machine()
-        await machine.call(
-            api.SIGNAL,
-            api.SignalRequest(container_id=container_id, exec_id=exec_id, signal=signal, all=everything),
-        )
+        request = api.SignalRequest(container_id=container_id, exec_id=exec_id, signal=signal, all=everything)
+        try:
+            await machine.call(api.SIGNAL, request)
+        except DeadlineExceeded as error:
+            if signal != SIGKILL or exec_id:
+                raise
+            # SIGKILL is not to be refused: a machine whose agent is silent ends as a whole.
+            log.error("killing the machine, as its agent does not kill %s: %s", container_id, error)
+            machine.qemu.kill()
 
     async def pause(self, container_id: str) -> None:
         await self._freeze(container_id, pause=True)

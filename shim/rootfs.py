@@ -11,6 +11,7 @@ from pathlib import Path
 from rpc.api.types import Mount
 from rpc.errors import InvalidArgument, NotFound, Unimplemented
 from shim import system
+from shim.cleanup import remove_tree
 from shim.spec import SharedMount
 
 # Options of mount(8) that are flags of mount(2): what to set, what to clear.
@@ -83,6 +84,7 @@ def mounted(mounts: Sequence[Mount], target: Path, links: Path) -> Iterator[None
         for mount in reversed(mounts[:done]):
             where = target / mount.target.lstrip("/") if mount.target else target
             system.umount(str(where), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+        remove_tree(links)
 
 
 def _mount(mount: Mount, target: str, links: Path) -> None:
@@ -91,11 +93,15 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
             f"rootfs: mount type {mount.type}", hint="use the overlayfs or native snapshotter"
         )
     flags, data = split_options(mount.options)
+    short: Path | None = None
     if len(data) > MOST_DATA_BYTES:
-        data = shorten_layers(data, links)
+        data, short = shorten_layers(data, links), links
+    if len(data) > MOST_DATA_BYTES:
+        raise Unimplemented(f"rootfs: {len(data)} bytes of mount options; the kernel takes {MOST_DATA_BYTES}")
     bind = bool(flags & system.MS_BIND)
     try:
-        system.mount(mount.source, target, None if bind else mount.type, flags, data)
+        with _working_in(short):
+            system.mount(mount.source, target, None if bind else mount.type, flags, data)
         if bind and flags & ~(system.MS_BIND | system.MS_REC):
             system.mount("none", target, None, flags & ~system.MS_REC | system.MS_REMOUNT)
     except OSError as error:
@@ -105,19 +111,29 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
 
 
 def shorten_layers(data: str, links: Path) -> str:
-    """The same options with every lowerdir named by a link of a few bytes."""
-    links.mkdir(mode=0o700, exist_ok=True)
+    """The same options with every layer named by a link in `links`, relative to it: 500 layers fit a page."""
+    links.mkdir(mode=0o700)
     parts = []
     for option in data.split(","):
         if option.startswith("lowerdir="):
-            short = []
-            for number, layer in enumerate(option.removeprefix("lowerdir=").split(":")):
-                link = links / str(number)
-                link.symlink_to(layer)
-                short.append(str(link))
-            option = "lowerdir=" + ":".join(short)
+            layers = option.removeprefix("lowerdir=").split(":")
+            for number, layer in enumerate(layers):
+                (links / str(number)).symlink_to(layer)
+            option = "lowerdir=" + ":".join(str(number) for number in range(len(layers)))
         parts.append(option)
     return ",".join(parts)
+
+
+@contextmanager
+def _working_in(directory: Path | None) -> Iterator[None]:
+    """mount(2) takes relative names from the working directory; nothing else of the shim's is relative."""
+    if directory is not None:
+        os.chdir(directory)
+    try:
+        yield
+    finally:
+        if directory is not None:
+            os.chdir("/")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Console:
                 os.ftruncate(self._file, 0)
                 os.lseek(self._file, 0, os.SEEK_SET)
                 self._written = 0
-                data = self._tail
+                data = self._tail[-self._most :]
             self._written += os.write(self._file, data)
         except OSError:
             # A full disk costs the file, never the pod; the tail in memory is still there.
@@ -61,7 +61,7 @@ class Console:
         kept = "".join(c if c.isprintable() or c == "\n" else "?" for c in text).strip().splitlines()
         if not kept:
             return "the guest's console is empty"
-        panic = next((number for number, line in enumerate(kept) if PANIC.decode() in line), len(kept))
+        panic = next((number for number, line in enumerate(kept) if PANIC.decode() in line), len(kept) - 1)
         chosen = kept[max(0, panic + 1 - lines) : panic + 1]
         return "the guest's console ends with:\n" + "\n".join(line[:200] for line in chosen)
 
