@@ -10,6 +10,7 @@ import typer
 
 from cli.exits import ExitCode
 from cli.output import JsonOption, print_json, print_line, print_note, print_table
+from config.load import load
 from images.image import GuestImage
 from images.store import ImageStore, Listed
 from rpc.errors import CasemateError
@@ -18,6 +19,11 @@ app = typer.Typer(no_args_is_help=True, help="Guest images: the kernel and root 
 
 Json = Annotated[bool, JsonOption]
 Reference = Annotated[str, typer.Argument(help="A name, or a digest of at least 6 digits.")]
+
+
+def _store() -> ImageStore:
+    """The store that the shims use: the configuration says where it is."""
+    return ImageStore(Path(load().image_dir))
 
 
 @app.command()
@@ -33,7 +39,7 @@ def build(
     """Build a guest image from Debian packages and this casemate's agent."""
     from images import builder
 
-    store = ImageStore()
+    store = _store()
     options = builder.Options(name=name, suite=suite, mirror=mirror)
     current = builder.current(store, options) if if_needed else None
     if current is not None:
@@ -46,7 +52,7 @@ def build(
 @app.command("list")
 def list_images(as_json: Json = False) -> None:
     """List the images in the store."""
-    listed = ImageStore().list()
+    listed = _store().list()
     if as_json:
         print_json([_summary(entry) for entry in listed])
         return
@@ -56,7 +62,7 @@ def list_images(as_json: Json = False) -> None:
 @app.command()
 def show(reference: Reference = "default", as_json: Json = False) -> None:
     """Show what an image is made of."""
-    image = ImageStore().resolve(reference)
+    image = _store().resolve(reference)
     about = image.manifest
     if as_json:
         print_json({"digest": image.digest, "directory": str(image.directory), **about})
@@ -76,7 +82,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every file of images and compare it with its digest. Ends with 1 if one is damaged."""
-    store = ImageStore()
+    store = _store()
     results = [_verify(store, wanted) for wanted in references or [entry.digest for entry in store.list()]]
     if as_json:
         print_json(results)
@@ -93,7 +99,7 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Remove images, with all their names. One that is in use is an error."""
-    store = ImageStore()
+    store = _store()
     removed = [store.remove(reference) for reference in references]
     _print_removed(removed, [], as_json)
 
@@ -101,7 +107,7 @@ def rm(
 @app.command()
 def gc(as_json: Json = False) -> None:
     """Remove images without a name that no pod uses."""
-    collected = ImageStore().gc()
+    collected = _store().gc()
     _print_removed(collected.removed, collected.in_use, as_json)
 
 

@@ -34,6 +34,7 @@ class AnchorMaker:
             self._connection.sendall(os.fsencode(root))
             said = self._connection.recv(ANSWER_BYTES)
         except OSError as error:
+            self._connection.close()  # a late answer must not be taken for the next one's
             raise Internal("the process that makes anchors does not answer", details=str(error)) from error
         numbers = said.split()
         if len(numbers) != 2 or not all(number.isdigit() for number in numbers):

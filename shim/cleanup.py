@@ -16,10 +16,11 @@ from shim.paths import PodPaths
 
 # The kernel has to take down QEMU's memory before the namespace's first process is gone.
 KILL_TIMEOUT_S = 4.0
+TRACES_KEPT = 100  # where the configuration does not say
 KEPT = ("state.json", "trace.json", "console.log", "shim.log")
 
 
-def clean_pod(paths: PodPaths, *, kept: int = 100) -> list[str]:
+def clean_pod(paths: PodPaths, *, kept: int = TRACES_KEPT) -> list[str]:
     """Undoes everything of one pod and keeps its records in ended/. Returns what was undone.
 
     Killing the shim kills every process of the pod, as they are in its PID namespace, and the kernel
@@ -102,6 +103,10 @@ def mark_ended(path: Path) -> None:
     if not isinstance(document, dict):
         return
     document["state"] = "ended"
+    containers = document.get("containers")
+    for container in containers if isinstance(containers, list) else ():
+        if isinstance(container, dict):
+            container["state"] = "stopped"
     path.write_text(json.dumps(document))
 
 

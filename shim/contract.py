@@ -8,12 +8,13 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 
+from config.load import load
 from rpc.api.bootstrap import BootstrapParams, BootstrapResult
 from rpc.api.task import DeleteResponse
 from rpc.api.types import RuntimeInfo, RuntimeVersion, Timestamp
-from rpc.errors import InvalidArgument
+from rpc.errors import CasemateError, InvalidArgument
 from shim.bootstrap import Arguments
-from shim.cleanup import clean_pod
+from shim.cleanup import TRACES_KEPT, clean_pod
 from shim.paths import PodPaths
 
 KILLED = 128 + 9
@@ -51,11 +52,20 @@ def delete(arguments: Arguments) -> None:
     pod owns nothing here."""
     paths = PodPaths(arguments.namespace, arguments.id)
     pid = recorded_pid(paths)
-    for line in clean_pod(paths):
+    for line in clean_pod(paths, kept=traces_kept()):
         sys.stderr.write(f"casemate: removed {line}\n")
     seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
     response = DeleteResponse(pid=pid, exit_status=KILLED, exited_at=Timestamp(seconds=seconds, nanos=nanos))
     sys.stdout.buffer.write(response.encode())
+
+
+def traces_kept() -> int:
+    """As configured; a configuration that cannot be read must not keep a pod from being removed."""
+    try:
+        return load().traces_kept
+    except CasemateError as error:
+        sys.stderr.write(f"casemate: {error}\n")
+        return TRACES_KEPT
 
 
 def recorded_pid(paths: PodPaths) -> int:

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 
+from config.load import unreported
 from rpc.errors import CasemateError
 from rpc.server import Server
 from shim import phases, system
@@ -45,6 +46,8 @@ def serve(
 ) -> None:
     """Runs until containerd says Shutdown, or a signal does. refusal: why there can be no machine."""
     set_up_logging(settings.log_level if not request.debug else "debug", request.bundle)
+    for line in unreported:
+        log.warning("%s", line)
     asyncio.run(_serve(request, settings, listener, trace, journal, host_proc, anchors, refusal))
 
 

@@ -112,6 +112,7 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
 
 def shorten_layers(data: str, links: Path) -> str:
     """The same options with every layer named by a link in `links`, relative to it: 500 layers fit a page."""
+    remove_tree(links)  # of an earlier mount by the same name
     links.mkdir(mode=0o700)
     parts = []
     for option in data.split(","):

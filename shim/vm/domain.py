@@ -22,11 +22,17 @@ def text(tag: str, content: str, **attributes: object) -> str:
 
 def escape(value: str) -> str:
     """For text and attribute values alike. Raises ValueError for what XML 1.0 cannot hold."""
-    if any(ord(character) < 0x20 and character not in "\t\n\r" for character in value):
-        raise ValueError(f"control character in {value!r}")
+    if not all(map(_is_character, value)):
+        raise ValueError(f"{value!r} has characters that XML cannot hold")
     for raw, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&apos;"), ('"', "&quot;")):
         value = value.replace(raw, safe)
     return value
+
+
+def _is_character(character: str) -> bool:
+    """XML 1.0, production Char, without the white space that a parser changes."""
+    code = ord(character)
+    return 0x20 <= code < 0xD800 or 0xE000 <= code < 0xFFFE or code > 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
