@@ -91,7 +91,7 @@ async def _serve(
         except TimeoutError:
             log.error("events were left that containerd did not take")
         listening.close()
-        await server.close(grace_s=1.0)
+        await server.close()
         pod.write_state("ended")
         journal.close()
         show_other_pods(request.paths)

@@ -100,8 +100,12 @@ class Machine:
             async with self._agent.stream(api.EVENTS, api.EventsRequest()) as stream:
                 async for event in stream:
                     on_event(event)
-        except CasemateError:
+        except Disconnected:
             return  # the machine's end is told by `lost`
+        except CasemateError as error:
+            # A guest that garbles its events would have its containers run for ever.
+            log.error("the guest's events cannot be read, so the machine is ended: %s", error)
+            self.qemu.kill()
 
     async def why_lost(self) -> CasemateError:
         error = await asyncio.shield(self.lost)
