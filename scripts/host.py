@@ -31,7 +31,6 @@ RUNTIME_PACKAGES = {
     "virtiofsd": 13,  # in Debian 12 a part of qemu-system-common
 }
 IMAGE_PACKAGES = {
-    "cpio": 12,
     "erofs-utils": 12,
     "mmdebstrap": 12,
     "zstd": 12,
@@ -43,6 +42,7 @@ TEST_PACKAGES = {
     "iproute2": 12,
     "procps": 12,
     "runc": 12,
+    "xz-utils": 12,
 }
 
 
