@@ -20,6 +20,7 @@ gc.disable()  # nothing that is imported is garbage
 
 import agent.lean  # noqa: E402, I001, F401 - before anything imports asyncio
 import asyncio  # noqa: E402
+import logging  # noqa: E402
 
 from agent import boot, system  # noqa: E402
 from agent.cgroups import OomWatch  # noqa: E402
@@ -29,9 +30,12 @@ from agent.reaper import Reaper  # noqa: E402
 from agent.services import AgentService  # noqa: E402
 from agent.spans import MARKS_VARIABLE, Spans, early_spans  # noqa: E402
 from agent.transport import connect  # noqa: E402
+from rpc.errors import DeadlineExceeded  # noqa: E402
 from rpc.server import Server  # noqa: E402
 
 DIRECTORY = "/run/casemate"
+MAX_REQUESTS = 4096  # a long poll for each stream of each process is one
+_log = logging.getLogger("casemate.agent")
 
 
 async def serve_shim(spans: Spans, settings: dict[str, str]) -> None:
@@ -41,13 +45,17 @@ async def serve_shim(spans: Spans, settings: dict[str, str]) -> None:
         transport, (reader, writer) = await connect(settings)
         spans.done("agent connect")
         service = AgentService(guest, spans, transport=transport, machine=True)
-        server = Server()
+        server = Server(max_requests=MAX_REQUESTS)
         service.register(server)
         serving = tasks.create_task(server.serve(reader, writer))
         ending = tasks.create_task(service.ending.wait())
         await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
         await server.close()  # gives the shim the answer to SHUTDOWN
         guest.kill_all()
+        try:
+            await system.sync(guest.reaper, system.LAST_SYNC_S)
+        except DeadlineExceeded as error:
+            _log.warning("powering off all the same: %s", error)
         system.power_off()
 
 
@@ -58,7 +66,7 @@ async def serve_socket(spans: Spans, path: str, directory: str) -> None:
     async with asyncio.TaskGroup() as tasks:
         guest = make_guest(tasks, directory)
         service = AgentService(guest, spans, transport="unix", machine=False)
-        server = Server()
+        server = Server(max_requests=MAX_REQUESTS)
         service.register(server)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)

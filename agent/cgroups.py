@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import select
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=Message)
 
+_log = logging.getLogger("casemate.agent")
 NO_LIMIT = (1 << 64) - 1
 # memory.stat's names -> the message's, where they differ; several add up
 _MEMORY_NAMES = {
@@ -116,6 +118,7 @@ class OomWatch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._loop = loop
         loop.add_reader(self._epoll.fileno(), self._changed)
 
     def add(self, cgroup: Cgroup, changed: Callable[[], None]) -> int:
@@ -133,6 +136,12 @@ class OomWatch:
         if watch >= 0 and self._callbacks.pop(watch, None) is not None:
             os.close(watch)  # which takes it out of the epoll too
 
+    def close(self) -> None:
+        for watch in list(self._callbacks):
+            self.remove(watch)
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
     def _changed(self) -> None:
         for fd, _ in self._epoll.poll(0):
             changed = self._callbacks.get(fd)
@@ -141,9 +150,9 @@ class OomWatch:
             try:
                 os.pread(fd, 4096, 0)  # without this it would stay ready
             except OSError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-                self.remove(fd)  # the cgroup is gone
+                if error.errno != errno.ENODEV:  # which means that the cgroup is gone
+                    _log.warning("memory.events cannot be read: %s", error)
+                self.remove(fd)
             changed()
 
 

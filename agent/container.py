@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent.containers import Guest
+    from agent.reaper import Exit
 
     Json = dict[str, Any]
 
@@ -71,7 +72,7 @@ class Container:
         try:
             os.makedirs(self.bundle)
             write(f"{self.bundle}/config.json", json.dumps(spec).encode())
-            await self._launch(process, "init", terminal, "create", "--bundle", self.bundle, self.id)
+            ended = await self._launch(process, "init", terminal, "create", "--bundle", self.bundle, self.id)
             _check_command(f"/proc/{process.pid}/root", process_spec)
         except BaseException as error:
             process.stdio.close()
@@ -81,7 +82,7 @@ class Container:
             raise
         self._init = process
         self._oom_watch = self._guest.oom_watch.add(self.cgroup, self.look_for_oom)
-        self._guest.follow(self._follow_init(process))
+        self._guest.follow(self._follow_init(process, ended))
         return process.pid
 
     async def start(self) -> None:
@@ -111,7 +112,9 @@ class Container:
         try:
             _check_command(f"/proc/{self.init.pid}/root", spec)
             write(path, json.dumps(spec).encode())
-            await self._launch(process, name, terminal, "exec", "--detach", "--process", path, self.id)
+            ended = await self._launch(
+                process, name, terminal, "exec", "--detach", "--process", path, self.id
+            )
         except BaseException as error:
             del self.execs[exec_id]
             process.stdio.close()
@@ -125,7 +128,7 @@ class Container:
         process.started()
         if self.init.gone:
             self.cgroup.kill()
-        self._guest.follow(self._follow_exec(process))
+        self._guest.follow(self._follow_exec(process, ended))
         return process.pid
 
     def _check_alive(self) -> None:
@@ -186,23 +189,25 @@ class Container:
             self._oom_kills = kills
             self._guest.announce_oom(self.id)
 
-    async def _follow_init(self, init: Process) -> None:
+    async def _follow_init(self, init: Process, ended: asyncio.Future[Exit]) -> None:
         """Announces init's end, after those of everything else in the container."""
-        assert init.ended is not None
-        how = await init.ended
-        self.cgroup.kill()  # with a pid namespace of its own the kernel has done it; not with a shared one
-        for process in list(self.execs.values()):
-            await process.settled.wait()
-        self.look_for_oom()
-        init.exited(how)
-        self._guest.announce_exit(init, how)
+        how = await ended
+        try:
+            self.cgroup.kill()  # the kernel has, unless the pid namespace is shared
+            for process in list(self.execs.values()):
+                await process.settled.wait()
+            self.look_for_oom()
+        finally:
+            init.exited(how)
+            self._guest.announce_exit(init, how)
 
-    async def _follow_exec(self, process: Process) -> None:
-        assert process.ended is not None
-        how = await process.ended
-        self.look_for_oom()
-        process.exited(how)
-        self._guest.announce_exit(process, how)
+    async def _follow_exec(self, process: Process, ended: asyncio.Future[Exit]) -> None:
+        how = await ended
+        try:
+            self.look_for_oom()
+        finally:
+            process.exited(how)
+            self._guest.announce_exit(process, how)
 
     async def _freeze(self, command: str, paused: bool) -> None:
         async with self._changing:
@@ -213,8 +218,10 @@ class Container:
             await self._crun(command, self.id)
             self.paused = paused
 
-    async def _launch(self, process: Process, name: str, terminal: bool, *command: str) -> None:
-        await launch(
+    async def _launch(
+        self, process: Process, name: str, terminal: bool, *command: str
+    ) -> asyncio.Future[Exit]:
+        return await launch(
             self._guest.crun, self._guest.reaper, process, f"{self.bundle}/{name}", terminal, *command
         )
 
@@ -229,10 +236,8 @@ class Container:
             self._init.stdio.close()
         self._guest.oom_watch.remove(self._oom_watch)
         self.cgroup.kill()
-        try:
-            await self._crun("delete", "--force", self.id)
-        finally:
-            remove_directory(self.bundle)
+        await self._crun("delete", "--force", self.id)
+        remove_directory(self.bundle)
 
     async def _abandon(self) -> None:
         """_discard() on the way out of another error, which is the one to be told."""
@@ -240,6 +245,7 @@ class Container:
             await self._discard()
         except CasemateError as error:
             _log.warning("container %s was not cleaned up: %s", self.id, error)
+            remove_directory(self.bundle)
 
 
 def _check_command(root: str, process_spec: Json) -> None:

@@ -6,6 +6,7 @@ Must not know of RPC methods; events are the API's messages because they are not
 from __future__ import annotations
 
 import json
+import logging
 import re
 
 from agent.cgroups import OomWatch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from agent.reaper import Exit, Reaper
 
 MAX_ID_BYTES = 76  # containerd's own limit
+_log = logging.getLogger("casemate.agent")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 
 
@@ -99,7 +101,14 @@ class Guest:
     # what containers tell
 
     def follow(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._tasks.create_task(coroutine)
+        self._tasks.create_task(self._survive(coroutine))
+
+    async def _survive(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """What goes wrong with one container must not end the machine."""
+        try:
+            await coroutine
+        except Exception:  # noqa: BLE001 - whatever it is: it is logged, and one container's trouble
+            _log.exception("a container's process could not be followed to its end")
 
     def announce_exit(self, process: Process, how: Exit) -> None:
         self.events.put(
@@ -126,7 +135,7 @@ def check_id(name: str) -> None:
 def parse_object(text: bytes, what: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"malformed {what}", str(error)) from None
     if not isinstance(parsed, dict):
         raise InvalidArgument(f"malformed {what}", "not a JSON object")

@@ -73,6 +73,7 @@ FUTURES = {
     "FIRST_EXCEPTION": "FIRST_EXCEPTION",
     "ALL_COMPLETED": "ALL_COMPLETED",
 }
+DEBUG = 10
 SUBPROCESS = {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3}
 
 
@@ -83,7 +84,7 @@ def import_asyncio() -> None:
     stand_ins = (
         Deferred("inspect"),
         Deferred("linecache"),
-        Deferred("logging", getLogger=_Logger, DEBUG=10),
+        Deferred("logging", getLogger=_Logger, DEBUG=DEBUG),
         Deferred("subprocess", **SUBPROCESS),
         Deferred("traceback", extract_stack=_extract_stack),
         Deferred("typing", final=_same, Optional=_Subscriptable, Type=_Subscriptable),

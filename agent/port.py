@@ -4,9 +4,14 @@ asyncio's own pipe transports do one system call per turn of the event loop, and
 and takes 32 KiB a call; here a turn moves whatever the device has. Knows nothing of framing.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 READ_CALL_BYTES = 32 * 1024
 READ_TURN_BYTES = 256 * 1024

@@ -83,11 +83,8 @@ class Process:
 
     @property
     def who(self) -> str:
-        return (
-            f"exec {self.exec_id} of {self.container_id}"
-            if self.exec_id
-            else f"container {self.container_id}"
-        )
+        container = f"container {self.container_id}"
+        return f"exec {self.exec_id} of {container}" if self.exec_id else container
 
     @property
     def gone(self) -> bool:

@@ -45,6 +45,16 @@ class Reaper:
         loop.add_reader(ours.fileno(), self._woken, ours)
         self.reap()
 
+    def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Reaps no more."""
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            loop.remove_reader(self._wakeup[0].fileno())
+            for end in self._wakeup:
+                end.close()
+            self._wakeup = None
+
     def _woken(self, wakeup: socket.socket) -> None:
         with suppress(BlockingIOError):
             while wakeup.recv(4096):

@@ -94,7 +94,7 @@ class AgentService:
         return Empty()
 
     async def sync(self, request: Empty, context: Context) -> Empty:
-        os.sync()
+        await system.sync(self._guest.reaper, system.SYNC_S)
         return Empty()
 
     async def shutdown(self, request: Empty, context: Context) -> Empty:

@@ -14,11 +14,7 @@ import socket
 import termios
 from struct import pack
 
-from rpc.errors import DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from rpc.errors import FailedPrecondition, Internal, InvalidArgument
 
 STDOUT = 1
 STDERR = 2
@@ -27,40 +23,50 @@ PIPE_BYTES = 256 * 1024
 _ENDED = b""
 
 
-async def _ready(add: Callable[..., object], remove: Callable[[int], object], fd: int, stop: Closing) -> None:
-    """Waits until fd can be read (or written), or until it is being closed."""
-    wake = asyncio.Event()
-    add(fd, wake.set)
-    stop.waiters.add(wake)
-    try:
-        await wake.wait()
-    finally:
-        stop.waiters.discard(wake)
-        remove(fd)
+class _End:
+    """Our end of a pipe or terminal: one waits for it at a time, and closing wakes who waits."""
 
+    def __init__(self, fd: int, *, writing: bool) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self._writing = writing
+        self._waiting: asyncio.Event | None = None
 
-class Closing:
-    """Who waits on a descriptor, to be woken before it goes away."""
+    @property
+    def closed(self) -> bool:
+        return self.fd < 0
 
-    __slots__ = ("closed", "waiters")
-
-    def __init__(self) -> None:
-        self.closed = False
-        self.waiters: set[asyncio.Event] = set()
+    async def ready(self) -> None:
+        """Returns when the descriptor can be read (or written), or has been closed."""
+        loop = asyncio.get_running_loop()
+        self._waiting = asyncio.Event()
+        (loop.add_writer if self._writing else loop.add_reader)(self.fd, self._waiting.set)
+        try:
+            await self._waiting.wait()
+        finally:
+            self._forget()
+            self._waiting = None
 
     def close(self) -> None:
-        self.closed = True
-        for waiter in self.waiters:
-            waiter.set()
+        if not self.closed:
+            if self._waiting is not None:
+                self._forget()
+                self._waiting.set()
+            os.close(self.fd)
+            self.fd = -1
+
+    def _forget(self) -> None:
+        """Before the number can mean another descriptor."""
+        if not self.closed:
+            loop = asyncio.get_running_loop()
+            (loop.remove_writer if self._writing else loop.remove_reader)(self.fd)
 
 
 class Output:
     """One stream out of a process; one reader at a time."""
 
     def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)
-        self._fd = fd
-        self._closing = Closing()
+        self._end = _End(fd, writing=False)
         self._busy = False
         self._ended = False
 
@@ -70,13 +76,12 @@ class Output:
             raise FailedPrecondition("this output is already being read")
         self._busy = True
         size = min(max_bytes or READ_MAX_BYTES, READ_MAX_BYTES)
-        loop = asyncio.get_running_loop()
         try:
-            while not (self._ended or self._closing.closed):
+            while not (self._ended or self._end.closed):
                 try:
-                    data = os.read(self._fd, size)
+                    data = os.read(self._end.fd, size)
                 except BlockingIOError:
-                    await _ready(loop.add_reader, loop.remove_reader, self._fd, self._closing)
+                    await self._end.ready()
                     continue
                 except OSError as error:
                     if error.errno != errno.EIO:  # a terminal nobody holds open any more
@@ -90,34 +95,29 @@ class Output:
             self._busy = False
 
     def close(self) -> None:
-        self._closing.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Whoever is reading is told that the stream has ended."""
+        self._end.close()
 
 
 class Input:
     """The stream into a process; writers take turns."""
 
     def __init__(self, fd: int, *, terminal: bool) -> None:
-        os.set_blocking(fd, False)
-        self._fd = fd
+        self._end = _End(fd, writing=True)
         self._terminal = terminal
-        self._closing = Closing()
         self._turn = asyncio.Lock()
 
     async def write(self, data: bytes) -> None:
         """Returns when the kernel has all of it. FailedPrecondition when nobody will ever read it."""
-        loop = asyncio.get_running_loop()
         view = memoryview(data)
         async with self._turn:
             while view:
-                if self._closing.closed:
+                if self._end.closed:
                     raise FailedPrecondition("standard input is closed")
                 try:
-                    view = view[os.write(self._fd, view) :]
+                    view = view[os.write(self._end.fd, view) :]
                 except BlockingIOError:
-                    await _ready(loop.add_writer, loop.remove_writer, self._fd, self._closing)
+                    await self._end.ready()
                 except OSError as error:
                     if error.errno not in (errno.EPIPE, errno.EIO):
                         raise
@@ -130,10 +130,8 @@ class Input:
                 self.close()
 
     def close(self) -> None:
-        self._closing.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Whoever is writing is told so."""
+        self._end.close()
 
 
 class Stdio:
@@ -232,11 +230,12 @@ class ConsoleSocket:
         with connection:
             connection.setblocking(False)
             try:
-                _, fds, _, _ = socket.recv_fds(connection, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+                _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
             except BlockingIOError:
-                raise DeadlineExceeded("crun connected to the console socket and sent no terminal") from None
+                raise Internal("crun connected to the console socket and sent no terminal") from None
         if not fds:
             raise Internal("crun sent no descriptor on the console socket")
+        os.set_inheritable(fds[0], False)  # recv_fds ignores MSG_CMSG_CLOEXEC
         return fds[0]
 
     def close(self) -> None:

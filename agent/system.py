@@ -5,35 +5,44 @@ What the shim tells a guest when they meet (HELLO), and how the guest ends. Know
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
 import time
 from fcntl import ioctl
 from struct import pack
 
 from agent import libc
-from rpc.errors import FailedPrecondition
+from rpc.errors import DeadlineExceeded, FailedPrecondition
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from agent.reaper import Reaper
+
 CLOCK_TOLERANCE_NS = 20_000_000  # below this a step would only hurt: timers, file times, logs
+SYNC_S = 60.0
+LAST_SYNC_S = 5.0
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 
 
-def set_clock(realtime_ns: int, *, only_forward: bool) -> bool:
-    """Steps CLOCK_REALTIME to the host's time if it differs by more than the tolerance.
+def set_clock(realtime_ns: int, *, only_forward: bool) -> None:
+    """Steps CLOCK_REALTIME to the host's time if that is needed."""
+    if clock_is_off(time.time_ns(), realtime_ns, only_forward=only_forward):
+        time.clock_settime_ns(time.CLOCK_REALTIME, realtime_ns)
 
-    only_forward: the time may have been written long before it was read (bytes wait in a
-    virtio-serial port while the guest boots), so it can prove that we are late, not that we are early.
+
+def clock_is_off(guest_ns: int, host_ns: int, *, only_forward: bool) -> bool:
+    """Whether the difference matters.
+
+    only_forward: the time may have been written long before it was read (bytes wait in a virtio-serial port
+    while the guest boots), so it can prove that the guest is late, not that it is early.
     """
-    ahead_ns = realtime_ns - time.time_ns()
-    if (ahead_ns if only_forward else abs(ahead_ns)) < CLOCK_TOLERANCE_NS:
-        return False
-    time.clock_settime_ns(time.CLOCK_REALTIME, realtime_ns)
-    return True
+    behind_ns = host_ns - guest_ns
+    return (behind_ns if only_forward else abs(behind_ns)) >= CLOCK_TOLERANCE_NS
 
 
 def add_entropy(seed: bytes) -> None:
@@ -83,8 +92,8 @@ _MOUNT_FLAGS = {
 }
 
 
-def mount_share(tag: str, path: str, fstype: str, options: Sequence[str]) -> None:
-    """Mounts what the host shares under this tag; options as in fstab."""
+def mount_arguments(options: Sequence[str]) -> tuple[int, str]:
+    """(flags, data) of mount(2) for options as in fstab."""
     flags = 0
     data = []
     for option in options:
@@ -92,15 +101,39 @@ def mount_share(tag: str, path: str, fstype: str, options: Sequence[str]) -> Non
             flags |= _MOUNT_FLAGS[option]
         else:
             data.append(option)
+    return flags, ",".join(data)
+
+
+def mount_share(tag: str, path: str, fstype: str, options: Sequence[str]) -> None:
+    """Mounts what the host shares under this tag; options as in fstab."""
+    flags, data = mount_arguments(options)
     os.makedirs(path, exist_ok=True)
     try:
-        libc.mount(tag, path, fstype, flags, ",".join(data))
+        libc.mount(tag, path, fstype, flags, data)
     except OSError as error:
         raise FailedPrecondition(
             f"the guest cannot mount {fstype} {tag} on {path}", os.strerror(error.errno or 0)
         ) from error
 
 
+async def sync(reaper: Reaper, timeout_s: float) -> None:
+    """Writes out every file system, in a process of its own: it takes its time, and a share whose server is
+    dead would hold up the agent for ever."""
+    pid = os.fork()
+    if not pid:
+        os.sync()
+        os._exit(0)
+    ended = reaper.watch(pid)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.shield(ended)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the guest's data were not written out within {timeout_s:g} s") from None
+    finally:
+        if not ended.done():
+            os.kill(pid, signal.SIGKILL)
+
+
 def power_off() -> None:
-    os.sync()
+    """At once: without a sync."""
     libc.power_off()
