@@ -1,0 +1,244 @@
+"""The virtual machine that a pod gets, as libvirt is told: golden files, and libvirt's own schema."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.settings import Profile
+from images.image import GuestImage
+from rpc.errors import FailedPrecondition, ResourceExhausted
+from shim.vm import designer
+from shim.vm.accel import Acceleration
+from shim.vm.designer import Sockets, design, transport_of
+from shim.vm.domain import Domain, element, escape, text
+
+GOLDEN = Path(__file__).parent / "golden"
+SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
+POD = Path("/run/casemate/pods/0123456789abcdef")
+IMAGE = Path("/var/lib/casemate/images/by-digest/abc")
+KVM, TCG = Acceleration("kvm", "it ran a guest"), Acceleration("tcg", "there is no KVM")
+DEFAULT = Profile(
+    name="default", vcpus=1, memory_bytes=128 << 20, image="default", kernel_cmdline="", cpu_model="auto"
+)
+
+
+def image(*, initrd: bool) -> GuestImage:
+    return GuestImage(
+        name="default",
+        digest="sha256:abc",
+        directory=IMAGE,
+        kernel=IMAGE / "vmlinux",
+        initrd=IMAGE / "initrd.cpio" if initrd else None,
+        rootfs=IMAGE / "rootfs.erofs",
+        cmdline="root=/dev/vda ro rootfstype=erofs",
+        manifest={},
+    )
+
+
+def designed(
+    accel: Acceleration, transport: str, *, profile: Profile = DEFAULT, initrd: bool = True
+) -> Domain:
+    return design(
+        profile,
+        image(initrd=initrd),
+        accel,
+        transport,
+        Sockets(POD / "console.sock", POD / "agent.sock", POD / "share.sock"),
+        "/usr/bin/qemu-system-x86_64",
+        "/usr/share/qemu/qboot.rom",
+        agent_port=1024 if transport == "vsock" else 0,
+    )
+
+
+DOMAINS = {
+    "tcg-serial": designed(TCG, "serial"),
+    "kvm-vsock": designed(KVM, "vsock"),
+    "kvm-serial-large": designed(
+        KVM,
+        "serial",
+        profile=DEFAULT.replace(
+            vcpus=4, memory_bytes=512 << 20, cpu_model="Skylake-Client", kernel_cmdline="debug x='<&>'"
+        ),
+        initrd=False,
+    ),
+}
+
+
+def parse(xml: str | bytes) -> ET.Element:
+    return ET.fromstring(xml)  # noqa: S314 - it is ours
+
+
+def pretty(xml: str) -> str:
+    tree = parse(xml)
+    ET.indent(tree)
+    return ET.tostring(tree, encoding="unicode") + "\n"
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_domain_is_as_it_was_reviewed(name: str) -> None:
+    """With CASEMATE_UPDATE_GOLDEN=1 the file is written instead: then read the diff."""
+    path, xml = GOLDEN / f"{name}.xml", pretty(DOMAINS[name].xml())
+    if os.environ.get("CASEMATE_UPDATE_GOLDEN"):
+        path.write_text(xml)
+    assert xml == path.read_text()
+
+
+def relax_ng_errors(xml: str, schema: Path) -> list[str]:
+    """What libxml2, which libvirt itself validates with, finds wrong."""
+    library = ctypes.CDLL(ctypes.util.find_library("xml2") or "libxml2.so.2")
+    for name in ("xmlRelaxNGNewParserCtxt", "xmlRelaxNGParse", "xmlRelaxNGNewValidCtxt", "xmlReadMemory"):
+        getattr(library, name).restype = ctypes.c_void_p
+    errors: list[str] = []
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
+    note = kind(lambda _, message: errors.append(message.decode()))
+    library.xmlSetGenericErrorFunc(None, note)
+    parser = ctypes.c_void_p(library.xmlRelaxNGNewParserCtxt(str(schema).encode()))
+    grammar = ctypes.c_void_p(library.xmlRelaxNGParse(parser))
+    assert grammar.value, "the schema itself could not be read"
+    data = xml.encode()
+    document = ctypes.c_void_p(library.xmlReadMemory(data, len(data), b"domain.xml", None, 0))
+    checker = ctypes.c_void_p(library.xmlRelaxNGNewValidCtxt(grammar))
+    result = library.xmlRelaxNGValidateDoc(checker, document)
+    library.xmlFreeDoc(document)
+    library.xmlRelaxNGFreeValidCtxt(checker)
+    library.xmlRelaxNGFree(grammar)
+    library.xmlRelaxNGFreeParserCtxt(parser)
+    library.xmlSetGenericErrorFunc(None, None)
+    return [] if result == 0 else errors or [f"libxml2 says {result}"]
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_domain_is_valid_by_libvirts_schema(name: str) -> None:
+    if not SCHEMA.exists():
+        pytest.skip("libvirt's schemas are not installed (Debian: libvirt0)")
+    assert relax_ng_errors(DOMAINS[name].xml(), SCHEMA) == []
+
+
+def test_the_schema_is_not_satisfied_by_anything() -> None:
+    if not SCHEMA.exists():
+        pytest.skip("libvirt's schemas are not installed (Debian: libvirt0)")
+    wrong = DOMAINS["tcg-serial"].xml().replace("<vcpu>", "<vcpus>").replace("</vcpu>", "</vcpus>")
+    assert relax_ng_errors(wrong, SCHEMA) != []
+
+
+# --- what the policy decides ---
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_no_two_devices_share_a_slot_and_none_takes_the_chipsets(name: str) -> None:
+    tree = parse(DOMAINS[name].xml())
+    slots = [int(address.attrib["slot"]) for address in tree.iter("address")]
+    assert len(slots) == len(set(slots))
+    assert not {0, 31} & set(slots)
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_guest_can_change_nothing_of_its_image(name: str) -> None:
+    tree = parse(DOMAINS[name].xml())
+    disks = tree.findall("devices/disk")
+    assert disks
+    assert all(disk.find("readonly") is not None for disk in disks)
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_a_guest_that_ends_takes_its_qemu_with_it(name: str) -> None:
+    tree = parse(DOMAINS[name].xml())
+    assert [tree.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == ["destroy"] * 3
+
+
+def test_the_kernel_is_told_how_to_reach_the_shim() -> None:
+    tree = parse(DOMAINS["tcg-serial"].xml())
+    words = (tree.findtext("os/cmdline") or "").split()
+    assert "casemate.transport=serial" in words
+    assert not [word for word in words if word.startswith("casemate.port")]
+    words = (parse(DOMAINS["kvm-vsock"].xml()).findtext("os/cmdline") or "").split()
+    assert {"casemate.transport=vsock", "casemate.port=1024", "console=ttyS0", "panic=-1"} <= set(words)
+
+
+def test_a_profiles_parameters_come_last() -> None:
+    """The kernel takes the last of two."""
+    cmdline = parse(DOMAINS["kvm-serial-large"].xml()).findtext("os/cmdline") or ""
+    assert cmdline.startswith("root=/dev/vda ")
+    assert cmdline.endswith(" debug x='<&>'")
+
+
+@pytest.mark.parametrize(
+    ("accel", "model", "expected"),
+    [
+        (KVM, "auto", "host-passthrough"),
+        (TCG, "auto", "maximum"),
+        (KVM, "Skylake-Client", "Skylake-Client"),
+        (TCG, "qemu64", "qemu64"),
+    ],
+)
+def test_the_cpu_is_the_profiles_or_the_best_there_is(accel: Acceleration, model: str, expected: str) -> None:
+    assert designer.cpu_model(DEFAULT.replace(cpu_model=model), accel) == expected
+
+
+def test_only_an_emulator_gets_a_cache_for_code() -> None:
+    assert "tb-cache" in DOMAINS["tcg-serial"].xml()
+    assert "tb-cache" not in DOMAINS["kvm-vsock"].xml()
+
+
+def test_more_memory_than_the_host_has_is_refused_with_both_numbers() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with pytest.raises(ResourceExhausted, match=rf"1048576 MiB: this host has {total >> 20} MiB"):
+        designed(TCG, "serial", profile=DEFAULT.replace(memory_bytes=1 << 40))
+
+
+# --- vsock or serial ---
+
+
+def test_vsock_is_used_where_the_host_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "vhost-vsock"
+    monkeypatch.setattr(designer, "VSOCK_DEVICE", str(device))
+    assert transport_of("auto") == "serial"
+    assert transport_of("serial") == "serial"
+    with pytest.raises(FailedPrecondition, match=r"transport = vsock, but .*vhost-vsock cannot be opened"):
+        transport_of("vsock")
+    device.touch()
+    assert [transport_of(wanted) for wanted in ("auto", "vsock", "serial")] == ["vsock", "vsock", "serial"]
+
+
+# --- XML ---
+
+VALID = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\t\ufffe\uffff").filter(
+        lambda character: ord(character) >= 0x20
+    )
+)
+
+
+@given(VALID)
+def test_any_text_survives_as_text_and_as_attribute(value: str) -> None:
+    tree = parse(text("a", value, name=value))
+    assert (tree.text or "") == value
+    assert tree.attrib["name"] == value
+
+
+@given(st.text(st.characters(codec=None), max_size=20))
+def test_what_xml_cannot_hold_is_refused_and_nothing_is_changed_in_silence(value: str) -> None:
+    try:
+        xml = text("a", value)
+    except ValueError:
+        return
+    assert (parse(xml.encode()).text or "") == value
+
+
+@pytest.mark.parametrize("value", ["\0", "a\x1bb", "\ud800", "\ufffe", "\uffff"])
+def test_characters_that_are_not_xmls_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="character"):
+        escape(value)
+
+
+def test_an_element_is_closed_whether_empty_or_not() -> None:
+    assert element("a") == "<a/>"
+    assert element("a", element("b", type_="c", n=1)) == "<a><b type='c' n='1'/></a>"

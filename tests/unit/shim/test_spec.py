@@ -1,0 +1,174 @@
+"""What a container asks of its host: turned into what its guest can give, or refused by name."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rpc.errors import InvalidArgument, Unimplemented
+from shim import oci, spec
+from shim.spec import GUEST_SHARE, GuestSpec, SharedMount
+from tests.unit.shim.pods import NAMESPACES, config
+
+
+def for_guest(document: dict[str, Any]) -> GuestSpec:
+    return spec.for_guest(oci.parse(document), "web")
+
+
+def linux(**changes: Any) -> dict[str, Any]:
+    return config(linux={"namespaces": NAMESPACES} | changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("network", "host network"), ("pid", "host PID namespace"), ("ipc", "host IPC namespace")],
+)
+def test_a_namespace_of_the_hosts_is_refused_by_name(kind: str, words: str) -> None:
+    document = linux(namespaces=[entry for entry in NAMESPACES if entry["type"] != kind])
+    with pytest.raises(Unimplemented, match=f"{words}: not possible in a VM") as caught:
+        for_guest(document)
+    assert "run without" in (caught.value.hint or "") + "run without"
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["pid", "ipc", "uts", "mount", "user", "cgroup"])
+def test_joining_a_namespace_on_the_host_is_refused_by_name(kind: str) -> None:
+    path = f"/proc/7/ns/{kind}"
+    rest = [entry for entry in NAMESPACES if entry["type"] != kind]
+    with pytest.raises(Unimplemented, match=f"{kind} namespace {path}: "):
+        for_guest(linux(namespaces=[*rest, {"type": kind, "path": path}]))
+
+
+def test_a_network_namespace_is_the_pods_and_not_the_containers() -> None:
+    rest = [entry for entry in NAMESPACES if entry["type"] != "network"]
+    guest = for_guest(linux(namespaces=[*rest, {"type": "network", "path": "/run/netns/x"}]))
+    assert guest.document["linux"]["namespaces"] == rest
+
+
+def test_a_device_of_the_hosts_is_refused_by_name() -> None:
+    with pytest.raises(Unimplemented, match="device /dev/sda: ") as caught:
+        for_guest(linux(devices=[{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]))
+    assert "privileged_without_host_devices" in (caught.value.hint or "")
+
+
+def test_devices_that_every_container_has_are_no_request() -> None:
+    devices = [{"path": path, "type": "c", "major": 1, "minor": 3} for path in sorted(spec.DEFAULT_DEVICES)]
+    guest = for_guest(linux(devices=devices))
+    assert "devices" not in guest.document["linux"]
+
+
+def test_hooks_are_refused_by_name() -> None:
+    hooks = {"prestart": [{"path": "/x"}], "createRuntime": [{"path": "/y"}], "poststop": []}
+    with pytest.raises(Unimplemented, match="hooks createRuntime, prestart: "):
+        for_guest(config(hooks=hooks))
+
+
+def test_labels_that_a_guest_does_not_know_are_left_out_with_a_note() -> None:
+    document = linux(mountLabel="system_u:x")
+    document["process"] |= {"apparmorProfile": "docker-default", "selinuxLabel": "system_u:y", "cwd": "/srv"}
+    guest = for_guest(document)
+    assert [line.partition(":")[0] for line in guest.ignored] == [
+        "apparmorProfile",
+        "selinuxLabel",
+        "mountLabel",
+    ]
+    assert guest.document["process"]["cwd"] == "/srv"
+    assert "apparmorProfile" not in guest.document["process"]
+    assert "mountLabel" not in guest.document["linux"]
+    assert document["process"]["apparmorProfile"] == "docker-default"
+
+
+def test_without_labels_there_is_no_note() -> None:
+    assert for_guest(config()).ignored == ()
+
+
+def test_the_root_is_where_the_guest_finds_it() -> None:
+    guest = for_guest(config(root={"path": "/var/lib/x/rootfs", "readonly": True}))
+    assert guest.document["root"] == {"path": f"{GUEST_SHARE}/web/rootfs", "readonly": True}
+
+
+def test_the_guests_cgroups_are_ours() -> None:
+    guest = for_guest(linux(cgroupsPath="kubepods.slice:cri:web"))
+    assert guest.document["linux"]["cgroupsPath"] == "/casemate/web"
+
+
+def test_what_nobody_here_understands_reaches_the_guest() -> None:
+    document = config(process={"args": ["sh"], "rlimits": [{"type": "RLIMIT_NOFILE"}]}, x={"y": [1]})
+    guest = for_guest(document)
+    assert guest.document["process"] == document["process"]
+    assert guest.document["x"] == {"y": [1]}
+
+
+def test_mounts_that_need_no_host_stay_as_they_are() -> None:
+    mounts = [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid"]},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=65536k"]},
+    ]
+    guest = for_guest(config(mounts=mounts))
+    assert guest.document["mounts"] == mounts
+    assert guest.shared == ()
+
+
+def test_bind_mounts_are_shared_by_names_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    mounts = [
+        {
+            "destination": "/data",
+            "type": "bind",
+            "source": str(tmp_path),
+            "options": ["rbind", "ro", "nosuid"],
+        },
+        {"destination": "/proc", "type": "proc"},
+        {"destination": "/etc/hosts", "type": "none", "source": f"{tmp_path}/file", "options": ["bind"]},
+    ]
+    guest = for_guest(config(mounts=mounts))
+    assert guest.shared == (
+        SharedMount("mount0", str(tmp_path), read_only=True, recursive=True),
+        SharedMount("mount1", f"{tmp_path}/file", read_only=False, recursive=False),
+    )
+    data, proc, hosts = guest.document["mounts"]
+    assert data == {
+        "destination": "/data",
+        "type": "bind",
+        "source": f"{GUEST_SHARE}/web/mount0",
+        "options": ["rbind", "ro", "nosuid"],
+    }
+    assert proc["type"] == "proc"
+    assert (hosts["source"], hosts["options"]) == (f"{GUEST_SHARE}/web/mount1", ["rbind"])
+
+
+def test_a_link_is_followed_to_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    mounts = [{"destination": "/data", "type": "bind", "source": f"{tmp_path}/link"}]
+    assert len(for_guest(config(mounts=mounts)).shared) == 1
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    mounts = [{"destination": "/data", "type": "bind", "source": f"{tmp_path}/none"}]
+    with pytest.raises(InvalidArgument, match=f"mount /data: source {tmp_path}/none: No such file"):
+        for_guest(config(mounts=mounts))
+
+
+@pytest.mark.parametrize("source", ["/a\0b", "/\ud800"])
+def test_a_source_that_cannot_be_a_path_is_named(source: str) -> None:
+    with pytest.raises(InvalidArgument, match="mount /data: source"):
+        for_guest(config(mounts=[{"destination": "/data", "type": "bind", "source": source}]))
+
+
+@pytest.mark.parametrize("kind", ["socket", "FIFO", "device"])
+def test_a_source_with_another_end_on_the_host_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path = Path("/dev/null")
+    mounts = [{"destination": "/x", "type": "bind", "source": str(path)}]
+    with pytest.raises(Unimplemented, match=f"mount /x: source {path} is a {kind}"):
+        for_guest(config(mounts=mounts))
