@@ -27,14 +27,17 @@ class AnchorMaker:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._lags = False  # a late answer must not be taken for the next question's
 
     def make(self, root: str) -> tuple[int, int]:
         """(pid here, pid as the host counts) of a new anchor. Raises Internal if it cannot become one."""
+        if self._lags:
+            raise Internal("the process that makes anchors did not answer before")
         try:
             self._connection.sendall(os.fsencode(root))
             said = self._connection.recv(ANSWER_BYTES)
         except OSError as error:
-            self._connection.close()  # a late answer must not be taken for the next one's
+            self._lags = True
             raise Internal("the process that makes anchors does not answer", details=str(error)) from error
         numbers = said.split()
         if len(numbers) != 2 or not all(number.isdigit() for number in numbers):

@@ -40,14 +40,17 @@ class Arguments:
         self.action = ""
         words = iter(argv)
         for word in words:
-            name, _, value = word.lstrip("-").partition("=")
             if not word.startswith("-"):
                 self.action = word
-            elif name in ("debug", "info", "v"):
-                setattr(self, "info" if name in ("info", "v") else name, True)
+                continue
+            name, equals, value = word.lstrip("-").partition("=")
+            if name in ("debug", "info", "v"):
+                # As Go's flag package: alone it is true, and it may be said to be false.
+                said = not equals or value.lower() in ("1", "t", "true")
+                setattr(self, "info" if name in ("info", "v") else name, said)
             elif name in ("namespace", "address", "publish-binary", "id", "bundle"):
-                setattr(self, name.replace("-", "_"), value or next(words, ""))
-            elif name != "socket":  # an address that containerd never sends; unknown flags are errors
+                setattr(self, name.replace("-", "_"), value if equals else next(words, ""))
+            else:
                 raise SystemExit(f"containerd-shim-casemate-v2: unknown flag {word}")
 
 
@@ -75,9 +78,9 @@ def main() -> "NoReturn":
             from shim.contract import print_info
 
             print_info()
-        elif arguments.action == "start":
+        elif arguments.action == "start" and arguments.id:
             start(arguments)
-        elif arguments.action == "delete":
+        elif arguments.action == "delete" and arguments.id:
             from shim.contract import delete
 
             delete(arguments)
@@ -125,7 +128,9 @@ def start(arguments: Arguments) -> None:
 
 def pod_of(spec: "dict[str, Any] | None", container_id: str) -> str:
     """The id of the pod that a container belongs to: its sandbox's, or its own."""
-    annotations = (spec or {}).get("annotations") or {}
+    annotations = (spec or {}).get("annotations")
+    if not isinstance(annotations, dict):
+        return container_id
     for name in GROUP_ANNOTATIONS:
         group = annotations.get(name)
         if isinstance(group, str) and group:
@@ -158,8 +163,6 @@ def is_served(path: str) -> bool:
 
 def prepare(request: Start) -> "Any":
     """Pod directory, journal and listening socket. Removes again what it made if it fails half way."""
-    import socket
-
     from shim.journal import Entry, Journal, Kind
 
     paths = request.paths
@@ -175,13 +178,7 @@ def prepare(request: Start) -> "Any":
         journal.add(Entry(Kind.SOCKET, request.socket_path))
         journal.close()
         os.makedirs(SOCKET_DIR, mode=0o711, exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        mask = os.umask(0o177)
-        try:
-            listener.bind(request.socket_path)
-        finally:
-            os.umask(mask)
-        listener.listen(64)
+        listener = listen(request.socket_path)
     except BaseException as error:
         from shim.cleanup import clean_pod
         from shim.system import is_no_space
@@ -195,6 +192,23 @@ def prepare(request: Start) -> "Any":
     return listener
 
 
+def listen(path: str) -> "Any":
+    """A socket that nobody but root may connect to, not for the blink of an eye."""
+    import socket
+
+    listener = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
+    return listener
+
+
 def address_answer(arguments: Arguments, settings: "Settings", address: str, params: bytes) -> bytes:
     """In the newest form that the asking containerd certainly understands."""
     if params:
@@ -204,7 +218,8 @@ def address_answer(arguments: Arguments, settings: "Settings", address: str, par
         if result is not None and settings.address_format == "auto":
             return result
     if settings.address_format == "json":
-        version = min(int(os.environ.get("MAX_SHIM_VERSION") or 3), 3)
+        most = os.environ.get("MAX_SHIM_VERSION", "")
+        version = min(int(most), 3) if most.isdecimal() else 2 if most else 3
         return f'{{"version":{version},"address":"{address}","protocol":"ttrpc"}}'.encode()
     return address.encode()
 

@@ -47,6 +47,15 @@ class Logfmt(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        quoted = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        # Names that a client or a guest chose end up in here, and on a terminal.
+        quoted = "".join(_quoted(character) for character in text)
         level = record.levelname.lower()
         return f'time="{moment}.{int(record.msecs):03d}Z" level={level} msg="{quoted}" runtime=casemate'
+
+
+def _quoted(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character == "\n":
+        return "\\n"
+    return character if character.isprintable() else f"\\u{ord(character):04x}"

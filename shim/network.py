@@ -36,6 +36,8 @@ def enter_pod_network(document: object) -> None:
             os.close(fd)
     except OSError as error:
         raise InvalidArgument(f"network namespace {namespace.path}: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the path
+        raise InvalidArgument(f"network namespace {namespace.path!r}: {error}") from error
 
 
 def _is_own(fd: int) -> bool:

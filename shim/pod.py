@@ -9,6 +9,7 @@ import logging
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from config import annotations
 from config.settings import Profile, Settings
@@ -253,6 +254,7 @@ class Pod:
         undo.push_async_callback(anchor.end)
         init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
         undo.push_async_callback(init.close)
+        undo.push_async_exit(partial(self._forget_in_guest, machine, new.container_id))
         with self.trace.span(phases.GUEST_CREATE, phases.CREATE):
             await machine.call(
                 api.CREATE_CONTAINER,
@@ -269,6 +271,22 @@ class Pod:
         self.containers[new.container_id] = container
         container.watch = asyncio.create_task(self._on_anchor_killed(container))
         return container
+
+    async def _forget_in_guest(
+        self,
+        machine: Machine,
+        container_id: str,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: object,
+    ) -> None:
+        """The way back from CREATE_CONTAINER. An error that the guest answered means that it has none."""
+        if error is None or (isinstance(error, CasemateError) and not isinstance(error, DeadlineExceeded)):
+            return
+        try:
+            await machine.call(api.DELETE, api.DeleteRequest(container_id=container_id))
+        except CasemateError as failure:
+            log.info("container %s, given up while it was made: %s", container_id, failure)
 
     async def _on_anchor_killed(self, container: Container) -> None:
         """Somebody on the host killed the pid that stands for the container: they mean the container."""

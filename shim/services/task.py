@@ -164,7 +164,7 @@ class TaskService:
 
 def checked_id(value: str) -> str:
     """Ids become names of files and cgroups here. containerd's own rule is stricter; we do not rely on it."""
-    if not value or len(value) > 128 or value in (".", "..") or os.sep in value or "\0" in value:
+    if not value or len(value.encode()) > 128 or value in (".", "..") or os.sep in value or "\0" in value:
         raise InvalidArgument(f"{value!r} cannot be the id of a container or an exec")
     return value
 
