@@ -96,7 +96,7 @@ def spec(*args: str, resources: Json | None = None, without: str = "", **changes
         **({} if without == "uts" else {"hostname": "inside"}),
         "process": process(*args, **changes),
         "root": {"path": SHARED, "readonly": False},
-        "mounts": MOUNTS,
+        "mounts": list(MOUNTS),
         "linux": {
             "resources": resources or {},
             "namespaces": [{"type": name} for name in NAMESPACES if name != without],

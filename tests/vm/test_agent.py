@@ -175,6 +175,14 @@ def test_signal_that_does_not_exist_is_invalid(vm: AgentVM) -> None:
         vm.run(vm.signal("odd", 99))
 
 
+def test_broken_pipes_end_processes_as_they_should(vm: AgentVM) -> None:
+    """Python ignores SIGPIPE; what it starts must not."""
+    assert vm.run(vm.once("pipe", spec("sh", "-c", "sh -c 'kill -PIPE $$; echo alive'; exit $?")))[:2] == (
+        141,
+        b"",
+    )
+
+
 # standard streams
 
 
@@ -448,6 +456,7 @@ def test_wrong_command_is_told_by_create_and_leaves_nothing(
     with pytest.raises(NotFound, match="wrong does not exist"):
         vm.run(vm.start("wrong"))
     assert vm.run(vm.once("wrong", spec("true"))) == (0, b"", b"")
+    assert "not cleaned up" not in vm.console.read_text()
 
 
 @pytest.mark.parametrize(("args", "changes", "error", "words"), WRONG, ids=IDS)
@@ -635,6 +644,40 @@ def test_orphans_are_reaped(vm: AgentVM) -> None:
 
 
 # resources
+
+
+def test_specification_of_the_kind_that_containerd_makes(vm: AgentVM) -> None:
+    what = spec(
+        *(
+            "sh",
+            "-c",
+            "mkdir /no; mount | grep -c ' /sys'; : < /proc/kcore; ulimit -n; head -c 3 /dev/zero | wc -c",
+        ),
+        rlimits=[{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+        oomScoreAdj=100,
+    )
+    what["mounts"] += [
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "size=65536k"]},
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "nodev"]},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]},
+        {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+    ]
+    what["linux"] |= {
+        "cgroupsPath": "/default/some:systemd:name",
+        "maskedPaths": ["/proc/kcore", "/proc/keys"],
+        "readonlyPaths": ["/proc/sys"],
+        "resources": {"devices": [{"allow": False, "access": "rwm"}], "cpu": {"shares": 1024}},
+        "seccomp": {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+        },
+    }
+    status, out, err = vm.run(vm.once("usual", what))
+    assert status == 0
+    assert out.split() == [b"2", b"1024", b"3"]
+    assert err == b"mkdir: can't create directory '/no': Operation not permitted\n"
 
 
 def test_oom_is_reported_before_the_exit_and_counted_until_delete(vm: AgentVM) -> None:
