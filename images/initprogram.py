@@ -27,6 +27,7 @@ class Call(IntEnum):
     UNLINK = 87
     CHROOT = 161
     MOUNT = 165
+    READAHEAD = 187
     CLOCK_GETTIME = 228
     FINIT_MODULE = 313
 

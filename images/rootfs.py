@@ -18,7 +18,9 @@ from rpc.errors import NotFound
 CODE = "/usr/lib/casemate"  # the agent and rpc, in the guest
 MODULES = "/usr/lib/modules"
 MAIN = f"{CODE}/main.pyc"
+BUNDLE = f"{CODE}/bundle"
 PROGRAM = ("/usr/bin/python3", "-I", "-S", MAIN)
+WANTED = ("/usr/bin/python3", "/usr/lib/x86_64-linux-gnu/libc.so.6", BUNDLE)  # read before it starts
 UUID = "0c05e3a7-e000-4000-8000-00000000cafe"  # of every image: nothing mounts by it
 
 _PROGRAMS = ("usr/bin/crun", "usr/bin/busybox")
