@@ -9,6 +9,7 @@ from time import monotonic_ns
 FIRST_BYTE_NS = monotonic_ns()
 
 import os  # noqa: E402 - the first thing this file does is look at the clock
+import signal  # noqa: E402
 import sys  # noqa: E402
 
 if not __package__:  # run as a file, as the guest image does: make its neighbours importable
@@ -102,6 +103,8 @@ def main() -> None:
     if os.getpid() != 1:
         run()
         return
+    # Python would raise KeyboardInterrupt; left alone, the kernel drops what is sent to its init.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         run()
     except BaseException as error:  # noqa: BLE001 - nobody is left to catch it

@@ -88,12 +88,19 @@ def test_hello_sets_clock_and_hostname(vm: AgentVM) -> None:
     assert what[1] - 2 < int(seconds) < what[2] + 1
 
 
-def test_hello_turns_a_clock_that_is_years_off(image: GuestImage, disk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("base", "hellos"), [("2015-03-01", 1), ("2040-03-01", 2)], ids=["late", "early"])
+def test_hello_turns_a_clock_that_is_years_off(
+    image: GuestImage, disk: Path, tmp_path: Path, base: str, hellos: int
+) -> None:
+    """The first one can have waited in the port: only a later one can prove that the guest is early."""
+
     async def scenario(machine: AgentVM) -> bytes:
         await machine.begin()
+        for _ in range(hellos - 1):
+            await machine.hello(realtime_ns=time.time_ns())
         return (await machine.once("date", spec("date", "+%Y")))[1]
 
-    with AgentVM(image, disk, tmp_path, options=("-rtc", "base=2015-03-01")) as machine:
+    with AgentVM(image, disk, tmp_path, options=("-rtc", f"base={base}")) as machine:
         assert int(machine.run(scenario(machine))) == time.gmtime().tm_year
 
 
@@ -181,6 +188,12 @@ def test_broken_pipes_end_processes_as_they_should(vm: AgentVM) -> None:
         141,
         b"",
     )
+
+
+def test_container_that_sees_the_agent_cannot_interrupt_it(vm: AgentVM) -> None:
+    script = "for signal in INT TERM HUP QUIT USR1 PIPE CHLD KILL; do kill -$signal 1; done; sleep 0.2"
+    assert vm.run(vm.once("rude", spec("sh", "-c", script, without="pid")))[0] == 0
+    assert vm.run(vm.hello()).protocol == api.PROTOCOL
 
 
 # standard streams
