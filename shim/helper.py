@@ -185,7 +185,11 @@ def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":
             result.append(function())
         except BaseException as raised:  # noqa: BLE001 - it is raised where it is awaited
             error = raised
-        loop.call_soon_threadsafe(settle, result, error)
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            if not loop.is_closed():  # else nobody waits for it any more
+                raise
 
     threading.Thread(target=run, daemon=True).start()
     return future

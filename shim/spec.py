@@ -90,7 +90,10 @@ def for_guest(spec: Spec, container_id: str) -> GuestSpec:
     document["mounts"] = [_guest_mount(mount, directory, shared) for mount in spec.mounts]
     linux = document["linux"] = dict(document.get("linux") or {})
     # The VM is the pod's network namespace; the guest's own is what QEMU gave it.
-    linux["namespaces"] = [{"type": entry.type} for entry in spec.namespaces if entry.type != "network"]
+    kinds = [entry.type for entry in spec.namespaces if entry.type != "network"]
+    # containerd asks for it on hosts with cgroups v2 only; the guest always has v2, where a container
+    # without one would see the guest's whole tree.
+    linux["namespaces"] = [{"type": kind} for kind in dict.fromkeys([*kinds, "cgroup"])]
     linux["cgroupsPath"] = f"/casemate/{container_id}"
     linux.pop("devices", None)
     process = document["process"] = dict(document.get("process") or {})

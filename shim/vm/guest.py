@@ -96,6 +96,7 @@ class Machine:
 
     async def events(self, on_event: "OnEvent") -> None:
         """Hands every event of the guest to on_event, until the machine is lost."""
+        reason = "the agent ended them"
         try:
             async with self._agent.stream(api.EVENTS, api.EventsRequest()) as stream:
                 async for event in stream:
@@ -103,9 +104,10 @@ class Machine:
         except Disconnected:
             return  # the machine's end is told by `lost`
         except CasemateError as error:
-            # A guest that garbles its events would have its containers run for ever.
-            log.error("the guest's events cannot be read, so the machine is ended: %s", error)
-            self.qemu.kill()
+            reason = str(error)
+        # A guest that garbles its events, or tells no more, would have its containers run for ever.
+        log.error("the guest's events cannot be read, so the machine is ended: %s", reason)
+        self.qemu.kill()
 
     async def why_lost(self) -> CasemateError:
         error = await asyncio.shield(self.lost)

@@ -204,6 +204,7 @@ async def _unless_ended(
 ) -> tuple[Client, api.HelloResponse]:
     """The agent's answer, or at once why there will be none."""
     answer = asyncio.ensure_future(waiting)
+    taken: tuple[Client, api.HelloResponse] | None = None
     ends = [asyncio.create_task(watched.exited.wait()) for watched in (qemu, files)]
     try:
         await asyncio.wait([answer, *ends], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -216,13 +217,16 @@ async def _unless_ended(
                 hint="timeouts.boot_s in the configuration; casemate logs shows the whole console",
             )
         try:
-            return answer.result()
+            taken = answer.result()
         except Disconnected:
             raise await why_ended(qemu, files, console, qemu_words) from None
+        return taken
     finally:
         for task in (answer, *ends):
             task.cancel()
         await asyncio.gather(answer, *ends, return_exceptions=True)
+        if taken is None and not answer.cancelled() and answer.exception() is None:
+            await answer.result()[0].close()  # it came together with the end
 
 
 def hide_kvm(paths: PodPaths) -> None:
