@@ -91,9 +91,10 @@ class GuestAgent:
         self.containers: dict[str, dict[str, GuestProcess]] = {}
         self.calls: list[str] = []
         self.fails: dict[str, CasemateError] = {}
+        self.protocol = api.PROTOCOL
         self.obeys = True
         """Whether programs end when they are sent a deadly signal."""
-        self._events: asyncio.Queue[api.Event] = asyncio.Queue()
+        self._events: asyncio.Queue[api.Event | None] = asyncio.Queue()
         self._held: dict[str, asyncio.Event] = {}
         self._reached: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         for method, handler in self._handlers().items():
@@ -102,6 +103,8 @@ class GuestAgent:
 
     def _handlers(self) -> dict[Method[Any, Any], Callable[[Any], Any]]:
         return {
+            api.HELLO: self._hello,
+            api.MOUNT_SHARE: self._mount_share,
             api.CREATE_CONTAINER: self._create,
             api.START_CONTAINER: self._start,
             api.EXEC: self._exec,
@@ -183,11 +186,22 @@ class GuestAgent:
             )
         )
 
+    def stop_telling(self) -> None:
+        """The stream of events ends, the agent does not."""
+        self._events.put_nowait(None)
+
     # --- the agent's API ---
 
+    async def _hello(self, request: api.HelloRequest) -> api.HelloResponse:
+        self.hello = request
+        return api.HelloResponse(protocol=self.protocol, kernel_release="6.1.0-cloud", monotonic_ns=10**9)
+
+    async def _mount_share(self, _: api.MountShareRequest) -> Empty:
+        return Empty()
+
     async def _tell(self, _: api.EventsRequest, __: Context, send: Send[api.Event]) -> None:
-        while True:
-            await send(await self._events.get())
+        while (event := await self._events.get()) is not None:
+            await send(event)
 
     async def _create(self, request: api.CreateContainerRequest) -> api.CreateContainerResponse:
         if request.container_id in self.containers:

@@ -161,6 +161,25 @@ def test_events_are_handed_over_until_the_machine_is_lost(tmp_path: Path) -> Non
     run(life())
 
 
+@pytest.mark.parametrize("how", ["garbled", "ended"])
+def test_a_guest_that_tells_no_events_any_more_is_ended(tmp_path: Path, how: str) -> None:
+    """Its containers would run for ever, as far as anybody here can tell."""
+
+    async def life() -> None:
+        async with running_guest(tmp_path) as guest:
+            listening = asyncio.create_task(guest.machine.events(lambda event: None))
+            if how == "garbled":
+                guest.agent.tell(api.EventKind.EXIT, "\udcff")  # not UTF-8: its server fails at encoding it
+            else:
+                guest.agent.stop_telling()
+            async with asyncio.timeout(3):
+                await listening
+                await guest.machine.lost
+                await guest.qemu.exited.wait()
+
+    run(life())
+
+
 def test_what_was_written_is_flushed_before_the_machine_is_halted(tmp_path: Path) -> None:
     async def life() -> None:
         async with running_guest(tmp_path) as guest:

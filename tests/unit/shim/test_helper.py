@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from rpc.errors import Unavailable
-from shim.helper import Helper, Watched, reap_orphans, spawn, tail
+from shim.helper import Helper, Watched, in_thread, reap_orphans, spawn, tail
 from tests.unit.rpc.wires import run
 
 
@@ -230,6 +231,39 @@ def test_the_end_of_a_log_is_bounded(tmp_path: Path) -> None:
     assert tail(str(log)) == "x" * (2048 - 6) + "\nlast"
     assert tail(str(log), 4) == "ast"
     assert tail(str(tmp_path / "none")) == ""
+
+
+def test_a_thread_gives_its_result_or_its_error() -> None:
+    async def life() -> None:
+        assert await in_thread(lambda: 7) == 7
+        with pytest.raises(KeyError, match="NO_SUCH"):
+            await in_thread(lambda: os.environ["NO_SUCH_VARIABLE"])
+
+    run(life())
+
+
+def test_a_thread_that_nobody_waits_for_any_more_disturbs_nobody() -> None:
+    """It hangs in libvirt, and comes back when the one who asked is gone, or the loop itself."""
+    gates = [threading.Event(), threading.Event()]
+    done = [threading.Event(), threading.Event()]
+
+    def work(number: int) -> None:
+        gates[number].wait()
+        done[number].set()
+
+    async def life() -> None:
+        given_up = in_thread(lambda: work(0))
+        given_up.cancel()
+        gates[0].set()
+        await asyncio.to_thread(done[0].wait)
+        await asyncio.sleep(0)
+        in_thread(lambda: work(1))
+
+    run(life())
+    before = [thread for thread in threading.enumerate() if thread.daemon]
+    gates[1].set()
+    for thread in before:
+        thread.join(5)
 
 
 # reap_orphans() works on what it finds as pid 1. These are as it meets them: zombies, told apart by session.

@@ -400,6 +400,25 @@ def test_a_container_that_was_only_created_can_be_killed(tmp_path: Path) -> None
     run(life())
 
 
+def test_a_sigkill_that_a_silent_agent_does_not_carry_out_ends_the_machine(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+            container = await tested.run()
+            tested.add_exec("shell")
+            await tested.pod.start(POD, "shell")
+            tested.agent.obeys = False
+            tested.agent.hold(api.SIGNAL)
+            for exec_id, number in (("", 15), ("shell", 9)):
+                with pytest.raises(DeadlineExceeded, match="did not answer Signal"):
+                    await tested.pod.kill(POD, exec_id, number)
+            await tested.pod.kill(POD, "", 9)
+            await container.init.exited.wait()
+            assert container.init.end.exit_status == 137
+            assert tested.guest.qemu.exited.is_set()
+
+    run(life())
+
+
 def test_the_anchors_death_is_the_containers(tmp_path: Path) -> None:
     """Somebody on the host kills the pid that `ps` shows: they mean the container."""
 

@@ -1,0 +1,144 @@
+"""The first words with a guest's agent: who may speak, in which version, what is left if it goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from rpc.api import agent as api
+from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition
+from shim.vm import hello
+from shim.vm.console import listen
+from shim.vm.hello import greet, listen_vsock
+from tests.unit.rpc.wires import run
+from tests.unit.shim.guests import GuestAgent
+
+
+@asynccontextmanager
+async def port(directory: Path) -> AsyncIterator[tuple[socket.socket, GuestAgent]]:
+    """A listening socket of the shim's, and an agent that has connected to it."""
+    path = directory / "agent.sock"
+    agent = GuestAgent()
+    with listen(path, os.getuid()) as listener:
+        serving = asyncio.create_task(_connect(agent, path))
+        try:
+            yield listener, agent
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+async def _connect(agent: GuestAgent, path: Path) -> None:
+    await agent.server.serve(*await asyncio.open_unix_connection(path))
+
+
+def test_the_agent_is_told_who_it_is_and_what_time_it_is(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with port(tmp_path) as (listener, agent):
+            client, answer = await greet("web", "web-host", listener, None, 5)
+            assert answer.kernel_release == "6.1.0-cloud"
+            assert (agent.hello.pod_id, agent.hello.hostname) == ("web", "web-host")
+            assert abs(agent.hello.realtime_ns - time.time_ns()) < 10**10
+            assert len(agent.hello.entropy) == hello.ENTROPY_BYTES
+            await client.close()
+
+    run(life())
+
+
+def test_an_agent_of_another_version_is_turned_away_with_what_to_do(tmp_path: Path) -> None:
+    async def life() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        async with port(tmp_path) as (listener, agent):
+            agent.protocol = 99
+            with pytest.raises(FailedPrecondition, match=r"speaks protocol 99, this casemate 1") as caught:
+                await greet("web", "web", listener, None, 5)
+            assert caught.value.hint == "casemate image build"
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    run(life())
+
+
+def test_an_agent_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with port(tmp_path) as (listener, agent):
+            agent.hold(api.HELLO)
+            with pytest.raises(DeadlineExceeded):
+                await greet("web", "web", listener, None, 0.1)
+
+    run(life())
+
+
+def test_an_agent_that_hangs_up_is_told_from_one_that_answers_badly(tmp_path: Path) -> None:
+    async def life() -> None:
+        path = tmp_path / "agent.sock"
+        with listen(path, os.getuid()) as listener:
+            greeting = asyncio.create_task(greet("web", "web", listener, None, 5))
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.close()
+            await writer.wait_closed()
+            with pytest.raises(Disconnected):
+                await greeting
+        async with port(tmp_path / "second") as (listener, agent):
+            agent.fails["Hello"] = CasemateError("no clock")
+            with pytest.raises(CasemateError, match="no clock"):
+                await greet("web", "web", listener, None, 5)
+
+    (tmp_path / "second").mkdir()
+    run(life())
+
+
+def test_whoever_gives_up_waiting_leaves_nothing(tmp_path: Path) -> None:
+    async def life() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        with listen(tmp_path / "agent.sock", os.getuid()) as listener:
+            greeting = asyncio.create_task(greet("web", "web", listener, None, 5))
+            await asyncio.sleep(0)
+            greeting.cancel()
+            await asyncio.gather(greeting, return_exceptions=True)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    run(life())
+
+
+def test_another_vm_of_the_host_is_turned_away(caplog: pytest.LogCaptureFixture) -> None:
+    """Loopback addresses stand for context ids here, as not every host has vsock."""
+
+    async def life() -> None:
+        agent = GuestAgent()
+        with socket.socket() as listener:
+            listener.setblocking(False)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            greeting = asyncio.create_task(greet("web", "web", listener, "127.0.0.3", 5))  # type: ignore[arg-type]
+            number = listener.getsockname()[1]
+            stranger, refused = await asyncio.open_connection(
+                "127.0.0.1", number, local_addr=("127.0.0.2", 0)
+            )
+            assert await stranger.read() == b""
+            assert not greeting.done()
+            own = await asyncio.open_connection("127.0.0.1", number, local_addr=("127.0.0.3", 0))
+            serving = asyncio.create_task(agent.server.serve(*own))
+            client, _ = await greeting
+            await client.close()
+            await serving
+            refused.close()
+            await refused.wait_closed()
+
+    run(life())
+    assert "refused a connection from vsock context 127.0.0.2" in caplog.text
+
+
+def test_a_port_is_found_where_the_host_has_vsock() -> None:
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError:
+        pytest.skip("the kernel has no vsock")
+    with listen_vsock() as first, listen_vsock() as second:
+        assert first.getsockname()[1] != second.getsockname()[1]

@@ -1,0 +1,263 @@
+"""A machine on its way up: each way in which it can fail is noticed at once and told by its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from rpc.api import agent as api
+from rpc.client import Client
+from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition, Unavailable
+from shim.helper import Helper, Watched, spawn
+from shim.trace import Trace
+from shim.vm import sources
+from shim.vm.console import Console
+from shim.vm.host import Host
+from shim.vm.users import FIRST_UID, UIDS, QemuUser
+from tests.unit.rpc.wires import ends, run, until
+
+# No process of this machine has it: what runs as it may be killed.
+NOBODYS_UID = FIRST_UID + UIDS + 7
+USER = QemuUser(NOBODYS_UID, f"+{NOBODYS_UID}", f"+{NOBODYS_UID}")
+
+
+class Parts:
+    """QEMU, virtiofsd and a console, before there is a machine of them."""
+
+    def __init__(self, qemu: Watched, files: Helper, console: Console, written: socket.socket) -> None:
+        self.qemu = qemu
+        self.files = files
+        self.console = console
+        self.written = written
+
+    async def unless_ended(
+        self, waiting: sources.Answered, timeout_s: float = 5.0
+    ) -> tuple[Client, api.HelloResponse]:
+        return await sources._unless_ended(
+            waiting, self.qemu, self.files, self.console, lambda: "qemu: own words", timeout_s
+        )
+
+    def say(self, text: str) -> None:
+        self.written.sendall(text.encode())
+
+
+@asynccontextmanager
+async def parts(directory: Path) -> AsyncIterator[Parts]:
+    qemu = spawn("QEMU", ["/bin/sleep", "1000"])
+    files = spawn("virtiofsd", ["/bin/sleep", "1000"], log=str(directory / "virtiofsd.log"))
+    console = Console(directory / "console.sock", directory / "console.log", 1 << 20, os.getuid())
+    reading = asyncio.create_task(console.read())
+    written = socket.socket(socket.AF_UNIX)
+    written.connect(str(directory / "console.sock"))
+    try:
+        yield Parts(qemu, files, console, written)
+    finally:
+        written.close()
+        await reading
+        console.close()
+        await qemu.end()
+        await files.end()
+
+
+async def never() -> tuple[Client, api.HelloResponse]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def fails(error: CasemateError) -> tuple[Client, api.HelloResponse]:
+    raise error
+
+
+def test_an_answer_is_handed_on(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            here, there = await ends()
+            expected = Client(*here), api.HelloResponse(version="1")
+
+            async def answer() -> tuple[Client, api.HelloResponse]:
+                return expected
+
+            assert await machine.unless_ended(answer()) is expected
+            await expected[0].close()
+            there[1].close()
+
+    run(life())
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [("qemu", "QEMU ended unexpectedly: qemu: own words"), ("files", "virtiofsd ended unexpectedly")],
+)
+def test_a_part_that_ends_is_named_at_once(tmp_path: Path, part: str, words: str) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            waiting = asyncio.create_task(machine.unless_ended(never(), 100))
+            await asyncio.sleep(0)
+            if part == "qemu":
+                machine.written.shutdown(socket.SHUT_RDWR)
+            begun = time.monotonic()
+            os.kill(getattr(machine, part).pid, 9)
+            with pytest.raises(Unavailable, match=words):
+                await waiting
+            assert time.monotonic() - begun < 1
+
+    run(life())
+
+
+def test_an_agent_that_never_answers_is_told_with_the_consoles_words(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            machine.say("agent: ImportError\n")
+            await until(lambda: machine.console.words().endswith("ImportError"))
+            for waiting in (never(), fails(DeadlineExceeded("no answer"))):
+                with pytest.raises(DeadlineExceeded, match="did not answer within") as caught:
+                    await machine.unless_ended(waiting, 0.1)
+                assert "agent: ImportError" in (caught.value.details or "")
+                assert "boot_s" in (caught.value.hint or "")
+
+    run(life())
+
+
+def test_a_panic_is_told_though_the_agent_hung_up_first(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            waiting = asyncio.create_task(machine.unless_ended(fails(Disconnected("closed"))))
+            await asyncio.sleep(0)
+            machine.say("Kernel panic - not syncing: no working init\n")
+            machine.written.shutdown(socket.SHUT_RDWR)
+            os.kill(machine.qemu.pid, 9)
+            with pytest.raises(Unavailable, match=r"(?s)kernel panicked.*no working init"):
+                await waiting
+
+    run(life())
+
+
+def test_what_the_agent_says_itself_is_told_as_it_is(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            with pytest.raises(FailedPrecondition, match="protocol 99"):
+                await machine.unless_ended(fails(FailedPrecondition("speaks protocol 99")))
+
+    run(life())
+
+
+def test_an_answer_of_a_machine_that_has_ended_leaves_no_connection(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            here, there = await ends()
+            client = Client(*here)
+            machine.written.shutdown(socket.SHUT_RDWR)
+            await machine.qemu.end()
+
+            async def answer() -> tuple[Client, api.HelloResponse]:
+                return client, api.HelloResponse()
+
+            try:
+                with pytest.raises(Unavailable, match="QEMU ended"):
+                    await machine.unless_ended(answer())
+                assert client.is_closed
+            finally:
+                await client.close()
+                there[1].close()
+
+    run(life())
+
+
+class SlowHost(Host):
+    """libvirt, as it can behave: each step is what a test says."""
+
+    def __init__(self, directory: Path, create: Callable[[], int]) -> None:
+        super().__init__(directory / "libvirt", USER, directory / "seeds")
+        self._create = create
+
+    def load(self) -> None:
+        pass
+
+    def open(self) -> None:
+        pass
+
+    def create(self, xml: str, name: str) -> int:
+        return self._create()
+
+
+async def created(machine: Parts, host: Host, limit_s: float = 5.0) -> int:
+    trace = Trace("default", "web", 0.0)
+    return await sources._created(host, "<domain/>", trace, machine.files, NOBODYS_UID, limit_s)
+
+
+def test_qemus_pid_is_handed_on(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            assert await created(machine, SlowHost(tmp_path, lambda: 4711)) == 4711
+
+    run(life())
+
+
+def test_why_libvirt_did_not_start_qemu_is_told(tmp_path: Path) -> None:
+    def refuse() -> int:
+        raise Unavailable("QEMU did not start", "no such machine type")
+
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            with pytest.raises(Unavailable, match="no such machine type"):
+                await created(machine, SlowHost(tmp_path, refuse))
+
+    run(life())
+
+
+def test_a_virtiofsd_that_ended_is_the_reason_whatever_qemu_says(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            pid = machine.files.pid
+
+            def refuse() -> int:
+                os.kill(pid, 9)
+                raise Unavailable("QEMU did not start", "Failed to connect to share.sock")
+
+            with pytest.raises(Unavailable, match=r"virtiofsd ended unexpectedly \(killed by signal 9\)"):
+                await created(machine, SlowHost(tmp_path, refuse))
+
+    run(life())
+
+
+def test_a_qemu_that_is_mute_is_given_up_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt waits for its monitor for ever."""
+    monkeypatch.setattr(sources, "THREAD_END_S", 0.1)
+    gate = threading.Event()
+
+    def hang() -> int:
+        gate.wait()
+        return 0
+
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            host = SlowHost(tmp_path, hang)
+            host.prepare = lambda: None  # type: ignore[method-assign]
+            log = tmp_path / "libvirt/log/qemu/vm.log"
+            log.parent.mkdir(parents=True)
+            log.write_text("qemu-system-x86_64: waiting for a miracle\n")
+            with pytest.raises(DeadlineExceeded, match="QEMU did not answer libvirt within") as caught:
+                await created(machine, host, 0.1)
+            assert "waiting for a miracle" in (caught.value.details or "")
+            gate.set()
+
+    run(life())
+
+
+def test_sockets_are_in_the_pods_directory(tmp_path: Path) -> None:
+    from shim.paths import PodPaths
+
+    paths = PodPaths("default", "web", tmp_path)
+    sockets = sources.socket_paths(paths)
+    assert {path.parent for path in (sockets.console, sockets.agent, sockets.share)} == {paths.directory}
+    assert len({sockets.console, sockets.agent, sockets.share}) == 3
