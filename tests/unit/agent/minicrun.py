@@ -1,0 +1,65 @@
+#!/usr/bin/python3
+"""The part of crun that the agent relies on, without isolation: processes wait, start, are left behind.
+
+It takes crun's arguments and keeps its promises: what it starts outlives it, with its standard streams; the pid is
+in the pid file; errors are in the log and in the exit status.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def fail(log: str, message: str) -> None:
+    with open(log, "a") as file:
+        file.write(json.dumps({"msg": message, "level": "error"}) + "\n")
+    sys.exit(1)
+
+
+def leave_behind(process: dict[str, Any], pid_file: str, fifo: Path | None) -> None:
+    pid = os.fork()
+    if pid == 0:
+        if fifo is not None:
+            with fifo.open() as waiting:
+                waiting.read(1)
+        os.execvpe(process["args"][0], process["args"], {"PATH": os.environ["PATH"]})
+    Path(pid_file).write_text(str(pid))
+
+
+def main() -> None:
+    words = iter(sys.argv[1:])
+    options = {}
+    names = []
+    for word in words:
+        if word in ("--root", "--bundle", "--pid-file", "--process", "--resources", "--console-socket"):
+            options[word] = next(words)
+        elif word.startswith("--log="):
+            options["--log"] = word.removeprefix("--log=")
+        elif not word.startswith("--"):
+            names.append(word)
+    command, name = names
+    state = Path(options["--root"]) / name
+    if command == "create":
+        state.mkdir(parents=True)
+        os.mkfifo(state / "fifo")
+        spec = json.loads(Path(options["--bundle"], "config.json").read_text())
+        if "fail" in spec["annotations"]:
+            fail(options["--log"], spec["annotations"]["fail"])
+        leave_behind(spec["process"], options["--pid-file"], state / "fifo")
+    elif command == "start":
+        (state / "fifo").open("w").close()
+    elif command == "exec":
+        leave_behind(json.loads(Path(options["--process"]).read_text()), options["--pid-file"], None)
+    elif command in ("pause", "resume"):
+        (state / command).touch()
+    elif command == "update":
+        (state / "resources").write_text(Path(options["--resources"]).read_text())
+    elif command == "delete" and state.exists():
+        for path in state.iterdir():
+            path.unlink()
+        state.rmdir()
+
+
+main()
