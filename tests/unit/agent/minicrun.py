@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 """The part of crun that the agent relies on, without isolation: processes wait, start, are left behind.
 
-It takes crun's arguments and keeps its promises: what it starts outlives it, with its standard streams; the pid is
-in the pid file; errors are in the log and in the exit status.
+It takes crun's arguments and keeps its promises: what it starts outlives it, with its standard streams;
+the pid is in the pid file; errors are in the log and in the exit status.
 """
 
 import json
