@@ -374,3 +374,17 @@ def test_a_damaged_state_is_no_obstacle_to_delete(run_dir: Path, text: str) -> N
     assert contract.recorded_pid(paths) == 0
     paths.state.write_bytes(b"\xff")
     assert contract.recorded_pid(paths) == 0
+
+
+def test_start_leaves_the_pod_to_the_daemon_and_answers(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """The parent's side; the daemon's needs root: tests/vm."""
+    monkeypatch.setattr(os, "fork", lambda: 4711)
+    before = len(os.listdir("/proc/self/fd"))
+    request = request_of(bundle)
+    assert command(monkeypatch, *FLAGS, "start") == 0
+    assert capfdbinary.readouterr() == (f"unix://{request.socket_path}".encode(), b"")
+    assert len(os.listdir("/proc/self/fd")) == before, "the socket is the daemon's alone"
+    assert read_journal(request.paths.journal) == [Entry(Kind.SOCKET, request.socket_path)]
+    assert Path(request.socket_path).exists()

@@ -217,6 +217,19 @@ def test_another_error_is_raised_after_the_directory_went(paths: PodPaths) -> No
     assert not paths.directory.exists()
 
 
+def test_what_was_undone_by_somebody_else_is_no_work(paths: PodPaths, tmp_path: Path) -> None:
+    write(paths, Entry(Kind.MOUNT, str(tmp_path / "gone")), Entry(Kind.SOCKET, str(tmp_path / "gone")))
+    assert clean_pod(paths) == [f"directory {paths.directory}"]
+    remove_tree(tmp_path / "gone" / "below")
+
+
+def test_containers_of_an_ended_pod_are_stopped(paths: PodPaths) -> None:
+    paths.state.write_text(json.dumps({"containers": [{"id": "web", "state": "running"}, 7]}))
+    clean_pod(paths)
+    document = json.loads((paths.ended / "state.json").read_text())
+    assert document == {"state": "ended", "containers": [{"id": "web", "state": "stopped"}, 7]}
+
+
 def test_links_are_removed_and_not_followed(paths: PodPaths, tmp_path: Path) -> None:
     """A guest may have left them."""
     outside = tmp_path / "outside"

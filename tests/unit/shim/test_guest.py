@@ -78,7 +78,7 @@ def test_a_call_in_flight_says_which_part_ended(tmp_path: Path, part: str) -> No
             os.kill(getattr(guest, part).pid, 9)
             with pytest.raises(Unavailable) as caught:
                 await asking
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 2
             if part == "qemu":
                 assert "QEMU ended unexpectedly" in str(caught.value)
                 assert "Linux boots" in str(caught.value)
