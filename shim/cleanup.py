@@ -126,9 +126,9 @@ def remove_tree(directory: Path) -> None:
 
 
 def mount_points_below(directory: str) -> list[str]:
-    """Strictly below, in the order in which they were mounted (proc(5), /proc/PID/mountinfo)."""
+    """Those of the calling thread, in the order in which they were mounted (proc(5), mountinfo)."""
     points = []
-    with open("/proc/self/mountinfo", "rb") as file:
+    with open("/proc/thread-self/mountinfo", "rb") as file:
         for line in file:
             point = os.fsdecode(line.split()[4].decode("unicode_escape").encode("latin-1"))
             if point.startswith(directory + "/"):
