@@ -22,7 +22,8 @@ from typing import IO
 
 from bench.instance import Instance
 
-NAMESPACE = "vm"
+NAMESPACE = f"vm-{os.getpid()}"
+"""Of this process alone: cgroups are named after it, and other tests may run on this machine."""
 DEPRECATION = re.compile(rb'time="[^"]*" level=warning msg="DEPRECATION: .*\n')
 """What ctr 2.x has to say about a host's cgroups v1, on the stderr that is also the container's."""
 
@@ -132,6 +133,19 @@ class Terminal:
                 raise AssertionError(f"the terminal ended before {pattern!r}: {self.seen!r} of {self.argv}")
         self.seen = self.seen[match.end() :]
         return match
+
+    def collect(self, end: bytes, timeout_s: float) -> bytes:
+        """What comes before `end`; for much output, which expect() would search again with every piece."""
+        deadline = time.monotonic() + timeout_s
+        while end not in self.seen[-len(end) - 65536 :]:
+            if not select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))[0]:
+                raise CtrTimeout(f"no {end!r} within {timeout_s} s in {self.seen[-200:]!r} of {self.argv}")
+            if not self._read():
+                raise AssertionError(
+                    f"the terminal ended before {end!r}: {self.seen[-200:]!r} of {self.argv}"
+                )
+        before, self.seen = self.seen.split(end, 1)
+        return before
 
     def _read(self) -> bool:
         try:

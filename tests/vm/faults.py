@@ -79,15 +79,17 @@ path = next(word for word in words if "unix:" in word).split("unix:")[1].split("
 if os.path.exists(path):
     os.unlink(path)
 server = socket.socket(socket.AF_UNIX); server.bind(path); server.listen()
-if "-daemonize" in words:
-    if os.fork():
-        os._exit(0)
+child = os.fork() if "-daemonize" in words else 0
+if child == 0:
     os.setsid()
     for fd in 0, 1, 2:
         os.dup2(os.open("/dev/null", os.O_RDWR), fd)
-if "-pidfile" in words:
-    open(words[words.index("-pidfile") + 1], "w").write(str(os.getpid()))
-peer = server.accept()[0].makefile("rw")
+elif "-pidfile" in words:
+    with open(words[words.index("-pidfile") + 1], "w") as file:
+        file.write(str(child))
+if child:
+    os._exit(0)
+peer = server.accept()[0].makefile("rw", newline="\\r\\n")
 version = {{"qemu": {{"major": 2, "minor": 0, "micro": 0}}, "package": ""}}
 peer.write(json.dumps({{"QMP": {{"version": version, "capabilities": []}}}}) + "\\n"); peer.flush()
 for line in peer:

@@ -3,12 +3,15 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from rpc.api import task
-from rpc.api.types import Any as AnyMessage
 from rpc.client import Client
+from rpc.codec import Message
+from rpc.method import Method
 from tests.vm.pods import Pods
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
 
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
@@ -29,13 +32,14 @@ def address(pods: Pods, name: str) -> Path:
     return pods.ctr.instance.path(text.removeprefix("unix://"))
 
 
-def update(pods: Pods, name: str, resources: dict[str, Any]) -> None:
-    async def ask() -> None:
+def ask(pods: Pods, name: str, method: Method[Q, R], request: Q) -> R:
+    """One call to the shim of a container. Raises what it answers."""
+
+    async def call() -> R:
         client = await Client.connect_unix(str(address(pods, name)))
         try:
-            value = AnyMessage(type_url=RESOURCES, value=json.dumps(resources).encode())
-            await client.call(task.UPDATE, task.UpdateTaskRequest(id=name, resources=value), timeout_s=10)
+            return await client.call(method, request, timeout_s=10)
         finally:
             await client.close()
 
-    asyncio.run(ask())
+    return asyncio.run(call())

@@ -6,7 +6,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 
+import pytest
+
 from bench.ctr import Ctr, read_until
+from rpc.api import task
+from rpc.errors import Unimplemented
+from tests.vm import faults, taskapi
 from tests.vm.pods import Pods, every_version
 
 
@@ -92,12 +97,11 @@ def test_running_out_of_memory_is_told(pods: Pods) -> None:
         options = ("--memory-limit", str(64 << 20))
         assert pods.run("python3", "-c", "b = bytearray(200 << 20)", options=options, name=name).code == 137
         told = [topic for topic, _ in events.until("exit", name)]
-    assert told == ["create", "start", "oom", "exit"]
+    assert told[:4] == ["create", "start", "oom", "exit"]
+    assert told.count("oom") == 1
 
 
 def test_the_end_of_a_machine_is_told_once(pods: Pods) -> None:
-    from tests.vm import faults
-
     with listening(pods.ctr) as events:
         with pods.detached("sleep", "1000") as name:
             faults.kill_and_wait(faults.find_process(pods.ctr.instance, "qemu-system"))
@@ -110,7 +114,9 @@ def test_checkpoint_is_unimplemented(pods: Pods) -> None:
     with pods.detached("sleep", "1000") as name:
         result = pods.ctr("task", "checkpoint", name, timeout_s=20)
         assert result.code != 0
-        assert "not implemented" in result.err.lower() or "unimplemented" in result.err.lower(), result
+        assert "checkpoint" in result.err
+        with pytest.raises(Unimplemented):
+            taskapi.ask(pods, name, task.CHECKPOINT, task.CheckpointTaskRequest(id=name))
         assert pods.exec(name, "echo", "fine").ok().out == "fine\n"
 
 

@@ -6,6 +6,12 @@ import re
 import signal
 import time
 
+import pytest
+
+from rpc.api import task
+from rpc.api.types import Any as AnyMessage
+from rpc.errors import NotFound
+from tests.vm import taskapi
 from tests.vm.pods import CGROUP_MOUNT, Pods, every_version
 
 CATCHABLE = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
@@ -72,9 +78,9 @@ def test_sigkill_ends_a_container_with_137(pods: Pods) -> None:
 def test_kill_after_the_end_is_not_found(pods: Pods) -> None:
     with pods.detached("true") as name:
         pods.wait_status(name, "STOPPED")
-        result = pods.kill(name)
-        assert result.code != 0
-        assert "not found" in result.err
+        with pytest.raises(NotFound):  # the code is what clients look at
+            taskapi.ask(pods, name, task.KILL, task.KillRequest(id=name, signal=9))
+        assert pods.kill(name).code != 0
 
 
 def test_a_paused_container_stands_still(pods: Pods) -> None:
@@ -108,12 +114,16 @@ def test_a_paused_container_stands_still(pods: Pods) -> None:
 
 @every_version
 def test_metrics_are_the_containers(pods: Pods) -> None:
-    with pods.detached("sh", "-c", "sleep 1000 & exec sleep 1000") as name:
+    name = pods.ctr.new_id()
+    with pods.start("sh", "-c", "sleep 1000 & echo up; exec sleep 1000", name=name) as running:
+        running.read_until(b"up\n", 60)
         result = pods.ctr("task", "metrics", "--format", "json", name).ok()
         metrics = json.loads(result.out)
         assert metrics["pids"]["current"] == 2
         assert 0 < metrics["memory"]["usage"] < 64 << 20
         assert metrics["cpu"]["usage_usec"] > 0
+        pods.kill(name).ok()
+        running.finish(20)
 
 
 def test_ps_names_a_live_process_of_the_host(pods: Pods) -> None:
@@ -138,11 +148,11 @@ def test_the_pid_of_a_task_is_harmless_and_not_qemus(pods: Pods) -> None:
 
 def test_update_changes_the_limits_in_the_guest(pods: Pods) -> None:
     """ctr has no update: ask the shim as containerd would."""
-    from tests.vm.taskapi import update
-
     with pods.detached("sleep", "1000", options=("--memory-limit", str(128 << 20), *CGROUP_MOUNT)) as name:
         assert int(pods.exec(name, "cat", "/sys/fs/cgroup/memory.max").ok().out) == 128 << 20
-        update(pods, name, {"memory": {"limit": 96 << 20}, "pids": {"limit": 77}})
+        resources = {"memory": {"limit": 96 << 20}, "pids": {"limit": 77}}
+        packed = AnyMessage(type_url=taskapi.RESOURCES, value=json.dumps(resources).encode())
+        taskapi.ask(pods, name, task.UPDATE, task.UpdateTaskRequest(id=name, resources=packed))
         limits = (
             pods.exec(name, "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max").ok().out.split()
         )
