@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from images.apt import mirror_lines, read_sources, source_lines
+from images.files import make_directory
 from images.run import run
 from rpc.errors import CasemateError, FailedPrecondition
 
@@ -74,7 +75,7 @@ def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None =
     Raises FailedPrecondition with apt's own words if there is neither.
     """
     home = (cache or cache_dir()) / "packages"
-    home.mkdir(parents=True, exist_ok=True)
+    make_directory(home)
     lines = _lines(request, apt_etc)
     recipe = _digest([_FORMAT, asdict(request)])
     with _locked(home / f"{recipe}.lock"):
@@ -104,7 +105,7 @@ def _lines(request: Request, apt_etc: Path | None) -> list[str]:
 
 
 def _unpack(request: Request, lines: Sequence[str], entry: Path) -> None:
-    entry.mkdir()
+    entry.mkdir(mode=0o755)
     target = entry / _CONTENT
     include = f"--include={','.join(request.packages)}"
     common = ["mmdebstrap", "--quiet", f"--variant={request.form}", f"--architectures={request.architecture}"]
@@ -194,6 +195,9 @@ def _digest(value: object) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(fd)

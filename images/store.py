@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from images.files import make_directory, write_new
 from images.image import (
     BUILD_HINT,
     INITRD,
@@ -154,7 +155,7 @@ class ImageStore:
             for file, source in sorted(files.items()):
                 digest = self._place(source, stage / file)
                 listed[file] = {"sha256": digest, "bytes": (stage / file).stat().st_size}
-            (stage / MANIFEST).write_bytes(encode_manifest({**about, "schema": SCHEMA, "files": listed}))
+            write_new(stage / MANIFEST, encode_manifest({**about, "schema": SCHEMA, "files": listed}))
             _sync(stage / MANIFEST)
             _sync(stage)
             hex_ = sha256_of(stage / MANIFEST)
@@ -208,10 +209,13 @@ class ImageStore:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         for directory in (self._images, self._names, self._staging):
-            directory.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            make_directory(directory)
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(fd)
 
     @contextmanager
     def _stage(self) -> Iterator[Path]:

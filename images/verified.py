@@ -9,6 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from images.files import make_directory, write_new
 from images.image import BUILD_HINT, GuestImage, repair_hint, sha256_of
 from rpc.errors import DataLoss
 
@@ -57,13 +58,11 @@ class Verifier:
     def _remember(self, image: GuestImage, stamp: str) -> None:
         temporary = self._memory / f".{image.hex}.{os.getpid()}"
         try:
-            self._memory.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(stamp)
+            make_directory(self._memory, 0o700)
+            write_new(temporary, stamp.encode(), 0o600)
             temporary.rename(self._memory / image.hex)
         except OSError as error:  # a full or read-only /run only costs the next verification some time
             log.warning("cannot remember that image %s is verified: %s", image.short, error)
-            with suppress(FileNotFoundError, NotADirectoryError):
-                temporary.unlink()
 
 
 def _stamp(image: GuestImage) -> str:
