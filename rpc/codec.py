@@ -142,7 +142,7 @@ class Message:
         """Read one message. Unknown fields are skipped. InvalidArgument: malformed, or beyond the limits."""
         message = cls()
         try:
-            message._read(data, 0, len(data), [wire.MAX_DEPTH, wire.MAX_ELEMENTS])
+            message._read(data, 0, len(data), [wire.MAX_DEPTH, wire.MAX_ELEMENTS, wire.MAX_FIELDS])
         except IndexError:  # read past the end of data
             raise wire.malformed("truncated") from None
         except UnicodeDecodeError as error:
@@ -159,6 +159,9 @@ class Message:
             pos += 1
             if tag > 0x7F:
                 tag, pos = wire.read_varint(data, pos - 1, wire.TAG_BYTES)
+            limits[2] -= 1
+            if limits[2] < 0:
+                raise wire.malformed(f"more than {wire.MAX_FIELDS} fields")
             read = readers.get(tag)
             pos = read(values, data, pos, end, limits) if read else wire.skip(data, pos, end, tag, limits)
         if pos != end:

@@ -29,6 +29,8 @@ MAX_DEPTH = 100
 MAX_ELEMENTS = 1 << 16
 """Repeated elements, map entries and nested messages in one decode: two bytes of input can become an
 object of several hundred, and the input may come from a hostile guest."""
+MAX_FIELDS = 4 * MAX_ELEMENTS
+"""Fields in one decode, declared or not: each costs time, if no memory."""
 
 TAG_BYTES = 5
 """The longest encoding of a tag or a length; numbers may take ten bytes."""
@@ -85,6 +87,9 @@ def spend(limits: list[int], count: int = 1) -> None:
 def skip(data: Data, pos: int, end: int, tag: int, limits: list[int], inside: bool = False) -> int:
     """Step over a field that is not declared (or not with this wire type); inside: it is a group's."""
     wire = tag & 7
+    limits[2] -= inside  # a field of a group; the others are counted where they are read
+    if limits[2] < 0:
+        raise malformed(f"more than {MAX_FIELDS} fields")
     if tag >> 32 or (tag < 8 and not inside):
         raise malformed(f"field number {tag >> 3}")
     if wire == _VARINT:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 SOCKET_DIR = "/run/containerd/s"
-GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+# In this order: the first is set by containerd alone, the second may come from a pod's annotations.
+GROUP_ANNOTATIONS = ("io.kubernetes.cri.sandbox-id", "io.containerd.runc.v2.group")
 MOST_STDIN_BYTES = 4 << 20
 
 
@@ -72,6 +73,7 @@ class Start:
 
 
 def main() -> "NoReturn":
+    os.umask(0o022)  # containerd's may be anything; what is secret says so itself
     try:
         arguments = Arguments(sys.argv[1:])
         if arguments.info:

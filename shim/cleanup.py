@@ -61,15 +61,7 @@ def _undo_socket(entry: Entry) -> list[str]:
 
 
 def _undo_mount(entry: Entry) -> list[str]:
-    try:
-        system.umount(entry.value, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        if error.errno == 22:  # EINVAL: nothing is mounted there
-            return []
-        raise
-    return [f"mount {entry.value}"]
+    return [f"mount {entry.value}"] if system.umount_if_mounted(entry.value) else []
 
 
 _UNDO = {Kind.PROCESS: _undo_process, Kind.SOCKET: _undo_socket, Kind.MOUNT: _undo_mount}
@@ -114,7 +106,7 @@ def remove_tree(directory: Path) -> None:
     """Removes a directory of ours; mounts below it are unmounted, never emptied, and no link is followed."""
     top = os.path.join(os.path.realpath(directory.parent), directory.name)
     for point in reversed(mount_points_below(top)):
-        system.umount(point, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+        system.umount_if_mounted(point)
     try:
         parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

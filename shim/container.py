@@ -10,7 +10,7 @@ import time
 from contextlib import AsyncExitStack
 
 from rpc.api import agent as api
-from rpc.errors import CasemateError, FailedPrecondition, NotFound
+from rpc.errors import CasemateError, DataLoss, FailedPrecondition, NotFound
 from shim.helper import Watched
 from shim.process import KILLED, SIGKILL, Created, State, Stopped
 from shim.stdio import Sink, Source, Stdio
@@ -38,6 +38,9 @@ class Process:
         self.lock = asyncio.Lock()
         self.exited = asyncio.Event()
         self.in_guest = False
+        self.end_told = False
+        self.must_end = False
+        self._stdin_closed = False
         self.started_s = self.exited_s = 0.0
         self._stdio: Stdio | None = None
         self._outputs: set[asyncio.Task[None]] = set()
@@ -65,9 +68,13 @@ class Process:
         if not self.terminal:
             self._outputs.add(asyncio.create_task(self._output(machine, api.STDERR, stdio.stderr)))
         if stdio.source is not None:
+            if self._stdin_closed:
+                stdio.source.close_soon()
             self._inputs.add(asyncio.create_task(self._input(machine, stdio.source)))
 
     def close_stdin(self) -> None:
+        """What its client wrote until now is all; a client may say so before the start is answered."""
+        self._stdin_closed = True
         if self._stdio is not None and self._stdio.source is not None:
             self._stdio.source.close_soon()
 
@@ -101,6 +108,8 @@ class Process:
             while True:
                 answer = await (coming or machine.call(api.READ_OUTPUT, request, patient=True))
                 coming = None
+                if len(answer.data) > READ_BYTES or not (answer.data or answer.eof):
+                    raise DataLoss("the guest answered more output than was asked for, or none")
                 if not answer.eof:
                     coming = asyncio.create_task(machine.call(api.READ_OUTPUT, request, patient=True))
                 if answer.data and sink is not None:
@@ -175,6 +184,8 @@ class Container:
         try:
             if machine is not None:
                 await machine.call(api.DELETE, api.DeleteRequest(container_id=self.id))
+        except CasemateError as error:
+            log.error("container %s: the guest did not delete it: %s", self.id, error)
         finally:
             await self.undo.aclose()
 

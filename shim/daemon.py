@@ -6,6 +6,7 @@ on the host. It must not know what a pod is.
 """
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -17,6 +18,9 @@ from shim.bootstrap import FIRST_LINE_S
 from shim.journal import Journal
 from shim.network import enter_pod_network
 from shim.trace import Trace
+
+# Of containerd's environment: for containerd itself, or changing what programs load.
+NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,6 +89,9 @@ def detach(request: "Start") -> None:
         os.dup2(log, fd)
     os.close(log)
     raise_oom_score()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold what a guest put into memory
+    for name in NOT_FOR_CHILDREN:
+        os.environ.pop(name, None)
     os.environ["CASEMATE_POD"] = f"{request.namespace}/{request.pod_id}"
 
 

@@ -15,6 +15,10 @@ from rpc.errors import Unavailable
 from shim import system
 
 T = TypeVar("T")
+PLAIN_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+}
 
 
 class Watched:
@@ -110,7 +114,7 @@ def spawn(
         pid = os.posix_spawn(
             argv[0],
             list(argv),
-            dict(os.environ if env is None else env),
+            dict(PLAIN_ENVIRONMENT if env is None else env),
             file_actions=actions,
             setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
             setsigmask=[],
@@ -130,14 +134,15 @@ def _above(fd: int) -> int:
 
 
 def tail(path: str, most_bytes: int = 2048) -> str:
-    """The last lines of a log; empty if there is none."""
+    """The last lines of a log, printable; empty if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - most_bytes))
-            return file.read().decode("utf-8", "replace").strip()
+            text = file.read().decode("utf-8", "replace").strip()
     except FileNotFoundError:
         return ""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def reap_orphans() -> None:

@@ -173,7 +173,8 @@ class Pod:
                 self._listener.oom(container)
         elif event.kind == api.EventKind.EXIT:
             process = container.init if not event.exec_id else container.execs.get(event.exec_id)
-            if process is not None:
+            if process is not None and process.in_guest and not process.end_told:
+                process.end_told = True  # one end each, however many a guest tells
                 at_ns = min(max(event.exited_at_ns, int(self.trace.created_at * 1e9)), time.time_ns())
                 self._spawn(self._exited(container, process, event.exit_status, at_ns))
 
@@ -363,13 +364,25 @@ class Pod:
             raise FailedPrecondition(f"exec {exec_id} has not been started")
         machine = await self.machine()
         request = api.SignalRequest(container_id=container_id, exec_id=exec_id, signal=signal, all=everything)
+        if signal != SIGKILL or exec_id:
+            await machine.call(api.SIGNAL, request)
+            return
+        # SIGKILL is not to be refused, not even by an agent that says yes and does nothing.
+        if not process.must_end:
+            process.must_end = True
+            self._spawn(self._end_or_kill(machine, process))
         try:
             await machine.call(api.SIGNAL, request)
         except DeadlineExceeded as error:
-            if signal != SIGKILL or exec_id:
-                raise
-            # SIGKILL is not to be refused: a machine whose agent is silent ends as a whole.
             log.error("killing the machine, as its agent does not kill %s: %s", container_id, error)
+            machine.qemu.kill()
+
+    async def _end_or_kill(self, machine: Machine, process: Process) -> None:
+        try:
+            async with asyncio.timeout(machine.call_timeout_s):
+                await process.exited.wait()
+        except TimeoutError:
+            log.error("killing the machine, as its agent does not kill %s", process.container_id)
             machine.qemu.kill()
 
     async def pause(self, container_id: str) -> None:
@@ -448,9 +461,12 @@ class Pod:
     async def _delete_exec(self, container: Container, process: Process) -> None:
         await process.close()
         if process.in_guest and (machine := self._alive()) is not None:
-            await machine.call(
-                api.DELETE, api.DeleteRequest(container_id=container.id, exec_id=process.exec_id)
-            )
+            try:
+                await machine.call(
+                    api.DELETE, api.DeleteRequest(container_id=container.id, exec_id=process.exec_id)
+                )
+            except CasemateError as error:
+                log.error("exec %s: the guest did not delete it: %s", process.exec_id, error)
         del container.execs[process.exec_id]
         del self._exec_documents[container.id, process.exec_id]
 

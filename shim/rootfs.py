@@ -76,14 +76,15 @@ def mounted(mounts: Sequence[Mount], target: Path, links: Path) -> Iterator[None
     done = 0
     try:
         for mount in mounts:
-            where = target / mount.target.lstrip("/") if mount.target else target
-            _mount(mount, str(where), links)
+            if mount.target:
+                # The image could have put a link there, and the host would follow it.
+                raise Unimplemented(f"rootfs: a mount at {mount.target} within it")
+            _mount(mount, str(target), links)
             done += 1
         yield
     finally:
-        for mount in reversed(mounts[:done]):
-            where = target / mount.target.lstrip("/") if mount.target else target
-            system.umount(str(where), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+        for _ in range(done):
+            system.umount(str(target), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
         remove_tree(links)
 
 
@@ -98,12 +99,19 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
         data, short = shorten_layers(data, links), links
     if len(data) > MOST_DATA_BYTES:
         raise Unimplemented(f"rootfs: {len(data)} bytes of mount options; the kernel takes {MOST_DATA_BYTES}")
-    bind = bool(flags & system.MS_BIND)
     try:
+        if flags & system.MS_BIND:
+            system.bind_sealed(
+                mount.source,
+                target,
+                recursive=bool(flags & system.MS_REC),
+                read_only=bool(flags & system.MS_RDONLY),
+            )
+            return
+        # Nothing on the host executes from it or opens its devices; the guest's own mount has its own flags.
+        flags |= system.MS_NOSUID | system.MS_NODEV
         with _working_in(short):
-            system.mount(mount.source, target, None if bind else mount.type, flags, data)
-        if bind and flags & ~(system.MS_BIND | system.MS_REC):
-            system.mount("none", target, None, flags & ~system.MS_REC | system.MS_REMOUNT)
+            system.mount(mount.source, target, mount.type, flags, data)
     except OSError as error:
         raise InvalidArgument(
             f"rootfs: cannot mount {mount.type} {mount.source}", details=error.strerror
@@ -149,14 +157,11 @@ def bound(entry: SharedMount, directory: Path) -> Iterator[None]:
             target.mkdir(mode=0o700)
         else:
             target.touch(mode=0o600)
-        flags = system.MS_BIND | (system.MS_REC if entry.recursive else 0)
-        system.mount(entry.source, str(target), None, flags)
+        # Read-only not only in the guest: a guest's root could mount it again without the option.
+        system.bind_sealed(entry.source, str(target), recursive=entry.recursive, read_only=entry.read_only)
     except FileNotFoundError as error:
         raise NotFound(f"mount source {entry.source} does not exist") from error
     try:
-        if entry.read_only:
-            # Not only in the guest: a guest's root could mount it again without the option.
-            system.mount("none", str(target), None, system.MS_BIND | system.MS_REMOUNT | system.MS_RDONLY)
         yield
     finally:
         system.umount(str(target), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)

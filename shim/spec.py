@@ -116,7 +116,7 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount]) -> Doc
     entry = SharedMount(
         name=f"mount{len(shared)}",
         source=mount.source,
-        read_only="ro" in options,
+        read_only=not {"ro", "rro"}.isdisjoint(options),
         recursive="rbind" in options,
     )
     shared.append(entry)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from rpc.errors import DeadlineExceeded, InvalidArgument, NotFound
 from shim.helper import Helper, spawn
 
-READ_BYTES = 128 << 10
+READ_BYTES = 64 << 10
 LOGGER_READY_S = 10.0
 LOGGER_END_S = 12.0
 

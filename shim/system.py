@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import signal
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,6 +31,16 @@ MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 MS_RELATIME = 0x200000
 MS_STRICTATIME = 0x1000000
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 0x1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
 
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
@@ -63,6 +74,39 @@ def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: st
         ),
         target,
     )
+
+
+def bind_sealed(source: str, target: str, *, recursive: bool, read_only: bool) -> None:
+    """Binds source to target without setuid, without devices, and cut off from what is mounted there later.
+
+    The attributes are set before the mount is attached: one that is attached first and changed then has been
+    copied to the target's peers already, unchanged. `recursive`: also what is mounted below.
+    open_tree(2), mount_setattr(2), move_mount(2): Linux 5.12. Numbers are those of every architecture.
+    """
+    clone = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    tree = _libc.syscall(428, AT_FDCWD, source.encode(), ctypes.c_uint(clone))
+    _check(tree, source)
+    try:
+        wanted = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
+        attributes = struct.pack("=QQQQ", wanted, 0, MS_PRIVATE, 0)
+        flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+        size = ctypes.c_size_t(len(attributes))
+        _check(_libc.syscall(442, tree, b"", ctypes.c_uint(flags), attributes, size), source)
+        empty = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
+        _check(_libc.syscall(429, tree, b"", AT_FDCWD, target.encode(), empty), target)
+    finally:
+        os.close(tree)
+
+
+def umount_if_mounted(target: str) -> bool:
+    """False if nothing is mounted there (any more)."""
+    try:
+        umount(target, MNT_DETACH | UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise
+    return True
 
 
 def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:

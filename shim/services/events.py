@@ -20,6 +20,7 @@ from shim.process import Stopped
 # Of containerd's own shims (pkg/shim/publisher.go): how long one event may take, and how often it is tried.
 FORWARD_S = 5.0
 TRIES = 5
+RETRY_S = 0.5  # doubled each time: 15 s in all
 NAMESPACE_HEADER = "containerd-namespace-ttrpc"
 
 log = logging.getLogger("casemate")

@@ -1,5 +1,6 @@
 """containerd's task API on a pod: every method is a translation, none decides anything."""
 
+import asyncio
 import os
 
 from rpc.api import task as api
@@ -20,6 +21,14 @@ class TaskService:
     def __init__(self, pod: Pod, on_shutdown: "Callable[[], None]") -> None:
         self._pod = pod
         self._on_shutdown = on_shutdown
+        self._under_way: set[asyncio.Task[object]] = set()
+
+    async def _settled(self, coroutine: "Coroutine[object, object, T]") -> "T":
+        """What changes a pod is finished even if its caller leaves: containerd restarts, a deadline."""
+        task = asyncio.create_task(coroutine)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
 
     def register(self, server: Server) -> None:
         for name in (api.SERVICE, api.SERVICE_V3):
@@ -44,21 +53,23 @@ class TaskService:
     async def create(self, request: api.CreateTaskRequest, _: Context) -> api.CreateTaskResponse:
         if request.checkpoint:
             raise Unimplemented("checkpoint: a VM's container cannot be restored from one")
-        container = await self._pod.create(
-            NewContainer(
-                container_id=checked_id(request.id),
-                bundle=request.bundle,
-                mounts=tuple(request.rootfs),
-                terminal=request.terminal,
-                stdin=request.stdin,
-                stdout=request.stdout,
-                stderr=request.stderr,
+        container = await self._settled(
+            self._pod.create(
+                NewContainer(
+                    container_id=checked_id(request.id),
+                    bundle=request.bundle,
+                    mounts=tuple(request.rootfs),
+                    terminal=request.terminal,
+                    stdin=request.stdin,
+                    stdout=request.stdout,
+                    stderr=request.stderr,
+                )
             )
         )
         return api.CreateTaskResponse(pid=container.pid)
 
     async def start(self, request: api.StartRequest, _: Context) -> api.StartResponse:
-        return api.StartResponse(pid=(await self._pod.start(request.id, request.exec_id)).pid)
+        return api.StartResponse(pid=(await self._settled(self._pod.start(request.id, request.exec_id))).pid)
 
     async def state(self, request: api.StateRequest, _: Context) -> api.StateResponse:
         container = self._pod.container(request.id)
@@ -86,13 +97,15 @@ class TaskService:
         )
 
     async def delete(self, request: api.DeleteRequest, _: Context) -> api.DeleteResponse:
-        pid, end = await self._pod.delete(request.id, request.exec_id)
+        pid, end = await self._settled(self._pod.delete(request.id, request.exec_id))
         return api.DeleteResponse(
             pid=pid, exit_status=end.exit_status, exited_at=Timestamp.from_ns(end.exited_at_ns)
         )
 
     async def kill(self, request: api.KillRequest, _: Context) -> Empty:
-        await self._pod.kill(request.id, request.exec_id, request.signal, everything=request.all)
+        await self._settled(
+            self._pod.kill(request.id, request.exec_id, request.signal, everything=request.all)
+        )
         return Empty()
 
     async def exec(self, request: api.ExecProcessRequest, _: Context) -> Empty:
@@ -119,11 +132,11 @@ class TaskService:
         return api.PidsResponse(processes=processes)
 
     async def pause(self, request: api.PauseRequest, _: Context) -> Empty:
-        await self._pod.pause(request.id)
+        await self._settled(self._pod.pause(request.id))
         return Empty()
 
     async def resume(self, request: api.ResumeRequest, _: Context) -> Empty:
-        await self._pod.resume(request.id)
+        await self._settled(self._pod.resume(request.id))
         return Empty()
 
     async def checkpoint(self, request: api.CheckpointTaskRequest, _: Context) -> Empty:
@@ -142,7 +155,7 @@ class TaskService:
     async def update(self, request: api.UpdateTaskRequest, _: Context) -> Empty:
         if request.resources is None:
             raise InvalidArgument("update: no resources given")
-        await self._pod.update(request.id, bytes(request.resources.value))
+        await self._settled(self._pod.update(request.id, bytes(request.resources.value)))
         return Empty()
 
     async def stats(self, request: api.StatsRequest, _: Context) -> api.StatsResponse:
@@ -171,4 +184,7 @@ def checked_id(value: str) -> str:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from typing import TypeVar
+
+    T = TypeVar("T")

@@ -119,10 +119,7 @@ def _run_hlt(kvm: int) -> int:
         page[0] = 0xF4
         vm = fcntl.ioctl(kvm, _CREATE_VM, 0)
         descriptors.append(vm)
-        import ctypes
-
-        anchor = ctypes.c_char.from_buffer(page)
-        address = ctypes.addressof(anchor)
+        address = _address_of(page)
         fcntl.ioctl(vm, _SET_USER_MEMORY_REGION, struct.pack("=IIQQQ", 0, 0, 0x1000, mmap.PAGESIZE, address))
         vcpu = fcntl.ioctl(vm, _CREATE_VCPU, 0)
         descriptors.append(vcpu)
@@ -135,10 +132,15 @@ def _run_hlt(kvm: int) -> int:
         fcntl.ioctl(vcpu, _SET_REGS, struct.pack("=18Q", *[0] * 16, rip, rflags))
         with mmap.mmap(vcpu, fcntl.ioctl(kvm, _GET_VCPU_MMAP_SIZE, 0), mmap.MAP_SHARED) as run:
             fcntl.ioctl(vcpu, _RUN, 0)
-            reason = int(struct.unpack_from("=I", run, 8)[0])
-        del anchor
-        return reason
+            return int(struct.unpack_from("=I", run, 8)[0])
     finally:
         for fd in reversed(descriptors):
             os.close(fd)
         page.close()
+
+
+def _address_of(page: mmap.mmap) -> int:
+    """The export ends with this call: a page that is still exported cannot be closed."""
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(page))

@@ -69,7 +69,7 @@ class Machine:
         self._agent = agent
         self._console = console
         self._qemu_words = qemu_words
-        self._call_timeout_s = call_timeout_s
+        self.call_timeout_s = call_timeout_s
         self._undo = undo
         self.stopped = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()
@@ -82,7 +82,7 @@ class Machine:
 
         Raises what the agent answered, DeadlineExceeded if it does not, and why the machine is lost if it is.
         """
-        limit = None if patient else timeout_s or self._call_timeout_s
+        limit = None if patient else timeout_s or self.call_timeout_s
         try:
             return await self._agent.call(method, request, timeout_s=limit)
         except Disconnected:
@@ -117,7 +117,7 @@ class Machine:
         """QEMU and virtiofsd gone, nothing that the guest wrote lost; the share is still mounted."""
         if sync and not self.lost.done():
             try:
-                await self._agent.call(api.SYNC, Empty(), timeout_s=self._call_timeout_s)
+                await self._agent.call(api.SYNC, Empty(), timeout_s=self.call_timeout_s)
             except CasemateError as error:
                 log.warning(f"the guest did not flush its file systems: {error}")
         self._watch.cancel()

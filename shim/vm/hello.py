@@ -26,26 +26,29 @@ async def greet(
     reader, writer = await asyncio.open_connection(sock=connection, limit=BUFFER_BYTES)
     client = Client(reader, writer, "the guest's agent")
     try:
-        hello = await client.call(
-            api.HELLO,
-            api.HelloRequest(
-                protocol=api.PROTOCOL,
-                pod_id=pod_id,
-                hostname=hostname,
-                realtime_ns=time.time_ns(),
-                entropy=os.urandom(ENTROPY_BYTES),
-            ),
-            timeout_s=timeout_s,
-        )
+        hello = await client.call(api.HELLO, question(pod_id, hostname), timeout_s=timeout_s)
         if hello.protocol != api.PROTOCOL:
             raise FailedPrecondition(
                 f"the guest image's agent speaks protocol {hello.protocol}, this casemate {api.PROTOCOL}",
                 hint="casemate image build",
             )
+        # The first question may have waited for the guest's boot, its time with it: this one sets the clock.
+        again = await client.call(api.HELLO, question(pod_id, hostname), timeout_s=timeout_s)
+        hello.monotonic_ns = again.monotonic_ns
     except BaseException:
         await client.close()
         raise
     return client, hello
+
+
+def question(pod_id: str, hostname: str) -> api.HelloRequest:
+    return api.HelloRequest(
+        protocol=api.PROTOCOL,
+        pod_id=pod_id,
+        hostname=hostname,
+        realtime_ns=time.time_ns(),
+        entropy=os.urandom(ENTROPY_BYTES),
+    )
 
 
 async def _accept(listener: socket.socket, cid: int | None) -> socket.socket:
@@ -64,7 +67,7 @@ def listen_vsock() -> socket.socket:
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
-        listener.listen(4)
+        listener.listen(128)
     except BaseException:
         listener.close()
         raise

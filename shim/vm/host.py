@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import libvirt as libvirt_module
 
 # Of qemu.conf(5). "file": no virtlogd; no dynamic ownership: what QEMU opens is readable for it already,
-# and must not change hands; no cgroups: QEMU stays in the shim's, which is the pod's.
+# and must not change hands; no cgroups: QEMU stays in the shim's.
 QEMU_CONF = """\
 stdio_handler = "file"
 security_driver = "none"
@@ -90,6 +90,9 @@ class Host:
         """Connects, its event loop first (the driver needs one that runs). Raises Unavailable."""
         libvirt = self._libvirt
         assert libvirt is not None
+        # libvirt would register QEMU with systemd-machined over the system bus, by a pid of our PID
+        # namespace, which machined takes for the host's. Without a bus it does without (seen with 9.0).
+        os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = f"unix:path={self._root}/no-bus"
         try:
             libvirt.virEventRegisterDefaultImpl()
             threading.Thread(target=_run_events, args=(libvirt,), name="libvirt-events", daemon=True).start()
@@ -111,14 +114,23 @@ class Host:
         except libvirt.libvirtError as error:
             raise self.failure(str(error), name) from error
         self._keep_seeds()
-        return int((self._root / "run" / "qemu" / f"{name}.pid").read_text())
+        try:
+            return int((self._root / "run" / "qemu" / f"{name}.pid").read_text())
+        except (FileNotFoundError, ValueError) as error:
+            raise self.failure("it ended as soon as it ran", name) from error
 
     def vsock_cid(self, name: str) -> int:
         """The context id that libvirt gave the domain's vsock device."""
         import re
 
+        libvirt = self._libvirt
+        assert libvirt is not None
         assert self._connection is not None
-        found = re.search(r"<cid[^>]*address='(\d+)'", self._connection.lookupByName(name).XMLDesc(0))
+        try:
+            xml = self._connection.lookupByName(name).XMLDesc(0)
+        except libvirt.libvirtError as error:
+            raise self.failure(str(error), name) from error
+        found = re.search(r"<cid[^>]*address='(\d+)'", xml)
         if found is None:
             raise Unavailable("libvirt gave the domain no vsock context id")
         return int(found.group(1))

@@ -5,6 +5,7 @@ It must not know what is mounted there (rootfs.py), nor by what it is served (vi
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from shim import system
 from shim.paths import PodPaths
@@ -28,4 +29,19 @@ def shared_directories(paths: PodPaths) -> Iterator[None]:
         system.mount(shared, served, None, system.MS_BIND)
         undo.callback(system.umount, served, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
         system.mount("none", served, None, system.MS_BIND | system.MS_REMOUNT | system.MS_RDONLY)
+        yield
+
+
+@contextmanager
+def bounded_directory(path: Path) -> Iterator[None]:
+    """What QEMU, libvirt and virtiofsd write: a file system of its own, so that a guest that has QEMU log
+    without end fills that and not the host's /run. The log has another one, so that it cannot fill libvirt's.
+    """
+    options = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
+    with ExitStack() as undo:
+        for directory, size in ((path, "8m"), (path / "log", "2m")):
+            directory.mkdir(mode=0o711)
+            data = f"size={size},nr_inodes=2k,mode=0711"
+            system.mount("casemate", str(directory), "tmpfs", options, data)
+            undo.callback(system.umount, str(directory), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
         yield

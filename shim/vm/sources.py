@@ -29,7 +29,7 @@ from shim.vm.console import Console, listen
 from shim.vm.guest import Facts, Machine, files_failure, why_ended
 from shim.vm.hello import greet, listen_vsock
 from shim.vm.host import Host
-from shim.vm.share import shared_directories
+from shim.vm.share import bounded_directory, shared_directories
 from shim.vm.users import qemu_user
 
 # From a child's last system call to the shim's knowledge of its end.
@@ -83,11 +83,12 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
     sockets = socket_paths(paths)
     with trace.span(phases.VIRTIOFSD, phases.POD_READY):
         undo.enter_context(shared_directories(paths))
+        undo.enter_context(bounded_directory(paths.libvirt))
         files = virtiofsd.start(
             programs.virtiofsd(settings),
             paths.served,
             sockets.share,
-            paths.directory / "virtiofsd.log",
+            paths.libvirt / "log" / "virtiofsd.log",
             user.uid,
             request.cache / "virtiofsd.json",
         )

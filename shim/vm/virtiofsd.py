@@ -5,12 +5,12 @@ It must not know what is in the directory.
 
 import json
 import os
-import socket
 from pathlib import Path
 
 from rpc.errors import Unavailable
 from shim.helper import Helper, spawn
 from shim.trace import write_json
+from shim.vm.console import listen
 
 SOCKET_FD = 3
 
@@ -26,11 +26,8 @@ def start(program: str, directory: Path, socket_path: Path, log: Path, owner: in
             f"virtiofsd: {program} cannot be executed",
             hint="apt install virtiofsd (Debian 13) or qemu-system-common (Debian 12)",
         )
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(socket_path))
-        os.chown(socket_path, owner, -1)
-        os.chmod(socket_path, 0o600)
-        listener.listen(1)
+    with listen(socket_path, owner) as listener:
+        listener.setblocking(True)
         options = _c_options(directory) if is_c(program, cache) else _rust_options(directory)
         return spawn("virtiofsd", [program, *options], fds={SOCKET_FD: listener.fileno()}, log=str(log))
 

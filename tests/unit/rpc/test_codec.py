@@ -298,7 +298,9 @@ def test_declared_messages_cannot_be_nested_without_bound() -> None:
 )
 def test_a_small_input_cannot_become_a_mountain_of_objects(element: bytes) -> None:
     if element.startswith(b"\xca"):
-        assert Everything.decode(b"\xc8\x07\x00" * 2 * wire.MAX_ELEMENTS) == Everything()
+        assert Everything.decode(b"\xc8\x07\x00" * wire.MAX_FIELDS) == Everything()
+        with pytest.raises(InvalidArgument, match="more than 262144 fields"):
+            Everything.decode(b"\xc8\x07\x00" * (wire.MAX_FIELDS + 1))
         return
     Everything.decode(element * (wire.MAX_ELEMENTS // 2))
     with pytest.raises(InvalidArgument, match="more than 65536 elements"):
