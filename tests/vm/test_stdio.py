@@ -125,9 +125,9 @@ def test_a_terminals_last_bytes_before_the_exit_are_not_lost(pods: Pods) -> None
     with pods.detached("sleep", "1000") as name:
         for number in range(10):
             argv = ("task", "exec", "--tty", "--exec-id", f"t{number}", name)
-            script = "read key; seq 1 5000"
+            script = "echo begin; seq 1 5000"
             with pods.ctr.terminal(*argv, "sh", "-c", script) as terminal:
-                terminal.write(b"\r")
+                terminal.expect(rb"begin\r+\n", 30)
                 code, output = terminal.finish(60)
             assert code == 0
             assert [int(line) for line in output.split()] == list(range(1, 5001))
