@@ -1,6 +1,7 @@
 """The container's ends of standard input and output: pipes, or a terminal that crun hands over.
 
-Never buffers: what is not asked for stays in the kernel's pipe, which is the back-pressure.
+A pipe is never buffered: what is not asked for stays in the kernel, which is the back-pressure. A terminal
+has to be, within a bound (TerminalOutput).
 Must not know of containers or RPC types.
 """
 
@@ -20,6 +21,7 @@ STDOUT = 1
 STDERR = 2
 READ_MAX_BYTES = 1024 * 1024
 PIPE_BYTES = 256 * 1024
+TERMINAL_BYTES = 1024 * 1024
 _ENDED = b""
 
 
@@ -99,6 +101,75 @@ class Output:
         self._end.close()
 
 
+class TerminalOutput:
+    """What comes out of a terminal, read as soon as it is there; one reader at a time.
+
+    When a session's leader exits, the kernel hangs the terminal up and drops what has not been read from
+    its buffers yet (drivers/tty/pty.c, pty_flush_buffer): waiting for somebody to ask would lose last lines.
+    """
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._held = bytearray()
+        self._ended = False
+        self._busy = False
+        self._news = asyncio.Event()
+        self._listen()
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Up to max_bytes as soon as there are any; empty at the end of the stream."""
+        if self._busy:
+            raise FailedPrecondition("this output is already being read")
+        self._busy = True
+        try:
+            while not self._held and not self._ended:
+                self._news.clear()
+                await self._news.wait()
+            size = min(max_bytes or READ_MAX_BYTES, READ_MAX_BYTES)
+            data = bytes(self._held[:size])
+            del self._held[:size]
+            if len(self._held) < TERMINAL_BYTES:
+                self._listen()
+            return data
+        finally:
+            self._busy = False
+
+    def close(self) -> None:
+        """Whoever is reading is told that the stream has ended."""
+        self._finish()
+        self._held.clear()
+
+    def _listen(self) -> None:
+        if not self._ended:
+            asyncio.get_running_loop().add_reader(self._fd, self._take)
+
+    def _take(self) -> None:
+        """Everything that is there, up to the bound: then the terminal fills, and its program waits."""
+        try:
+            while len(self._held) < TERMINAL_BYTES:
+                data = os.read(self._fd, READ_MAX_BYTES)
+                if not data:
+                    self._finish()
+                    return
+                self._held += data
+                self._news.set()
+            asyncio.get_running_loop().remove_reader(self._fd)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal nobody holds open any more
+                raise
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self._ended:
+            self._ended = True
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+        self._news.set()
+
+
 class Input:
     """The stream into a process; writers take turns."""
 
@@ -139,7 +210,7 @@ class Stdio:
 
     def __init__(self) -> None:
         self.input: Input | None = None
-        self.outputs: dict[int, Output] = {}
+        self.outputs: dict[int, Output | TerminalOutput] = {}
         self.inherited: list[int] = []
         self._master = -1
         self._terminal = False
@@ -175,10 +246,10 @@ class Stdio:
     def adopt(self, master: int) -> None:
         """Takes over the master end of the terminal."""
         self._master = master
-        self.outputs[STDOUT] = Output(os.dup(master))
+        self.outputs[STDOUT] = TerminalOutput(os.dup(master))
         self.input = Input(os.dup(master), terminal=True)
 
-    def output(self, stream: int) -> Output:
+    def output(self, stream: int) -> Output | TerminalOutput:
         try:
             return self.outputs[stream]
         except KeyError:
