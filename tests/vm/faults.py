@@ -131,10 +131,10 @@ def shim_with_old_libvirt(instance: Instance) -> str:
 
 
 @contextlib.contextmanager
-def small_run_dir(instance: Instance, size: str) -> Iterator[Path]:
-    """A file system of `size` on /run/casemate; its path for us."""
+def small_run_dir(instance: Instance, limit: str) -> Iterator[Path]:
+    """A tmpfs of little room on /run/casemate (`limit`: of tmpfs(5)); its path for us."""
     os.makedirs(instance.path("/run/casemate"), exist_ok=True)
-    inside(instance, "mount", "-t", "tmpfs", "-o", f"size={size},mode=711", "small", "/run/casemate")
+    inside(instance, "mount", "-t", "tmpfs", "-o", f"{limit},mode=711", "small", "/run/casemate")
     try:
         yield instance.path("/run/casemate")
     finally:

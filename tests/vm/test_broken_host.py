@@ -112,15 +112,15 @@ def test_a_guest_image_that_is_not_what_it_was(pods: Pods, image_store: Path, fi
 # -- the run directory -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", ["4k", "64k"])
-def test_no_space_under_the_run_directory(pods: Pods, size: str) -> None:
-    with faults.small_run_dir(pods.ctr.instance, size):
+@pytest.mark.parametrize("limit", ["size=4k", "nr_inodes=4", "nr_inodes=12"])
+def test_no_space_under_the_run_directory(pods: Pods, limit: str) -> None:
+    with faults.small_run_dir(pods.ctr.instance, limit):
         refused(pods.run("true"), "No space left on device", "/run/casemate", within_s=30)
 
 
 def test_no_space_once_the_pod_runs(pods: Pods) -> None:
     """A full file system is no reason to end a pod that runs, nor to leave it behind when it ends."""
-    with faults.small_run_dir(pods.ctr.instance, "8m") as run:
+    with faults.small_run_dir(pods.ctr.instance, "size=8m") as run:
         with pods.detached("sleep", "1000") as name:
             with open(run / "filler", "wb") as filler, pytest.raises(OSError, match="No space left"):
                 while True:
