@@ -151,6 +151,10 @@ class GuestAgent:
         """Returns when such a call was carried out, answered or not."""
         await self._reached[method.name].wait()
 
+    def answer(self, method: Method[Any, Any], handler: Callable[[Any], Any]) -> None:
+        """From now on this is what the agent does."""
+        self.server.add(method, self._observed(method, handler))
+
     def process(self, container_id: str, exec_id: str = "") -> GuestProcess:
         try:
             return self.containers[container_id][exec_id]

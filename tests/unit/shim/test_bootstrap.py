@@ -141,12 +141,13 @@ def test_without_an_id_nothing_is_started_and_nothing_deleted(
         ({}, "web"),
         ({"io.kubernetes.cri.sandbox-id": "sandbox"}, "sandbox"),
         ({"io.containerd.runc.v2.group": "group"}, "group"),
-        ({"io.kubernetes.cri.sandbox-id": "sandbox", "io.containerd.runc.v2.group": "group"}, "group"),
+        ({"io.kubernetes.cri.sandbox-id": "sandbox", "io.containerd.runc.v2.group": "group"}, "sandbox"),
         ({"io.kubernetes.cri.sandbox-id": ""}, "web"),
         ({"io.kubernetes.cri.sandbox-id": 7}, "web"),
     ],
 )
-def test_a_container_belongs_to_its_group_or_its_sandbox_or_itself(annotations: object, pod: str) -> None:
+def test_a_container_belongs_to_its_sandbox_or_its_group_or_itself(annotations: object, pod: str) -> None:
+    """The sandbox first: containerd alone sets it, a group may come from a pod's annotations."""
     assert pod_of({"annotations": annotations}, "web") == pod
     assert pod_of(None, "web") == "web"
 

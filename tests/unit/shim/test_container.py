@@ -316,3 +316,29 @@ def test_a_process_of_another_name_is_not_found(tmp_path: Path) -> None:
                 container.process("ghost")
 
     run(life())
+
+
+@pytest.mark.parametrize("lie", [api.ReadOutputResponse(data=bytes(1 << 20)), api.ReadOutputResponse()])
+def test_a_guest_that_answers_more_output_than_was_asked_for_or_none_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: api.ReadOutputResponse
+) -> None:
+    """More would fill the host's memory, none would keep its processor busy."""
+
+    async def read_output(_: api.ReadOutputRequest) -> api.ReadOutputResponse:
+        return lie
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            ends = fifos(tmp_path, "stdout")
+            out = reader(ends["stdout"])
+            tested.agent.answer(api.READ_OUTPUT, read_output)
+            await tested.run(**ends)
+            assert await read_to_end(out) == b""
+            calls = tested.agent.calls.count("ReadOutput")
+            await settle()
+            assert tested.agent.calls.count("ReadOutput") == calls
+            await tested.exit()
+            await tested.pod.delete(POD)
+            os.close(out)
+
+    run(life())

@@ -52,6 +52,27 @@ def test_the_agent_is_told_who_it_is_and_what_time_it_is(tmp_path: Path) -> None
     run(life())
 
 
+def test_the_guests_clock_is_that_of_an_answer_that_did_not_wait(tmp_path: Path) -> None:
+    """The first question waits for the guest's boot, and the time in it with it."""
+
+    async def life() -> None:
+        async with port(tmp_path) as (listener, agent):
+            asked: list[api.HelloRequest] = []
+
+            async def answer(request: api.HelloRequest) -> api.HelloResponse:
+                asked.append(request)
+                return api.HelloResponse(protocol=api.PROTOCOL, version="1", monotonic_ns=len(asked))
+
+            agent.answer(api.HELLO, answer)
+            client, said = await greet("web", "web", listener, None, 5)
+            assert said.monotonic_ns == 2
+            assert asked[0].realtime_ns < asked[1].realtime_ns
+            assert asked[0].entropy != asked[1].entropy
+            await client.close()
+
+    run(life())
+
+
 def test_an_agent_of_another_version_is_turned_away_with_what_to_do(tmp_path: Path) -> None:
     async def life() -> None:
         before = len(os.listdir("/proc/self/fd"))

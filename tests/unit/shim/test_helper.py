@@ -227,6 +227,8 @@ def test_a_program_that_cannot_be_executed_is_named(program: str) -> None:
 
 def test_the_end_of_a_log_is_bounded(tmp_path: Path) -> None:
     log = tmp_path / "log"
+    log.write_bytes(b"\x1b[31mred\x07\nnext\n")
+    assert tail(str(log)) == "?[31mred?\nnext", "what is told of it may end on a terminal"
     log.write_bytes(b"\xff" * 100 + b"x" * 5000 + b"\nlast\n")
     assert tail(str(log)) == "x" * (2048 - 6) + "\nlast"
     assert tail(str(log), 4) == "ast"

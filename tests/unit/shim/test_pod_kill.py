@@ -13,7 +13,7 @@ from rpc.errors import (
     FailedPrecondition,
     NotFound,
 )
-from tests.unit.rpc.wires import run
+from tests.unit.rpc.wires import run, until
 from tests.unit.shim.pods import POD, running_pod
 
 
@@ -230,3 +230,52 @@ def test_an_anchor_that_is_killed_when_its_container_has_ended_is_no_matter(
     caplog.set_level("INFO")
     run(life())
     assert "its anchor was killed" in caplog.text
+
+
+def test_a_sigkill_that_comes_after_the_end_leaves_the_machine_alone(tmp_path: Path) -> None:
+    """The program has ended, and the news of it are on their way."""
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            container = await tested.run()
+            tested.agent.process(POD).state = "stopped"
+            with pytest.raises(NotFound, match="has ended"):
+                await tested.pod.kill(POD, "", 9)
+            tested.agent.tell(api.EventKind.EXIT, POD, status=5)
+            await container.init.exited.wait()
+            await tested.agent.calls_settle()
+            assert container.init.end.exit_status == 5
+            assert not tested.guest.qemu.exited.is_set()
+            assert tested.told == ["create web", "start web", "exit web 5"]
+
+    run(life())
+
+
+def test_a_sigkill_that_is_answered_and_not_carried_out_ends_the_machine(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+            container = await tested.run()
+            tested.agent.obeys = False
+            for _ in range(2):
+                await tested.pod.kill(POD, "", 9)
+            assert not container.init.exited.is_set()
+            await container.init.exited.wait()
+            assert container.init.end.exit_status == 137
+            assert tested.guest.qemu.exited.is_set()
+
+    run(life())
+
+
+def test_a_sigkill_that_is_carried_out_ends_nothing_else(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path, call_timeout_s=0.1) as tested:
+            other = await tested.run("second")
+            container = await tested.run()
+            watching = len(tested.pod._events)
+            await tested.pod.kill(POD, "", 9)
+            await container.init.exited.wait()
+            await until(lambda: len(tested.pod._events) == watching)  # nobody counts the time any more
+            assert not tested.guest.qemu.exited.is_set()
+            assert not other.init.exited.is_set()
+
+    run(life())

@@ -141,6 +141,14 @@ def test_bind_mounts_are_shared_by_names_of_ours(tmp_path: Path) -> None:
     assert (hosts["source"], hosts["options"]) == (f"{GUEST_SHARE}/web/mount1", ["rbind"])
 
 
+@pytest.mark.parametrize(
+    ("options", "read_only"), [(["ro"], True), (["rro"], True), (["rw"], False), ([], False)]
+)
+def test_read_only_is_so_on_the_host_too(tmp_path: Path, options: list[str], read_only: bool) -> None:
+    mounts = [{"destination": "/x", "type": "bind", "source": str(tmp_path), "options": options}]
+    assert for_guest(config(mounts=mounts)).shared[0].read_only is read_only
+
+
 def test_a_link_is_followed_to_what_it_names(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     mounts = [{"destination": "/data", "type": "bind", "source": f"{tmp_path}/link"}]
