@@ -53,7 +53,6 @@ class Options:
     suite: str = "trixie"
     mirror: str = ""
     source: Path = field(default_factory=lambda: Path(__file__).resolve().parent.parent)
-    compression: str = ""  # of the root file system, as mkfs.erofs -z takes it
 
 
 Progress = Callable[[str], None]
@@ -116,8 +115,7 @@ def assemble(
     with phase("agent"):
         rootfs.add_agent(root, python, options.source)
     with phase("erofs"):
-        compression = (f"-z{options.compression}",) if options.compression else ()
-        rootfs.make_erofs(root, files[ROOTFS], compression)
+        rootfs.make_erofs(root, files[ROOTFS])
     about = {
         "cmdline": " ".join(CMDLINE),
         "architecture": "amd64",

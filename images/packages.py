@@ -111,20 +111,25 @@ def _unpack(request: Request, lines: Sequence[str], entry: Path) -> None:
     common = ["mmdebstrap", "--quiet", f"--variant={request.form}", f"--architectures={request.architecture}"]
     where = [request.suite, str(target), *lines]
     if request.form is Form.UNPACKED:
-        run([*common, "--skip=cleanup/apt", "--format=directory", include, *where], package="mmdebstrap")
+        _mmdebstrap([*common, "--skip=cleanup/apt", "--format=directory", include, *where])
         versions = _downloaded(target / _ARCHIVES)
         for leftover in (_ARCHIVES, "var/lib/apt/lists"):
             shutil.rmtree(target / leftover, ignore_errors=True)
     else:
-        run(
-            [*common, *_INSTALL_OPTIONS, "--format=tar", include, *where],
-            environment={"SOURCE_DATE_EPOCH": str(source_date_epoch())},
-            package="mmdebstrap",
-        )
+        _mmdebstrap([*common, *_INSTALL_OPTIONS, "--format=tar", include, *where])
         versions = _installed(target)
     if not versions:
         raise FailedPrecondition("mmdebstrap left no packages to record", f"looked in {target}")
     (entry / _VERSIONS).write_text(json.dumps(versions, indent=1, sort_keys=True))
+
+
+def _mmdebstrap(command: Sequence[str]) -> None:
+    try:
+        run(command, environment={"SOURCE_DATE_EPOCH": str(source_date_epoch())}, package="mmdebstrap")
+    except FailedPrecondition as error:
+        if "NO_PUBKEY" in str(error.details):
+            error.hint = "apt-get install --only-upgrade debian-archive-keyring"
+        raise
 
 
 def _downloaded(archives: Path) -> dict[str, str]:

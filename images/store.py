@@ -11,6 +11,7 @@ Must not know how images are made.
 """
 
 import builtins
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,14 @@ from images.image import (
     sha256_of,
 )
 from images.verified import Verifier
-from rpc.errors import CasemateError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from rpc.errors import (
+    CasemateError,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 
 ROOT_VARIABLE = "CASEMATE_IMAGE_DIR"
 DEFAULT_ROOT = "/var/lib/casemate/images"
@@ -150,7 +158,7 @@ class ImageStore:
         check_name(name)
         if "cmdline" not in about or not {KERNEL, ROOTFS} <= set(files) <= {KERNEL, ROOTFS, INITRD}:
             raise InvalidArgument(f"an image needs {KERNEL}, {ROOTFS} and a cmdline, got {sorted(files)}")
-        with self._changing(), self._stage() as stage:
+        with self._enough_space(), self._changing(), self._stage() as stage:
             listed = {}
             for file, source in sorted(files.items()):
                 digest = self._place(source, stage / file)
@@ -216,6 +224,17 @@ class ImageStore:
             yield
         finally:
             os.close(fd)
+
+    @contextmanager
+    def _enough_space(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ResourceExhausted(
+                f"no space left in {self.root} for a guest image", error.strerror, hint="casemate image gc"
+            ) from error
 
     @contextmanager
     def _stage(self) -> Iterator[Path]:

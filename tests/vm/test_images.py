@@ -17,11 +17,12 @@ import pytest
 
 from images import builder
 from images.apt import read_sources
-from images.image import GuestImage, sha256_of
+from images.image import KERNEL, ROOTFS, GuestImage, sha256_of
 from images.packages import cache_dir
 from images.store import ImageStore
 from rpc.api import agent as api
 from rpc.client import Client
+from rpc.errors import ResourceExhausted
 
 FIRMWARE = "/usr/share/qemu/qboot.rom"
 MACHINE = "q35,accel=tcg,sata=off,smbus=off,i8042=off,vmport=off,hpet=off,usb=off,graphics=off,smm=off"
@@ -175,6 +176,22 @@ def test_what_the_image_promises_works_in_the_guest(
     assert root == "root Read-only file system"
     assert image.cmdline in cmdline
     assert end == "end"
+
+
+def test_a_full_disk_is_told_and_left_as_it_was(image: GuestImage, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "casemate-test", small], check=True)
+    try:
+        store = ImageStore(small / "store", tmp_path / "run")
+        with pytest.raises(ResourceExhausted) as caught:
+            store.add("default", {KERNEL: image.kernel, ROOTFS: image.rootfs}, {"cmdline": ""})
+        assert "no space left" in caught.value.brief
+        assert caught.value.hint == "casemate image gc"
+        assert store.list() == ()
+        assert list((small / "store/tmp").iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def _feature_lines(image: GuestImage) -> list[str]:

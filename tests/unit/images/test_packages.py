@@ -28,7 +28,7 @@ with open({log!r}, "a") as log:
     log.write(json.dumps(dict(arguments=sys.argv[1:], epoch=os.environ.get("SOURCE_DATE_EPOCH"))) + "\\n")
 if os.path.exists({fail!r}):
     Path(target).mkdir()
-    sys.exit("E: apt has no package crun")
+    sys.exit(Path({fail!r}).read_text())
 if "--format=tar" in sys.argv:
     import shutil
     shutil.copy({tar!r}, target)
@@ -198,13 +198,24 @@ def test_without_a_network_and_without_a_cache_the_error_is_apts(
 
 
 def test_a_failure_leaves_nothing_in_the_cache(tmp_path: Path, etc: Path, mmdebstrap: Mmdebstrap) -> None:
-    mmdebstrap.fail.touch()
+    mmdebstrap.fail.write_text("E: apt has no package crun")
     with pytest.raises(FailedPrecondition) as caught:
         fetch(REQUEST, tmp_path / "cache", apt_etc=etc)
     assert "no package crun" in str(caught.value.details)
     assert [p.suffix for p in (tmp_path / "cache/packages").iterdir()] == [".lock"]
     mmdebstrap.fail.unlink()
     assert fetch(REQUEST, tmp_path / "cache", apt_etc=etc).path.exists()
+
+
+def test_a_host_whose_keyring_is_too_old_is_told_so(
+    tmp_path: Path, etc: Path, mmdebstrap: Mmdebstrap
+) -> None:
+    mmdebstrap.fail.write_text(
+        "E: the following signatures could not be verified: NO_PUBKEY 0123456789ABCDEF"
+    )
+    with pytest.raises(FailedPrecondition) as caught:
+        fetch(REQUEST, tmp_path / "cache", apt_etc=etc)
+    assert "debian-archive-keyring" in str(caught.value.hint)
 
 
 def test_an_installed_system_is_an_archive(
