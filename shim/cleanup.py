@@ -4,6 +4,7 @@ Works without the shim, without libvirt and without what was in its memory. Safe
 beside another one that does the same.
 """
 
+import errno
 import json
 import os
 import select
@@ -16,6 +17,7 @@ from shim.paths import PodPaths
 
 # The kernel has to take down QEMU's memory before the namespace's first process is gone.
 KILL_TIMEOUT_S = 4.0
+REMOVALS = 5
 TRACES_KEPT = 100  # where the configuration does not say
 KEPT = ("state.json", "trace.json", "console.log", "shim.log")
 
@@ -112,7 +114,14 @@ def remove_tree(directory: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        _remove(directory.name, parent)
+        for attempt in range(REMOVALS):
+            try:
+                _remove(directory.name, parent)
+                return
+            except OSError as error:
+                # Somebody was still writing: a thread of libvirt's in a shim that ends.
+                if error.errno != errno.ENOTEMPTY or attempt + 1 == REMOVALS:
+                    raise
     finally:
         os.close(parent)
 

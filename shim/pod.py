@@ -8,14 +8,11 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from functools import partial
 
 from config import annotations
 from config.settings import Profile, Settings
 from rpc.api import agent as api
 from rpc.api.cgroups import Metrics
-from rpc.api.types import Mount
 from rpc.errors import (
     AlreadyExists,
     CasemateError,
@@ -25,12 +22,10 @@ from rpc.errors import (
     InvalidArgument,
     NotFound,
 )
-from shim import oci, phases, rootfs, spec
+from shim import oci, phases, spec
 from shim.anchor import AnchorMaker
-from shim.bundle import read_config
-from shim.cleanup import remove_tree
 from shim.container import KILLED, SIGKILL, Container, Process
-from shim.helper import Watched
+from shim.creation import NewContainer, make_container
 from shim.paths import PodPaths, run_dir
 from shim.process import Created, Stopped
 from shim.record import Identity, describe
@@ -40,19 +35,6 @@ from shim.vm import sources
 from shim.vm.guest import Machine
 
 log = logging.getLogger("casemate")
-
-
-@dataclass(frozen=True, slots=True)
-class NewContainer:
-    """What a client says of a container that it wants; the rest is in the bundle's config.json."""
-
-    container_id: str
-    bundle: str
-    mounts: tuple[Mount, ...]
-    terminal: bool
-    stdin: str
-    stdout: str
-    stderr: str
 
 
 class Pod:
@@ -211,7 +193,17 @@ class Pod:
         try:
             with self.trace.span(phases.CREATE):
                 async with AsyncExitStack() as undo:
-                    container = await self._create(new, undo)
+                    container = await make_container(
+                        new,
+                        self.identity.namespace,
+                        self.machine,
+                        self._anchors,
+                        self.paths,
+                        self.trace,
+                        undo,
+                    )
+                    self.containers[new.container_id] = container
+                    container.watch = asyncio.create_task(self._on_anchor_killed(container))
                     container.undo = undo.pop_all()
         finally:
             self._creating.discard(new.container_id)
@@ -221,73 +213,6 @@ class Pod:
             self._on_event(early)
         self.write_state("running")
         return container
-
-    async def _create(self, new: NewContainer, undo: AsyncExitStack) -> Container:
-        document = await asyncio.to_thread(read_config, new.bundle)
-        if document is None:
-            raise NotFound(f"{new.bundle}/config.json does not exist")
-        wanted = oci.parse(document)
-        guest = spec.for_guest(wanted, new.container_id)
-        for line in guest.ignored:
-            log.info("container %s: %s", new.container_id, line)
-        stdio = await open_stdio(
-            new.stdin, new.stdout, new.stderr, new.terminal, new.container_id, self.identity.namespace
-        )
-        undo.push_async_callback(stdio.close)
-        with self.trace.span(phases.CREATE_WAITS, phases.CREATE):
-            machine = await self.machine()
-        with self.trace.span(phases.ROOTFS, phases.CREATE):
-            directory = machine.share / new.container_id
-            try:
-                directory.mkdir(mode=0o711)
-            except FileExistsError as error:
-                raise AlreadyExists(f"{directory} is there already: not this pod's doing") from error
-            undo.callback(remove_tree, directory)
-            root = directory / "rootfs"
-            root.mkdir(mode=0o755)
-            undo.enter_context(
-                rootfs.mounted(new.mounts, root, self.paths.directory / f"layers-{new.container_id}")
-            )
-            for entry in guest.shared:
-                undo.enter_context(rootfs.bound(entry, directory))
-        pid, shown_pid = self._anchors.make(str(root))
-        anchor = Watched("anchor", pid)
-        undo.push_async_callback(anchor.end)
-        init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
-        undo.push_async_callback(init.close)
-        undo.push_async_exit(partial(self._forget_in_guest, machine, new.container_id))
-        with self.trace.span(phases.GUEST_CREATE, phases.CREATE):
-            await machine.call(
-                api.CREATE_CONTAINER,
-                api.CreateContainerRequest(
-                    container_id=new.container_id,
-                    spec_json=_encode(guest.document),
-                    terminal=new.terminal,
-                    stdin=bool(new.stdin),
-                ),
-            )
-        init.in_guest = True
-        init.attach(machine, stdio)
-        container = Container(new.container_id, new.bundle, init, anchor, shown_pid, undo)
-        self.containers[new.container_id] = container
-        container.watch = asyncio.create_task(self._on_anchor_killed(container))
-        return container
-
-    async def _forget_in_guest(
-        self,
-        machine: Machine,
-        container_id: str,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        _: object,
-    ) -> None:
-        """The way back from CREATE_CONTAINER. An error that the guest answered means that it has none."""
-        if error is None or (isinstance(error, CasemateError) and not isinstance(error, DeadlineExceeded)):
-            return
-        try:
-            await machine.call(api.DELETE, api.DeleteRequest(container_id=container_id))
-        except CasemateError as failure:
-            log.info("container %s, given up while it was made: %s", container_id, failure)
 
     async def _on_anchor_killed(self, container: Container) -> None:
         """Somebody on the host killed the pid that stands for the container: they mean the container."""
@@ -534,15 +459,6 @@ async def _raise(error: CasemateError) -> Machine:
 
 def _known(error: BaseException) -> bool:
     return isinstance(error, CasemateError)
-
-
-def _encode(document: object) -> bytes:
-    import json
-
-    try:
-        return json.dumps(document, separators=(",", ":")).encode()
-    except (RecursionError, ValueError) as error:
-        raise InvalidArgument("config.json cannot be handed to the guest", details=str(error)) from error
 
 
 TYPE_CHECKING = False

@@ -73,9 +73,7 @@ class Publisher:
                     await client.close()
             if attempt == 0 and await self._by_binary(envelope):
                 return
-            await asyncio.sleep(
-                min(0.1 * 2**attempt, 2.0)
-            )  # containerd restarts: nothing tells when it is back
+            await asyncio.sleep(RETRY_S * 2**attempt)  # nothing tells when containerd is back
         log.error("event %s was not taken by containerd: %s", envelope.topic, problem)
 
     async def _forward(self, envelope: api.Envelope) -> None:

@@ -1,6 +1,7 @@
 """containerd's task API on a pod: every method is a translation, none decides anything."""
 
 import asyncio
+import logging
 import os
 
 from rpc.api import task as api
@@ -9,9 +10,11 @@ from rpc.api.types import Any, Empty, ProcessInfo, Timestamp
 from rpc.errors import InvalidArgument, Unimplemented
 from rpc.server import Context, Server
 from shim.container import Process
-from shim.pod import NewContainer, Pod
+from shim.creation import NewContainer
+from shim.pod import Pod
 from shim.process import Stopped
 
+log = logging.getLogger("casemate")
 METRICS = "io.containerd.cgroups.v2.Metrics"
 
 
@@ -28,7 +31,12 @@ class TaskService:
         task = asyncio.create_task(coroutine)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # Nobody else will ask how it went.
+            task.add_done_callback(lambda done: _log_failure(None if done.cancelled() else done.exception()))
+            raise
 
     def register(self, server: Server) -> None:
         for name in (api.SERVICE, api.SERVICE_V3):
@@ -173,6 +181,11 @@ class TaskService:
         if not self._pod.containers or request.now:
             self._on_shutdown()
         return Empty()
+
+
+def _log_failure(error: BaseException | None) -> None:
+    if error is not None:
+        log.warning("a call whose caller had left failed: %s", error)
 
 
 def checked_id(value: str) -> str:

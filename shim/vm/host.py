@@ -47,6 +47,7 @@ class Host:
         self._user = user
         self._libvirt: libvirt_module | None = None
         self._connection: libvirt_module.virConnect | None = None
+        self._stopped = threading.Event()
 
     def prepare(self) -> None:
         """Writes the driver's configuration and seeds its cache. Raises OSError."""
@@ -110,6 +111,9 @@ class Host:
         assert libvirt is not None
         assert connection is not None
         try:
+            connection.domainEventRegisterAny(
+                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+            )
             connection.createXML(xml, 0)
         except libvirt.libvirtError as error:
             raise self.failure(str(error), name) from error
@@ -118,6 +122,16 @@ class Host:
             return int((self._root / "run" / "qemu" / f"{name}.pid").read_text())
         except (FileNotFoundError, ValueError) as error:
             raise self.failure("it ended as soon as it ran", name) from error
+
+    def _on_lifecycle(self, _: object, __: object, event: int, *___: object) -> None:
+        """In libvirt's event thread."""
+        assert self._libvirt is not None
+        if event == self._libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._stopped.set()
+
+    def wait_stopped(self, limit_s: float) -> bool:
+        """Until libvirt is done with a domain whose QEMU has ended: it writes to its root until then."""
+        return self._stopped.wait(limit_s)
 
     def vsock_cid(self, name: str) -> int:
         """The context id that libvirt gave the domain's vsock device."""

@@ -31,10 +31,12 @@ from shim.vm.hello import greet, listen_vsock
 from shim.vm.host import Host
 from shim.vm.share import bounded_directory, shared_directories
 from shim.vm.users import qemu_user
+from shim.vm.versions import check_qemu
 
 # From a child's last system call to the shim's knowledge of its end.
 REAP_S = 0.2
 THREAD_END_S = 5.0
+STOPPED_S = 2.0
 log = logging.getLogger("casemate")
 
 
@@ -76,6 +78,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
     qemu = programs.qemu(settings)
     if not os.access(qemu, os.X_OK):
         raise FailedPrecondition(f"QEMU: {qemu} cannot be executed")
+    check_qemu(qemu, request.cache / "qemu.json")
     user = undo.enter_context(
         qemu_user(settings.qemu_user, request.cache.parent / "users", kvm=accel.kind == "kvm")
     )
@@ -107,6 +110,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
     pid = await _created(host, domain.xml(), trace, files, user.uid, settings.timeouts.boot_s)
     created_s = time.monotonic()
     process = Watched("QEMU", pid)
+    undo.push_async_callback(_libvirt_done, host)
     undo.push_async_callback(process.end)
     cid = await asyncio.to_thread(host.vsock_cid, designer.NAME) if transport == "vsock" else None
     waiting = greet(request.pod_id, request.hostname, listener, cid, settings.timeouts.boot_s * factor)
@@ -193,6 +197,11 @@ def _create(host: Host, xml: str, trace: Trace) -> int:
         host.open()
     with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
         return host.create(xml, designer.NAME)
+
+
+async def _libvirt_done(host: Host) -> None:
+    if not await in_thread(partial(host.wait_stopped, STOPPED_S)):
+        log.warning("libvirt did not say within %.0f s that the domain has stopped", STOPPED_S)
 
 
 async def _unless_ended(

@@ -3,14 +3,13 @@
 It must not know what is in the directory.
 """
 
-import json
 import os
 from pathlib import Path
 
 from rpc.errors import Unavailable
 from shim.helper import Helper, spawn
-from shim.trace import write_json
 from shim.vm.console import listen
+from shim.vm.versions import version_text
 
 SOCKET_FD = 3
 
@@ -56,22 +55,5 @@ def _rust_options(directory: Path) -> list[str]:
 
 
 def is_c(program: str, cache: Path) -> bool:
-    """Which of the two it is; asked of the program once, and remembered while the file stays the same."""
-    status = os.stat(program)
-    key = f"{program} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    try:
-        stored = json.loads(cache.read_text())
-        if stored["key"] == key:
-            return bool(stored["is_c"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no cache is the ordinary first time
-    import subprocess
-
-    answer = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=5, check=False)
-    found = "virtiofsd version" in answer.stdout  # the Rust one says "virtiofsd 1.13.0"
-    try:
-        cache.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        write_json(cache, {"key": key, "is_c": found})
-    except OSError:
-        pass  # asked again next time
-    return found
+    """Which of the two it is: the Rust one says "virtiofsd 1.13.0"."""
+    return "virtiofsd version" in version_text(program, cache)

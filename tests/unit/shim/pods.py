@@ -19,8 +19,9 @@ from rpc.codec import Message
 from shim import system
 from shim.anchor import AnchorMaker
 from shim.container import Container, Process
+from shim.creation import NewContainer
 from shim.paths import PodPaths
-from shim.pod import NewContainer, Pod
+from shim.pod import Pod
 from shim.record import Identity
 from shim.services.events import Listener, Publisher
 from shim.trace import Trace

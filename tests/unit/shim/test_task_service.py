@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from rpc.api.cgroups import Metrics
 from rpc.api.options import ProcessDetails
 from rpc.api.types import Any as AnyMessage
 from rpc.client import Client
+from rpc.codec import Message
 from rpc.errors import (
     AlreadyExists,
     CasemateError,
@@ -353,27 +355,63 @@ def test_a_client_that_leaves_while_it_waits_disturbs_nobody(tmp_path: Path) -> 
     run(life())
 
 
-def test_a_create_whose_client_left_leaves_nothing(tmp_path: Path) -> None:
-    """containerd was killed while the guest was at it."""
+async def ask_and_leave(directory: Path, asking: Containerd, reached: asyncio.Event) -> None:
+    """A Create of a containerd that is gone when the guest is at it."""
+    leaving = await Client.connect_unix(str(directory / "shim.sock"))
+    request = api.CreateTaskRequest(id=POD, bundle=asking.tested.new().bundle)
+    creating = asyncio.create_task(leaving.call(api.CREATE, request))
+    await reached.wait()
+    await leaving.close()
+    await asyncio.gather(creating, return_exceptions=True)
+
+
+def test_what_changes_a_pod_is_finished_though_its_caller_left(tmp_path: Path) -> None:
+    """The containerd that comes back finds the container, or can delete it."""
 
     async def life() -> None:
         async with containerd(tmp_path) as asking:
-            gate = asking.tested.agent.hold(agent_api.CREATE_CONTAINER)
-            leaving = await Client.connect_unix(str(tmp_path / "shim.sock"))
-            request = api.CreateTaskRequest(id=POD, bundle=asking.tested.new().bundle)
-            creating = asyncio.create_task(leaving.call(api.CREATE, request))
-            await asking.tested.agent.reached(agent_api.CREATE_CONTAINER)
-            await leaving.close()
-            await asyncio.gather(creating, return_exceptions=True)
-            await until(lambda: list(asking.tested.guest.machine.share.iterdir()) == [])
+            reached, gate = asyncio.Event(), asyncio.Event()
+
+            async def create(request: agent_api.CreateContainerRequest) -> Message:
+                reached.set()
+                await gate.wait()
+                answer: Message = await asking.tested.agent._create(request)
+                return answer
+
+            asking.tested.agent.answer(agent_api.CREATE_CONTAINER, create)
+            await ask_and_leave(tmp_path, asking, reached)
             gate.set()
+            await until(lambda: asking.tested.told == ["create web"])
+            assert (await asking.state()).status == api.Status.CREATED
+            await asking.ask(api.DELETE, api.DeleteRequest(id=POD))
             assert asking.tested.pod.containers == {}
-            assert asking.tested.told == []
-            async with asyncio.timeout(3):
-                await until(lambda: asking.tested.agent.containers == {})
-            await asking.create()
 
     run(life())
+
+
+def test_a_create_that_fails_after_its_client_left_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def life() -> None:
+        async with containerd(tmp_path) as asking:
+            reached, gate = asyncio.Event(), asyncio.Event()
+
+            async def create(_: agent_api.CreateContainerRequest) -> Message:
+                reached.set()
+                await gate.wait()
+                raise NotFound("no such program")
+
+            asking.tested.agent.answer(agent_api.CREATE_CONTAINER, create)
+            await ask_and_leave(tmp_path, asking, reached)
+            gate.set()
+            await until(lambda: list(asking.tested.guest.machine.share.iterdir()) == [])
+            await asking.tested.agent.calls_settle()
+            assert asking.tested.pod.containers == {}
+        gc.collect()
+
+    run(life())
+    assert "never retrieved" not in caplog.text
+    assert "no such program" in caplog.text
 
 
 @pytest.mark.parametrize(

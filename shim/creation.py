@@ -1,0 +1,122 @@
+"""Making a container: its files, its stand-in on the host, its counterpart in the guest, and the ways back.
+
+It must not know of the pod's other containers, nor of whom the making is told to.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from rpc.api import agent as api
+from rpc.api.types import Mount
+from rpc.errors import AlreadyExists, CasemateError, DeadlineExceeded, InvalidArgument, NotFound
+from shim import oci, phases, rootfs, spec
+from shim.anchor import AnchorMaker
+from shim.bundle import read_config
+from shim.cleanup import remove_tree
+from shim.container import Container, Process
+from shim.helper import Watched
+from shim.paths import PodPaths
+from shim.stdio import open_stdio
+from shim.trace import Trace
+from shim.vm.guest import Machine
+
+log = logging.getLogger("casemate")
+
+
+@dataclass(frozen=True, slots=True)
+class NewContainer:
+    """What a client says of a container that it wants; the rest is in the bundle's config.json."""
+
+    container_id: str
+    bundle: str
+    mounts: tuple[Mount, ...]
+    terminal: bool
+    stdin: str
+    stdout: str
+    stderr: str
+
+
+async def make_container(
+    new: NewContainer,
+    namespace: str,
+    machine_ready: Callable[[], Awaitable[Machine]],
+    anchors: AnchorMaker,
+    paths: PodPaths,
+    trace: Trace,
+    undo: AsyncExitStack,
+) -> Container:
+    """A container up to the point where only its program is missing; undo gets every way back.
+
+    Raises what is wrong with the spec, the mounts, the machine or the program.
+    """
+    document = await asyncio.to_thread(read_config, new.bundle)
+    if document is None:
+        raise NotFound(f"{new.bundle}/config.json does not exist")
+    wanted = oci.parse(document)
+    guest = spec.for_guest(wanted, new.container_id)
+    for line in guest.ignored:
+        log.info("container %s: %s", new.container_id, line)
+    stdio = await open_stdio(new.stdin, new.stdout, new.stderr, new.terminal, new.container_id, namespace)
+    undo.push_async_callback(stdio.close)
+    with trace.span(phases.CREATE_WAITS, phases.CREATE):
+        machine = await machine_ready()
+    with trace.span(phases.ROOTFS, phases.CREATE):
+        directory = machine.share / new.container_id
+        try:
+            directory.mkdir(mode=0o711)
+        except FileExistsError as error:
+            raise AlreadyExists(f"{directory} is there already: not this pod's doing") from error
+        undo.callback(remove_tree, directory)
+        root = directory / "rootfs"
+        root.mkdir(mode=0o755)
+        undo.enter_context(rootfs.mounted(new.mounts, root, paths.directory / f"layers-{new.container_id}"))
+        for entry in guest.shared:
+            undo.enter_context(rootfs.bound(entry, directory))
+    pid, shown_pid = anchors.make(str(root))
+    anchor = Watched("anchor", pid)
+    undo.push_async_callback(anchor.end)
+    init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
+    undo.push_async_callback(init.close)
+    undo.push_async_exit(partial(_forget_in_guest, machine, new.container_id))
+    with trace.span(phases.GUEST_CREATE, phases.CREATE):
+        await machine.call(
+            api.CREATE_CONTAINER,
+            api.CreateContainerRequest(
+                container_id=new.container_id,
+                spec_json=_encode(guest.document),
+                terminal=new.terminal,
+                stdin=bool(new.stdin),
+            ),
+        )
+    init.in_guest = True
+    init.attach(machine, stdio)
+    return Container(new.container_id, new.bundle, init, anchor, shown_pid, undo)
+
+
+async def _forget_in_guest(
+    machine: Machine,
+    container_id: str,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    _: object,
+) -> None:
+    """The way back from CREATE_CONTAINER. An error that the guest answered means that it has none."""
+    if error is None or (isinstance(error, CasemateError) and not isinstance(error, DeadlineExceeded)):
+        return
+    try:
+        await machine.call(api.DELETE, api.DeleteRequest(container_id=container_id))
+    except CasemateError as failure:
+        log.info("container %s, given up while it was made: %s", container_id, failure)
+
+
+def _encode(document: object) -> bytes:
+    import json
+
+    try:
+        return json.dumps(document, separators=(",", ":")).encode()
+    except (RecursionError, ValueError) as error:
+        raise InvalidArgument("config.json cannot be handed to the guest", details=str(error)) from error
