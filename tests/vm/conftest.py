@@ -29,7 +29,11 @@ class Instances:
 
     def get(self, name: str) -> Instance:
         if name not in self.running:
-            instance = Instance(builds.provide(name)).__enter__()
+            try:
+                binaries = builds.provide(name)
+            except builds.NotHereError as reason:
+                pytest.skip(str(reason))
+            instance = Instance(binaries).__enter__()
             self.running[name] = instance
             prepare(instance, self.demo, self.store)
         return self.running[name]

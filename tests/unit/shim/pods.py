@@ -104,7 +104,9 @@ class PodOfTest:
         """What Create asks for; the bundle is written."""
         bundle = self.bundles / name
         bundle.mkdir(exist_ok=True)
-        (bundle / "config.json").write_text(json.dumps(config() if document is None else document))
+        written = bundle / "config.json.new"
+        written.write_text(json.dumps(config() if document is None else document))
+        written.rename(bundle / "config.json")  # at once: an earlier Create may be reading it
         given: dict[str, Any] = {"mounts": (), "terminal": False, "stdin": "", "stdout": "", "stderr": ""}
         return NewContainer(container_id=name, bundle=str(bundle), **given | changes)
 
