@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -163,3 +164,15 @@ def test_a_libvirt_that_is_too_old_is_named_with_its_version(
 def test_a_libvirt_that_is_new_enough_is_taken(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libvirt", libvirt_of(9_000_000))
     host.load()
+
+
+def test_the_end_of_a_domain_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt writes to its root until then. The event comes in a thread of libvirt's."""
+    module = libvirt_of(9_000_000)
+    module.VIR_DOMAIN_EVENT_STOPPED = 5  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "libvirt", module)
+    host.load()
+    host._on_lifecycle(None, None, 2, 0, None)
+    assert not host.wait_stopped(0.01)
+    threading.Thread(target=host._on_lifecycle, args=(None, None, 5, 0, None)).start()
+    assert host.wait_stopped(10)

@@ -127,14 +127,20 @@ def test_the_state_of_a_pod_is_on_disk_at_every_step(tmp_path: Path) -> None:
     run(life())
 
 
-def test_a_full_disk_does_not_fail_a_pod(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_that_cannot_be_written_do_not_fail_a_pod(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk; here the directory is away for a while."""
+
     async def life() -> None:
         async with running_pod(tmp_path) as tested:
             await tested.create()
-            tested.pod.paths.state.unlink()
-            tested.pod.paths.state.with_name("state.json.new").symlink_to("/dev/full")
+            directory = tested.pod.paths.directory
+            directory.rename(tmp_path / "away")
             await tested.pod.start(POD)
             await tested.exit()
+            (tmp_path / "away").rename(directory)
+            assert tested.told == ["create web", "start web", "exit web 0"]
 
     run(life())
     assert "state not written" in caplog.text
