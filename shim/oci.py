@@ -20,6 +20,7 @@ class Mount:
     type: str
     source: str
     options: tuple[str, ...]
+    id_mapped: bool = False
 
     @property
     def is_bind(self) -> bool:
@@ -112,6 +113,7 @@ def _mount(entry: object) -> Mount:
         type=_get(mount, "type", str, "", "mounts[]"),
         source=_get(mount, "source", str, "", "mounts[]"),
         options=_texts(mount, "options", "mounts[]"),
+        id_mapped=bool(mount.get("uidMappings") or mount.get("gidMappings")),
     )
 
 

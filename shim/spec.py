@@ -29,6 +29,7 @@ HOST_NAMESPACES = {
     ),
 }
 
+PROPAGATING = frozenset(("shared", "rshared", "slave", "rslave"))
 _BIND_OPTIONS = frozenset(("bind", "rbind"))
 
 
@@ -113,6 +114,7 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount]) -> Doc
             "options": options,
         }
     check_bind_source(mount)
+    refuse_mount_options(mount)
     entry = SharedMount(
         name=f"mount{len(shared)}",
         source=mount.source,
@@ -127,6 +129,18 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount]) -> Doc
         # What lies below came along on the host; in the guest it is one file system.
         "options": ["rbind", *(option for option in options if option not in _BIND_OPTIONS)],
     }
+
+
+def refuse_mount_options(mount: Mount) -> None:
+    """What would have to reach across the VM's border in a way that it does not."""
+    if mount.id_mapped:
+        raise Unimplemented(f"mount {mount.destination}: uidMappings and gidMappings are not honoured")
+    for option in mount.options:
+        if option in PROPAGATING:
+            raise Unimplemented(
+                f"mount {mount.destination}: propagation {option}: later mounts do not reach the VM",
+                hint="use rprivate, which is every client's default",
+            )
 
 
 def check_bind_source(mount: Mount) -> None:

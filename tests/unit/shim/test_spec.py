@@ -11,7 +11,8 @@ import pytest
 
 from rpc.errors import InvalidArgument, Unimplemented
 from shim import oci, spec
-from shim.spec import GUEST_SHARE, GuestSpec, SharedMount
+from shim.oci import Mount
+from shim.spec import GUEST_SHARE, GuestSpec, SharedMount, refuse_mount_options
 from tests.unit.shim.pods import NAMESPACES, config
 
 
@@ -180,3 +181,14 @@ def test_a_source_with_another_end_on_the_host_is_refused_by_name(tmp_path: Path
     mounts = [{"destination": "/x", "type": "bind", "source": str(path)}]
     with pytest.raises(Unimplemented, match=f"mount /x: source {path} is a {kind}"):
         for_guest(config(mounts=mounts))
+
+
+@pytest.mark.parametrize("option", ["shared", "rshared", "slave", "rslave"])
+def test_a_volume_that_would_have_to_propagate_is_refused_by_name(tmp_path: Path, option: str) -> None:
+    with pytest.raises(Unimplemented, match=option):
+        refuse_mount_options(Mount("/volume", "bind", str(tmp_path), ("rbind", option)))
+
+
+def test_a_volume_with_mapped_ids_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unimplemented, match="uidMappings"):
+        refuse_mount_options(Mount("/volume", "bind", str(tmp_path), ("rbind",), id_mapped=True))
