@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rpc.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from scripts.host import executable, run, say
-from scripts.manifest import Kind, Manifest, running_daemon, start_time
+from scripts.manifest import Kind, Manifest, listens, running_daemon, start_time
 
 ADDRESS = Path("/run/containerd/containerd.sock")
 # Ours when it is us who start it: nothing of the distribution's /var/lib/containerd is touched.
@@ -32,6 +32,8 @@ state = "{HOME}/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "{ADDRESS}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{HOME}/opt"
 """
 
 
@@ -45,13 +47,8 @@ class Containerd:
 
 def answers() -> str | None:
     """The version of the containerd at ADDRESS, or None if nothing listens there."""
-    if not ADDRESS.is_socket():
+    if not listens(ADDRESS):
         return None
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(ADDRESS))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return None
     ctr = executable("ctr")
     if ctr is None:
         raise FailedPrecondition(
@@ -91,7 +88,7 @@ def start(manifest: Manifest) -> None:
     if daemon is None:
         raise FailedPrecondition("containerd is not installed", hint="make install")
     if not ADDRESS.parent.exists():
-        manifest.record(Kind.TREE, ADDRESS.parent)
+        manifest.record(Kind.SHARED_TREE, ADDRESS.parent)
     for directory in (ROOT, HOME):
         manifest.record(Kind.TREE, directory)
         directory.mkdir(parents=True, exist_ok=True)

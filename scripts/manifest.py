@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -29,6 +30,7 @@ SYSTEM_DIRECTORIES = frozenset(
 
 class Kind(StrEnum):
     TREE = "tree"  # a directory and all that is in it
+    SHARED_TREE = "shared-tree"  # the same, if nobody else has come to use it: no socket in it is listened on
     FILE = "file"  # detail: sha256 of what was written; one that somebody changed is kept
     DIRECTORY = "directory"  # taken away only when empty: what an operator put into it is his
     USER = "user"  # detail: the Debian package that would have made it, and keeps it if it came since
@@ -125,6 +127,24 @@ def _remove_tree(item: Item) -> None:
         say(f"removed {item.name}")
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody accepts connections at this unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:  # nobody there, or a socket of another type
+            return False
+    return True
+
+
+def _remove_shared_tree(item: Item) -> None:
+    path = Path(item.name)
+    if used := [str(found) for found in path.rglob("*") if found.is_socket() and listens(found)]:
+        say(f"kept {path}: somebody listens at {', '.join(used)}")
+        return
+    _remove_tree(item)
+
+
 def _remove_file(item: Item) -> None:
     path = Path(item.name)
     if not path.exists():
@@ -213,6 +233,7 @@ def _remove_image(item: Item) -> None:
 
 UNDO: dict[Kind, Callable[[Item], None]] = {
     Kind.TREE: _remove_tree,
+    Kind.SHARED_TREE: _remove_shared_tree,
     Kind.FILE: _remove_file,
     Kind.DIRECTORY: _remove_directory,
     Kind.USER: _remove_user,

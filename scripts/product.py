@@ -29,6 +29,7 @@ DEFAULT_PREFIX = Path("/opt/casemate")
 EXECUTABLES = Path("/usr/local/bin")
 CONFIG = Path("/etc/casemate")
 RUN = Path("/run/casemate")
+LIBVIRT_RUN = Path("/run/libvirt")
 IMAGES = Path("/var/lib/casemate/images")
 LOCKS = CHECKOUT / "requirements"
 PACKAGES = ("agent", "bench", "cli", "config", "images", "node", "rpc", "shim", "vfio")
@@ -124,6 +125,8 @@ def record_directories(manifest: Manifest) -> None:
     """What bears our name on this machine: made here, or by the product when it runs."""
     for tree in (CACHE, RUN, IMAGES):
         manifest.record(Kind.TREE, tree)
+    if not LIBVIRT_RUN.exists():  # the embedded driver makes it, a libvirt daemon may want it later
+        manifest.record(Kind.SHARED_TREE, LIBVIRT_RUN)
     for directory in (CONFIG, CONFIG / "config.d"):
         manifest.record(Kind.DIRECTORY, directory)
         directory.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """What install made, uninstall takes away: in reverse, without touching what became somebody else's."""
 
+import socket
 import subprocess
 from hashlib import sha256
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_a_tree_with_a_mount_below_it_is_refused_and_stays_recorded(manifest: Ma
     (failure,) = manifest.undo()
     assert "mounted" in str(failure)
     assert manifest.holds(Kind.TREE, "/sys/fs")
+
+
+def test_a_shared_tree_stays_while_somebody_listens_in_it(manifest: Manifest, tmp_path: Path) -> None:
+    tree = tmp_path / "run"
+    tree.mkdir()
+    manifest.record(Kind.SHARED_TREE, tree)
+    with socket.socket(socket.AF_UNIX) as somebody:
+        somebody.bind(str(tree / "sock"))
+        somebody.listen()
+        assert manifest.undo() == []
+        assert tree.exists()
+    manifest.record(Kind.SHARED_TREE, tree)
+    assert manifest.undo() == []  # the socket is still there, and nobody behind it
+    assert not tree.exists()
 
 
 @pytest.mark.parametrize("path", ["/", "/usr", "/etc", "/opt", "relative/path", "/var/lib"])
