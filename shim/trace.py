@@ -107,8 +107,17 @@ def printable(text: str, most: int = 64) -> str:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Atomically, mode 0600. Raises OSError."""
-    partial = path.with_name(path.name + ".new")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-        json.dump(document, file, separators=(",", ":"))
-    os.replace(partial, path)
+    """Atomically, mode 0600, also beside other writers of the same file. Raises OSError."""
+    write_whole(path, json.dumps(document, separators=(",", ":")).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A reader sees the old or the new. The partial name is random: every shim is pid 1 to itself."""
+    partial = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -73,7 +73,8 @@ class Publisher:
                     await client.close()
             if attempt == 0 and await self._by_binary(envelope):
                 return
-            await asyncio.sleep(RETRY_S * 2**attempt)  # nothing tells when containerd is back
+            if attempt + 1 < TRIES:
+                await asyncio.sleep(RETRY_S * 2**attempt)  # nothing tells when containerd is back
         log.error("event %s was not taken by containerd: %s", envelope.topic, problem)
 
     async def _forward(self, envelope: api.Envelope) -> None:

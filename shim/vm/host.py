@@ -12,6 +12,7 @@ from pathlib import Path
 from config.programs import LIBVIRT_LEAST
 from rpc.errors import CasemateError, FailedPrecondition, Unavailable
 from shim.helper import tail
+from shim.trace import write_whole
 from shim.vm.users import QemuUser
 
 TYPE_CHECKING = False
@@ -172,9 +173,7 @@ class Host:
                 if (path.name, content) in self._seeded:
                     continue
                 self._seeds.mkdir(mode=0o700, parents=True, exist_ok=True)
-                partial = self._seeds / f".{path.name}.{os.getpid()}"
-                partial.write_bytes(content)
-                partial.replace(self._seeds / path.name)
+                write_whole(self._seeds / path.name, content)
         except OSError as error:
             log.warning(f"capabilities of QEMU not kept: {error}")
 
