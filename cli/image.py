@@ -98,7 +98,7 @@ def rm(
     references: Annotated[list[str], typer.Argument(help="Names or digests.")],
     as_json: Json = False,
 ) -> None:
-    """Remove images, with all their names. One that is in use is an error."""
+    """Remove images; of one with several names, only the name. One that is in use is an error."""
     store = _store()
     removed = [store.remove(reference) for reference in references]
     _print_removed(removed, [], as_json)

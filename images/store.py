@@ -178,9 +178,16 @@ class ImageStore:
         temporary.rename(self._names / name)
 
     def remove(self, reference: str) -> str:
-        """Removes an image and all its names. Returns its digest. In use: FailedPrecondition."""
+        """Removes an image by its digest, or its only name; one of several names is only taken off it.
+
+        Returns the image's digest. Raises FailedPrecondition if it is in use.
+        """
         with self._changing():
             hex_ = self._find(reference)
+            names = self.names()
+            if names.get(reference) == hex_ and list(names.values()).count(hex_) > 1:
+                (self._names / reference).unlink()
+                return PREFIX + hex_
             removed = self._remove(hex_)
         if not removed:
             raise FailedPrecondition(

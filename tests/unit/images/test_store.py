@@ -152,10 +152,20 @@ def test_a_lease_is_not_inherited_by_programs(store: ImageStore, scratch: Path) 
         heir.wait()
 
 
-def test_removing_takes_the_names_with_it(store: ImageStore, scratch: Path) -> None:
-    add_image(store, scratch, "one")
+def test_removing_one_of_several_names_leaves_the_image(store: ImageStore, scratch: Path) -> None:
+    image = add_image(store, scratch, "one")
     add_image(store, scratch, "two")
-    store.remove("one")
+    assert store.remove("one") == image.digest
+    assert store.names() == {"two": image.hex}
+    store.verify(store.resolve("two"), full=True)
+    store.remove("two")
+    assert store.list() == ()
+
+
+def test_removing_by_digest_takes_all_names_with_it(store: ImageStore, scratch: Path) -> None:
+    image = add_image(store, scratch, "one")
+    add_image(store, scratch, "two")
+    store.remove(image.hex[:12])
     assert store.names() == {}
     assert store.list() == ()
     with pytest.raises(NotFound):
