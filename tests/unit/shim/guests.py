@@ -311,7 +311,7 @@ class Guest:
 
 
 @asynccontextmanager
-async def running_guest(directory: Path, *, call_timeout_s: float = 5.0) -> AsyncIterator[Guest]:
+async def running_guest(directory: Path, *, call_timeout_s: float = 20.0) -> AsyncIterator[Guest]:
     """A machine whose agent answers. Nothing of it is left afterwards, however it ended."""
     share = directory / "shared"
     share.mkdir(parents=True, exist_ok=True)

@@ -168,7 +168,7 @@ async def close(pod: Pod) -> None:
 
 
 @asynccontextmanager
-async def running_pod(directory: Path, *, call_timeout_s: float = 5.0) -> AsyncIterator[PodOfTest]:
+async def running_pod(directory: Path, *, call_timeout_s: float = 20.0) -> AsyncIterator[PodOfTest]:
     """A pod whose machine answers; stopped at the end, in whatever state the test left it."""
     recorder, anchors = Recorder(), Sleepers()
     (directory / "bundles").mkdir()

@@ -292,6 +292,35 @@ def test_a_reader_that_never_reads_does_not_hold_up_delete(
     run(life())
 
 
+def test_nothing_is_asked_of_the_guest_for_a_process_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader does not read: one chunk waits here, the next one is on its way."""
+    monkeypatch.setattr(module, "DRAIN_S", 0.1)
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            await tested.run()
+            await settle()
+            before = len(asyncio.all_tasks())
+            ends = fifos(tmp_path, "stdout")
+            tested.add_exec("shell", **ends)
+            await tested.pod.start(POD, "shell")
+            for _ in range(2):  # the FIFO is full, and the guest has no more
+                await tested.agent.print(POD, bytes(PIPE_BYTES), "shell")
+                await settle()
+            tested.agent.tell(api.EventKind.EXIT, POD, "shell")
+            await tested.pod.container(POD).process("shell").exited.wait()
+            await tested.pod.delete(POD, "shell")
+            await settle()
+            # what the agent itself still waits for is not ours to end: two streams at most
+            ours = [task for task in asyncio.all_tasks() if "Machine.call" in repr(task.get_coro())]
+            assert ours == []
+            assert len(asyncio.all_tasks()) <= before + 2
+
+    run(life())
+
+
 def test_readers_see_the_end_when_the_machine_is_lost(tmp_path: Path) -> None:
     async def life() -> None:
         async with running_pod(tmp_path) as tested:

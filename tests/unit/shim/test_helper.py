@@ -163,6 +163,25 @@ def test_descriptors_are_handed_over_by_number(tmp_path: Path) -> None:
     run(life())
 
 
+def test_descriptors_may_be_handed_over_crosswise() -> None:
+    """The child's numbers are ours, the other way round: a naive dup2 would lose one of them."""
+
+    async def life() -> None:
+        (read_a, a), (read_b, b) = (os.pipe2(os.O_CLOEXEC) for _ in range(2))
+        code = f"import os; os.write({a}, b'to a'); os.write({b}, b'to b')"
+        process = spawn("test", [sys.executable, "-ISc", code], fds={a: b, b: a})
+        await process.exited.wait()
+        assert process.status == 0
+        assert (os.read(read_b, 10), os.read(read_a, 10)) == (b"to a", b"to b")
+        same = spawn("test", [sys.executable, "-ISc", f"import os; os.write({a}, b'x')"], fds={a: a})
+        await same.exited.wait()
+        assert same.status == 0
+        for fd in (read_a, a, read_b, b):
+            os.close(fd)
+
+    run(life())
+
+
 def test_nothing_else_of_ours_is_handed_over(tmp_path: Path) -> None:
     async def life() -> None:
         kept = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

@@ -120,11 +120,45 @@ def test_a_reader_sees_the_old_document_or_the_new_one(tmp_path: Path) -> None:
     assert len(seen) > 1
 
 
+def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """What is found out of the host is kept in one place by the shims of all pods."""
+    path = tmp_path / "accel.json"
+    write_json(path, {"filling": ""})
+    errors: list[Exception] = []
+    done = threading.Event()
+
+    def write(size: int) -> None:
+        try:
+            for _ in range(200):
+                write_json(path, {"filling": "x" * size})
+        except OSError as error:
+            errors.append(error)
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                assert len(json.loads(path.read_text())["filling"]) in (0, 10, 3_000, 70_000)
+        except ValueError as error:
+            errors.append(error)
+
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(size,)) for size in (10, 3_000, 70_000)]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert errors == []
+    assert os.listdir(tmp_path) == ["accel.json"]
+
+
 def test_a_document_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     write_json(path, {"n": 1})
     with pytest.raises(TypeError):
         write_json(path, {"n": object()})
+    assert os.listdir(tmp_path) == ["state.json"]
     assert json.loads(path.read_text()) == {"n": 1}
     with pytest.raises(FileNotFoundError):
         write_json(tmp_path / "missing/state.json", {})
