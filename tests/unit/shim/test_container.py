@@ -206,6 +206,25 @@ def test_input_reaches_the_program_and_its_end_when_it_is_closed(tmp_path: Path)
     run(life())
 
 
+def test_input_that_was_closed_before_the_start_was_answered_ends(tmp_path: Path) -> None:
+    """What was written until then is read first."""
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            ends = fifos(tmp_path, "stdin")
+            await tested.run()
+            process = tested.add_exec("shell", **ends)
+            client = os.open(ends["stdin"], os.O_RDWR | os.O_NONBLOCK)
+            os.write(client, b"all there is")
+            process.close_stdin()
+            await tested.pod.start(POD, "shell")
+            await tested.agent.process(POD, "shell").stdin_closed.wait()
+            assert bytes(tested.agent.process(POD, "shell").stdin) == b"all there is"
+            os.close(client)
+
+    run(life())
+
+
 def test_input_is_not_taken_faster_than_the_program_reads(tmp_path: Path) -> None:
     async def life() -> None:
         async with running_pod(tmp_path) as tested:

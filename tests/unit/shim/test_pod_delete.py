@@ -113,3 +113,24 @@ def test_with_the_machine_every_other_container_of_the_pod_ends(tmp_path: Path) 
             assert "exit second 137" in tested.told
 
     run(life())
+
+
+def test_a_guest_that_does_not_delete_keeps_nothing_on_the_host(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            container = await tested.run("second")
+            tested.add_exec("shell", "second")
+            await tested.pod.start("second", "shell")
+            await tested.exit("second", status=5)
+            tested.agent.fails["Delete"] = FailedPrecondition("device or resource busy")
+            assert (await tested.pod.delete("second", "shell"))[1].exit_status == 137
+            assert container.execs == {}
+            assert (await tested.pod.delete("second"))[1].exit_status == 5
+            assert tested.pod.containers == {}
+            assert list(tested.guest.machine.share.iterdir()) == []
+
+    run(life())
+    assert "exec shell: the guest did not delete it: device or resource busy" in caplog.text
+    assert "container second: the guest did not delete it: device or resource busy" in caplog.text
