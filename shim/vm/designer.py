@@ -20,7 +20,7 @@ NAME = "vm"
 AGENT_PORT_NAME = "dev.casemate.agent"
 SHARE_TAG = "casemate"
 # QEMU takes 1 GiB (or an eighth of RAM) for translated code if not told; a guest of ours touches far less,
-# and what is touched is never given back (PSS of an idle pod: docs/performance.md).
+# and what is touched is never given back.
 TCG_CACHE_BYTES = 64 << 20
 VSOCK_DEVICE = "/dev/vhost-vsock"
 # Slots 0 and 31 are q35's own.
