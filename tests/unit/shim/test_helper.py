@@ -103,7 +103,7 @@ def test_somebody_elses_child_is_watched_and_left_to_its_parent() -> None:
 def test_a_process_is_shown_as_the_host_counts_it() -> None:
     async def life() -> None:
         proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-        process = shell("read line; sleep 1000")
+        process = shell("read line; exec sleep 1000")
         assert process.host_pid(proc) in (process.pid, 0)
         await process.end()
         assert process.host_pid(proc) == 0
@@ -115,7 +115,7 @@ def test_a_process_is_shown_as_the_host_counts_it() -> None:
 def test_a_killed_child_is_gone_when_end_returns() -> None:
     async def life() -> None:
         before = len(os.listdir("/proc/self/fd"))
-        process = shell("trap '' TERM INT; sleep 1000")
+        process = shell("trap '' TERM INT; exec sleep 1000")
         await process.end()
         assert process.status == 137
         process.kill()

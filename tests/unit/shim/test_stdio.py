@@ -319,7 +319,7 @@ def test_a_logger_that_does_not_end_is_killed(
     monkeypatch.setattr(module, "LOGGER_END_S", 0.1)
 
     async def test() -> None:
-        uri = logger("#!/bin/sh\ntrap '' TERM\necho $$ >{dir}/pid\nexec 5>&-\nwhile sleep 1000; do :; done\n")
+        uri = logger("#!/bin/sh\ntrap '' TERM\necho $$ >{dir}/pid\nexec 5>&-\nexec sleep 1000\n")
         stdio = await opened(stdout=uri)
         pid = int((tmp_path / "pid").read_text())
         await stdio.close()
