@@ -380,6 +380,9 @@ class Pod:
                 await self._delete_exec(container, process)
             else:
                 await self._delete_container(container)
+        if not exec_id:
+            # Before the answer: containerd may kill this process as soon as it has it.
+            self.write_state("stopping" if container.id == self.identity.pod_id else "running")
         self._listener.deleted(container, process, end)
         return container.pid, end
 
@@ -407,7 +410,6 @@ class Pod:
         with self.trace.span(phases.UNMOUNT, phases.DELETE):
             await container.release(None if last else machine)
         del self.containers[container.id]
-        self.write_state("stopping" if last else "running")
 
     def _alive(self) -> Machine | None:
         """The machine, if there is one that still answers."""

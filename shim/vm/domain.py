@@ -9,6 +9,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Without it libvirt reads the guest's CPU back in two commands, with it in one for every feature of the
+# model: ~400 qom-get, 0.19 s of a start (libvirt 9.0, its own log). It names QEMU's ability to be asked so.
+CPU_READ_BY_PROPERTY = "cpu-unavailable-features"
+
 
 def element(tag: str, *children: str, **attributes: object) -> str:
     """One element; children are XML already. A trailing _ of an attribute's name is dropped (type_)."""
@@ -158,7 +162,9 @@ class Domain:
                 element("audio", id=1, type_="none"),
                 *(device.xml() for device in self.devices),
             ),
+            element("qemu:capabilities", element("qemu:del", capability=CPU_READ_BY_PROPERTY)),
             type_=self.kind,
+            **{"xmlns:qemu": "http://libvirt.org/schemas/domain/qemu/1.0"},
         )
 
     def _os(self) -> str:
