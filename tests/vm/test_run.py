@@ -31,6 +31,13 @@ def test_the_kernel_is_the_guests(pods: Pods) -> None:
         assert boot_id != file.read().strip()
 
 
+def test_the_guest_has_no_virtualization_of_its_own(pods: Pods) -> None:
+    """QEMU's emulated CPU has AMD's unless it is taken away; a processor with KVM has its maker's."""
+    flags = pods.run("sh", "-c", "grep -m1 ^flags /proc/cpuinfo").ok().out.split()
+    assert "lm" in flags
+    assert {"svm", "vmx"}.isdisjoint(flags)
+
+
 def test_arguments_arrive_as_they_were_given(pods: Pods) -> None:
     words = ("", " two  words ", "quote'\"", "$HOME", "new\nline", "ünïcødé", "-n")
     script = "import sys, json; print(json.dumps(sys.argv[1:]))"

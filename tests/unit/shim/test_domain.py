@@ -183,6 +183,22 @@ def test_the_cpu_is_the_profiles_or_the_best_there_is(accel: Acceleration, model
     assert designer.cpu_model(DEFAULT.replace(cpu_model=model), accel) == expected
 
 
+@pytest.mark.parametrize("name", DOMAINS)
+def test_no_guest_gets_virtualization_of_its_own(name: str) -> None:
+    features = parse(DOMAINS[name].xml()).findall("cpu/feature")
+    assert {(item.get("name"), item.get("policy")) for item in features} == {
+        ("vmx", "disable"),
+        ("svm", "disable"),
+    }
+
+
+@pytest.mark.parametrize("name", ["kvm-vsock", "kvm-serial-large"])
+def test_no_guest_counts_the_hosts_events(name: str) -> None:
+    pmu = parse(DOMAINS[name].xml()).find("features/pmu")
+    assert pmu is not None
+    assert pmu.get("state") == "off"
+
+
 def test_only_an_emulator_gets_a_cache_for_code() -> None:
     assert "tb-cache" in DOMAINS["tcg-serial"].xml()
     assert "tb-cache" not in DOMAINS["kvm-vsock"].xml()
