@@ -23,7 +23,7 @@ import agent.lean  # noqa: E402, I001, F401 - before anything imports asyncio
 import asyncio  # noqa: E402
 import logging  # noqa: E402
 
-from agent import boot, system  # noqa: E402
+from agent import boot, sysctls, system  # noqa: E402
 from agent.cgroups import OomWatch  # noqa: E402
 from agent.containers import Guest  # noqa: E402
 from agent.crun import Crun  # noqa: E402
@@ -42,7 +42,7 @@ _log = logging.getLogger("casemate.agent")
 async def serve_shim(spans: Spans, settings: dict[str, str]) -> None:
     """Serves the one connection of this machine's life; returns when it is over or SHUTDOWN came."""
     async with asyncio.TaskGroup() as tasks:
-        guest = make_guest(tasks, DIRECTORY)
+        guest = make_guest(tasks, DIRECTORY, sysctls.ROOT)
         transport, (reader, writer) = await connect(settings)
         spans.done("agent connect")
         service = AgentService(guest, spans, transport=transport, machine=True)
@@ -65,7 +65,7 @@ async def serve_socket(spans: Spans, path: str, directory: str) -> None:
     import socket
 
     async with asyncio.TaskGroup() as tasks:
-        guest = make_guest(tasks, directory)
+        guest = make_guest(tasks, directory, None)
         service = AgentService(guest, spans, transport="unix", machine=False)
         server = Server(max_requests=MAX_REQUESTS)
         service.register(server)
@@ -77,12 +77,14 @@ async def serve_socket(spans: Spans, path: str, directory: str) -> None:
         sys.exit(0)
 
 
-def make_guest(tasks: asyncio.TaskGroup, directory: str) -> Guest:
+def make_guest(tasks: asyncio.TaskGroup, directory: str, sysctl_root: str | None) -> Guest:
     loop = asyncio.get_running_loop()
     reaper = Reaper()
     reaper.install(loop)
     crun = Crun(reaper, f"{directory}/crun")
-    return Guest(crun, reaper, OomWatch(loop), tasks, f"{directory}/containers", boot.CGROUP_ROOT)
+    return Guest(
+        crun, reaper, OomWatch(loop), tasks, f"{directory}/containers", boot.CGROUP_ROOT, sysctl_root
+    )
 
 
 def boot_machine(spans: Spans) -> dict[str, str]:

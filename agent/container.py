@@ -10,7 +10,7 @@ import json
 import logging
 import os
 
-from agent import executables
+from agent import executables, sysctls
 from agent.cgroups import Cgroup
 from agent.crun import CrunFailed
 from agent.files import remove, remove_directory, write
@@ -66,14 +66,18 @@ class Container:
         """Returns init's pid. Nothing is left behind if it raises."""
         process_spec = spec["process"]
         executables.check_arguments(process_spec)
+        network = sysctls.take_network(spec)
         process_spec["terminal"] = terminal
         spec.setdefault("linux", {})["cgroupsPath"] = f"{CGROUP_PARENT}/{self.id}"
         process = Process(self.id, "", make_stdio(terminal=terminal, stdin=stdin))
         try:
             os.makedirs(self.bundle)
             write(f"{self.bundle}/config.json", json.dumps(spec).encode())
-            ended = await self._launch(process, "init", terminal, "create", "--bundle", self.bundle, self.id)
-            _check_command(f"/proc/{process.pid}/root", process_spec)
+            with sysctls.network_set(network, self._guest.sysctl_root, shared=self._guest.has_others(self)):
+                ended = await self._launch(
+                    process, "init", terminal, "create", "--bundle", self.bundle, self.id
+                )
+                _check_command(f"/proc/{process.pid}/root", process_spec)
         except BaseException as error:
             process.stdio.close()
             await self._abandon()

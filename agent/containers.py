@@ -31,7 +31,10 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 
 
 class Guest:
-    """directory: where bundles live. tasks: the group that followers of processes belong to."""
+    """directory: where bundles live. tasks: the group that followers of processes belong to.
+
+    sysctl_root: None where the network is not the agent's to change (sysctls.py).
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Guest:
         tasks: asyncio.TaskGroup,
         directory: str,
         cgroup_root: str,
+        sysctl_root: str | None,
     ) -> None:
         self.crun = crun
         self.reaper = reaper
@@ -48,6 +52,7 @@ class Guest:
         self.events = EventQueue()
         self.directory = directory
         self.cgroup_root = cgroup_root
+        self.sysctl_root = sysctl_root
         self._tasks = tasks
         self._containers: dict[str, Container] = {}
 
@@ -56,6 +61,10 @@ class Guest:
             return self._containers[container_id]
         except KeyError:
             raise NotFound(f"container {container_id} does not exist") from None
+
+    def has_others(self, container: Container) -> bool:
+        """Whether any other container is in this guest, or about to be."""
+        return any(each is not container for each in self._containers.values())
 
     def process(self, container_id: str, exec_id: str) -> Process:
         return self.container(container_id).process(exec_id)

@@ -104,6 +104,34 @@ def test_hello_turns_a_clock_that_is_years_off(
         assert int(machine.run(scenario(machine))) == time.gmtime().tm_year
 
 
+def test_sysctls_of_the_network_hold_for_the_pods_one(vm: AgentVM) -> None:
+    """Docker and Kubernetes ask for them in every pod; crun sets none in a network that it has not made."""
+    ports, pings = "net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"
+    listen = (
+        "nc -l -p 80 -e true & "
+        "until nc -w 9 127.0.0.1 80 </dev/null 2>/dev/null; do kill -0 $! || exit 7; done"
+    )
+
+    def asking(script: str, **sysctl: str) -> dict[str, Any]:
+        what = spec("sh", "-c", script, without="network", user={"uid": 1000, "gid": 1000})
+        what["linux"]["sysctl"] = sysctl
+        return what
+
+    async def scenario() -> tuple[Any, Any, Any]:
+        before = await vm.once("plain", asking(listen))
+        with pytest.raises(InvalidArgument, match=f"sysctl {ports}: the kernel does not take 'many'"):
+            await vm.once("wrong", asking("true", **{pings: "0 7", ports: "many"}))
+        after = await vm.once("asks", asking(listen, **{ports: "0", "kernel.domainname": "x"}))
+        value = await vm.once("value", asking("cat /proc/sys/net/ipv4/ping_group_range"))
+        return before, after, value
+
+    before, after, value = vm.run(scenario())
+    assert before[0] == 7
+    assert b"Permission denied" in before[2]
+    assert after[0] == 0, after
+    assert value[1].split() == [b"1", b"0"], "a container that was not made changed nothing"
+
+
 def test_sync_answers(vm: AgentVM) -> None:
     assert vm.run(vm.client.call(api.SYNC, Empty(), timeout_s=30)) == Empty()
 

@@ -47,11 +47,14 @@ class Shim:
         self.directory = directory
         self._stream: Stream[api.EventsRequest, api.Event] | None = None
 
-    async def create(self, name: str, *args: str, stdin: bool = False, fail: str = "") -> int:
+    async def create(
+        self, name: str, *args: str, stdin: bool = False, fail: str = "", linux: object = None
+    ) -> int:
         spec = {
             "process": {"args": list(args), "env": ["PATH=/usr/bin:/bin"], "cwd": "/"},
             "root": {"path": "/"},
             "annotations": {"fail": fail} if fail else {},
+            **({} if linux is None else {"linux": linux}),
         }
         request = api.CreateContainerRequest(
             container_id=name, spec_json=json.dumps(spec).encode(), stdin=stdin
@@ -111,6 +114,7 @@ def run(tmp_path: Path) -> Callable[[Scenario], None]:
                 tasks,
                 str(tmp_path / "bundles"),
                 str(tmp_path / "cgroup"),
+                str(tmp_path / "sys"),
             )
             service = AgentService(guest, Spans(0), transport="unix", machine=False)
             server = Server()
@@ -165,6 +169,31 @@ async def end(shim: Shim, name: str, execs: int = 0) -> None:
     events = await shim.events(1 + execs)
     assert events[-1].exec_id == ""
     await shim.call(api.DELETE, container_id=name)
+
+
+def test_the_networks_sysctls_are_the_machines_and_not_cruns(run: Callable[[Scenario], None]) -> None:
+    async def scenario(shim: Shim) -> None:
+        ipv4 = shim.directory / "sys/net/ipv4"
+        ipv4.mkdir(parents=True)
+        start = ipv4 / "ip_unprivileged_port_start"
+        start.write_text("1024\n")
+        linux = {"sysctl": {f"net.ipv4.{start.name}": "0", "kernel.domainname": "x"}}
+        with pytest.raises(Internal, match="out of everything"):
+            await shim.create("c", "true", fail="out of everything", linux=linux)
+        assert start.read_text() == "1024\n", "a container that is not there has changed nothing"
+        await shim.create("c", "sleep", "100", linux=linux)
+        assert start.read_text() == "0"
+        spec = json.loads((shim.directory / "bundles/c/config.json").read_text())
+        assert spec["linux"]["sysctl"] == {"kernel.domainname": "x"}
+        with pytest.raises(FailedPrecondition, match="ip_unprivileged_port_start: the containers of a pod"):
+            await shim.create("d", "true", linux={"sysctl": {f"net.ipv4.{start.name}": "80"}})
+        assert start.read_text() == "0"
+        await end(shim, "c")
+        await shim.create("d", "sleep", "100", linux={"sysctl": {f"net.ipv4.{start.name}": "80"}})
+        assert start.read_text() == "80", "alone again, it may"
+        await end(shim, "d")
+
+    run(scenario)
 
 
 def test_crun_that_fails_leaves_nothing(run: Callable[[Scenario], None]) -> None:
