@@ -21,7 +21,7 @@ from rpc.errors import InvalidArgument, Unavailable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeAlias, TypeVar
+    from typing import Any, TypeAlias, TypeVar
 
     Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
     T = TypeVar("T")
@@ -30,9 +30,12 @@ PORT_NAME = "dev.casemate.agent"
 PORTS = "/sys/class/virtio-ports"
 DEFAULT_VSOCK_PORT = 1024
 DEVICE_WAIT_S = 30.0
+DIAL_S = 120.0  # the shim's own limit ends the machine, as a rule before
+REDIAL_S = 0.02
 _KOBJECT_UEVENT = 15  # NETLINK_KOBJECT_UEVENT
 _LIMIT = 256 * 1024
 _HOST_CID = 2
+_TURNED_AWAY = (errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT)
 
 
 async def connect(settings: dict[str, str]) -> tuple[str, Streams]:
@@ -42,10 +45,9 @@ async def connect(settings: dict[str, str]) -> tuple[str, Streams]:
         path = _when_there(lambda: find_port(settings.get("port_name", PORT_NAME)), "virtio-serial port")
         return kind, _open_port(path)
     if kind == "vsock":
-        port = int(settings.get("port", DEFAULT_VSOCK_PORT))
-        return kind, await asyncio.open_connection(
-            sock=_when_there(lambda: _dial(port), "vsock device"), limit=_LIMIT
-        )
+        address = _HOST_CID, int(settings.get("port", DEFAULT_VSOCK_PORT))
+        connection = _when_there(lambda: dial(socket.AF_VSOCK, address), "vsock device")
+        return kind, await asyncio.open_connection(sock=connection, limit=_LIMIT)
     raise InvalidArgument(
         f"casemate.transport={kind} is unknown", hint="the kernel command line takes serial or vsock"
     )
@@ -67,19 +69,29 @@ def find_port(name: str, ports: str = PORTS) -> str | None:
     return None
 
 
-def _dial(port: int) -> socket.socket | None:
-    connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    try:
-        connection.connect((_HOST_CID, port))
-    except OSError as error:
-        connection.close()
-        if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
-            return None  # the device is still being probed
-        raise Unavailable(
-            f"vsock port {port} of the host does not accept the agent", os.strerror(error.errno or 0)
-        ) from error
-    connection.setblocking(False)
-    return connection
+def dial(family: int, address: tuple[Any, ...], limit_s: float = DIAL_S) -> socket.socket | None:
+    """A connection to the host, tried again for as long as the host turns it away; None without a device.
+
+    Other guests may fill the shim's queue for a while, which the kernel answers with a reset. Nothing tells
+    when there is room again. Raises Unavailable after limit_s.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.connect(address)
+        except OSError as error:
+            connection.close()
+            if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
+                return None  # the device is still being probed
+            if error.errno not in _TURNED_AWAY or time.monotonic() + REDIAL_S > deadline:
+                raise Unavailable(
+                    f"port {address[-1]} of the host does not accept the agent", os.strerror(error.errno or 0)
+                ) from error
+            time.sleep(REDIAL_S)
+            continue
+        connection.setblocking(False)
+        return connection
 
 
 def _when_there(look: Callable[[], T | None], what: str) -> T:

@@ -8,12 +8,14 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from rpc.api import agent as api
-from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition
+from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition, Unavailable
 from shim.vm import hello
 from shim.vm.console import listen
 from shim.vm.hello import greet, listen_vsock
@@ -128,7 +130,10 @@ def test_whoever_gives_up_waiting_leaves_nothing(tmp_path: Path) -> None:
     run(life())
 
 
-def test_another_vm_of_the_host_is_turned_away(caplog: pytest.LogCaptureFixture) -> None:
+STRANGERS = 300  # more than the queue of a listener holds
+
+
+def test_other_vms_of_the_host_are_turned_away_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """Loopback addresses stand for context ids here, as not every host has vsock."""
 
     async def life() -> None:
@@ -136,30 +141,67 @@ def test_another_vm_of_the_host_is_turned_away(caplog: pytest.LogCaptureFixture)
         with socket.socket() as listener:
             listener.setblocking(False)
             listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            greeting = asyncio.create_task(greet("web", "web", listener, "127.0.0.3", 5))  # type: ignore[arg-type]
+            listener.listen(hello.BACKLOG)
+            own_cid = cast("int", "127.0.0.3")
+            greeting = asyncio.create_task(greet("web", "web", listener, own_cid, 5))
             number = listener.getsockname()[1]
-            stranger, refused = await asyncio.open_connection(
-                "127.0.0.1", number, local_addr=("127.0.0.2", 0)
-            )
-            assert await stranger.read() == b""
+            for _ in range(STRANGERS):
+                stranger, refused = await asyncio.open_connection(
+                    "127.0.0.1", number, local_addr=("127.0.0.2", 0)
+                )
+                assert await stranger.read() == b""
+                refused.close()
+                await refused.wait_closed()
             assert not greeting.done()
             own = await asyncio.open_connection("127.0.0.1", number, local_addr=("127.0.0.3", 0))
             serving = asyncio.create_task(agent.server.serve(*own))
             client, _ = await greeting
             await client.close()
             await serving
-            refused.close()
-            await refused.wait_closed()
 
     run(life())
-    assert "refused a connection from vsock context 127.0.0.2" in caplog.text
+    assert caplog.messages == [
+        "refused a connection from vsock context 127.0.0.2: this pod's is 127.0.0.3",
+        f"refused {STRANGERS} connections from other vsock contexts",
+    ]
 
 
-def test_a_port_is_found_where_the_host_has_vsock() -> None:
+def test_nobody_can_connect_once_the_agent_has(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with port(tmp_path) as (listener, _):
+            client, _ = await greet("web", "web", listener, None, 5)
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_unix_connection(tmp_path / "agent.sock")
+            await client.close()
+
+    run(life())
+
+
+@pytest.fixture
+def vsock() -> None:
     try:
         socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
     except OSError:
         pytest.skip("the kernel has no vsock")
-    with listen_vsock() as first, listen_vsock() as second:
-        assert first.getsockname()[1] != second.getsockname()[1]
+
+
+@pytest.mark.usefixtures("vsock")
+def test_a_vsock_port_tells_nothing_of_the_next() -> None:
+    """The kernel's own choice counts upwards."""
+    numbers = []
+    for _ in range(8):
+        with listen_vsock() as listener:
+            numbers.append(listener.getsockname()[1])
+    assert all(number in hello.PORTS for number in numbers)
+    assert min(abs(one - other) for one, other in pairwise(numbers)) > 1
+
+
+@pytest.mark.usefixtures("vsock")
+def test_a_vsock_port_that_is_taken_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen_vsock() as first:
+        taken = first.getsockname()[1]
+        monkeypatch.setattr(hello, "PORTS", range(taken, taken + 2))
+        with listen_vsock() as second:
+            assert second.getsockname()[1] == taken + 1
+            with pytest.raises(Unavailable, match="no free vsock port"):
+                listen_vsock()
