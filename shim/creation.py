@@ -10,10 +10,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from config.settings import Profile
 from rpc.api import agent as api
 from rpc.api.types import Mount
-from rpc.errors import AlreadyExists, CasemateError, DeadlineExceeded, InvalidArgument, NotFound
-from shim import oci, phases, rootfs, spec
+from rpc.errors import AlreadyExists, CasemateError, DeadlineExceeded, NotFound
+from shim import oci, phases, resources, rootfs, spec
 from shim.anchor import AnchorMaker
 from shim.bundle import read_config
 from shim.cleanup import remove_tree
@@ -43,7 +44,7 @@ class NewContainer:
 async def make_container(
     new: NewContainer,
     namespace: str,
-    machine_ready: Callable[[], Awaitable[Machine]],
+    machine_ready: Callable[[], Awaitable[tuple[Machine, Profile]]],
     anchors: AnchorMaker,
     paths: PodPaths,
     trace: Trace,
@@ -60,10 +61,14 @@ async def make_container(
     guest = spec.for_guest(wanted, new.container_id)
     for line in guest.ignored:
         log.info("container %s: %s", new.container_id, line)
+    for line in guest.unmet:
+        log.warning("container %s: %s", new.container_id, line)
     stdio = await open_stdio(new.stdin, new.stdout, new.stderr, new.terminal, new.container_id, namespace)
     undo.push_async_callback(stdio.close)
     with trace.span(phases.CREATE_WAITS, phases.CREATE):
-        machine = await machine_ready()
+        machine, profile = await machine_ready()
+    for line in resources.beyond(wanted.limits, profile):
+        log.warning("container %s: %s", new.container_id, line)
     with trace.span(phases.ROOTFS, phases.CREATE):
         directory = machine.share / new.container_id
         try:
@@ -87,7 +92,7 @@ async def make_container(
             api.CREATE_CONTAINER,
             api.CreateContainerRequest(
                 container_id=new.container_id,
-                spec_json=_encode(guest.document),
+                spec_json=oci.encode(guest.document),
                 terminal=new.terminal,
                 stdin=bool(new.stdin),
             ),
@@ -111,12 +116,3 @@ async def _forget_in_guest(
         await machine.call(api.DELETE, api.DeleteRequest(container_id=container_id))
     except CasemateError as failure:
         log.info("container %s, given up while it was made: %s", container_id, failure)
-
-
-def _encode(document: object) -> bytes:
-    import json
-
-    try:
-        return json.dumps(document, separators=(",", ":")).encode()
-    except (RecursionError, ValueError) as error:
-        raise InvalidArgument("config.json cannot be handed to the guest", details=str(error)) from error

@@ -1,6 +1,6 @@
 """The OCI runtime specification, as far as a shim has to understand it.
 
-Typed views of config.json (github.com/opencontainers/runtime-spec, 1.0 to 1.2); what nobody here needs
+Typed views of config.json (github.com/opencontainers/runtime-spec, 1.0 to 1.3); what nobody here needs
 stays in the document and goes to the guest's runtime unread. It decides nothing: spec.py does.
 """
 
@@ -43,6 +43,15 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Of linux.resources. Where one is not given, 0; below 0 means unlimited."""
+
+    memory_bytes: int = 0
+    cpu_quota_us: int = 0
+    cpu_period_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """document is the whole of config.json; the rest are views of parts of it."""
 
@@ -56,6 +65,7 @@ class Spec:
     namespaces: tuple[Namespace, ...]
     devices: tuple[Device, ...]
     hooks: tuple[str, ...]
+    limits: Limits
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     def namespace(self, kind: str) -> Namespace | None:
@@ -65,7 +75,7 @@ class Spec:
 
 def parse(document: object) -> Spec:
     """Raises InvalidArgument naming the field that is missing or of another type."""
-    spec = _typed(document, dict, "config.json")
+    spec = typed(document, dict, "config.json")
     process = _get(spec, "process", dict, {}, "config.json")
     root = _get(spec, "root", dict, {}, "config.json")
     linux = _get(spec, "linux", dict, {}, "config.json")
@@ -81,11 +91,44 @@ def parse(document: object) -> Spec:
         namespaces=tuple(_namespace(entry) for entry in _get(linux, "namespaces", list, [], "linux")),
         devices=tuple(_device(entry) for entry in _get(linux, "devices", list, [], "linux")),
         hooks=tuple(sorted(name for name, entries in hooks.items() if entries)),
+        limits=limits(_get(linux, "resources", dict, {}, "linux")),
         annotations=_annotations(_get(spec, "annotations", dict, {}, "config.json")),
     )
 
 
-def _typed(value: object, kind: type[T], where: str) -> T:
+def decode(text: bytes, where: str) -> Document:
+    """Raises InvalidArgument for what is not an object of JSON."""
+    import json
+
+    try:
+        return typed(json.loads(text), dict, where)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"OCI spec: {where} is not JSON", details=str(error)) from error
+
+
+def encode(document: Document) -> bytes:
+    """For the guest. Raises InvalidArgument for what only the host's reader of JSON could take."""
+    import json
+
+    try:
+        return json.dumps(document, separators=(",", ":")).encode()
+    except (RecursionError, ValueError) as error:
+        raise InvalidArgument("config.json cannot be handed to the guest", details=str(error)) from error
+
+
+def limits(resources: Document) -> Limits:
+    """Raises InvalidArgument naming the field that is of another type."""
+    memory = _get(resources, "memory", dict, {}, "linux.resources")
+    cpu = _get(resources, "cpu", dict, {}, "linux.resources")
+    return Limits(
+        memory_bytes=_get(memory, "limit", int, 0, "linux.resources.memory"),
+        cpu_quota_us=_get(cpu, "quota", int, 0, "linux.resources.cpu"),
+        cpu_period_us=_get(cpu, "period", int, 0, "linux.resources.cpu"),
+    )
+
+
+def typed(value: object, kind: type[T], where: str) -> T:
+    """value, if it is of that type; else InvalidArgument, naming the field."""
     # bool is an int to Python, not to JSON.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InvalidArgument(f"OCI spec: {where} is not of type {kind.__name__}")
@@ -95,16 +138,16 @@ def _typed(value: object, kind: type[T], where: str) -> T:
 def _get(document: Document, name: str, kind: type[T], default: T, where: str) -> T:
     """Absent and null are the same, as Go writes either for an empty value."""
     value = document.get(name)
-    return default if value is None else _typed(value, kind, f"{where}.{name}")
+    return default if value is None else typed(value, kind, f"{where}.{name}")
 
 
 def _texts(document: Document, name: str, where: str) -> tuple[str, ...]:
     values = _get(document, name, list, [], where)
-    return tuple(_typed(value, str, f"{where}.{name}[{index}]") for index, value in enumerate(values))
+    return tuple(typed(value, str, f"{where}.{name}[{index}]") for index, value in enumerate(values))
 
 
 def _mount(entry: object) -> Mount:
-    mount = _typed(entry, dict, "mounts[]")
+    mount = typed(entry, dict, "mounts[]")
     destination = _get(mount, "destination", str, "", "mounts[]")
     if not destination.startswith("/"):
         raise InvalidArgument(f"OCI spec: mount destination {destination!r} is not absolute")
@@ -118,7 +161,7 @@ def _mount(entry: object) -> Mount:
 
 
 def _namespace(entry: object) -> Namespace:
-    namespace = _typed(entry, dict, "linux.namespaces[]")
+    namespace = typed(entry, dict, "linux.namespaces[]")
     return Namespace(
         type=_get(namespace, "type", str, "", "linux.namespaces[]"),
         path=_get(namespace, "path", str, "", "linux.namespaces[]"),
@@ -126,7 +169,7 @@ def _namespace(entry: object) -> Namespace:
 
 
 def _device(entry: object) -> Device:
-    device = _typed(entry, dict, "linux.devices[]")
+    device = typed(entry, dict, "linux.devices[]")
     return Device(
         path=_get(device, "path", str, "", "linux.devices[]"),
         type=_get(device, "type", str, "", "linux.devices[]"),
@@ -136,4 +179,4 @@ def _device(entry: object) -> Device:
 
 
 def _annotations(document: Document) -> dict[str, str]:
-    return {name: _typed(value, str, f"annotations[{name!r}]") for name, value in document.items()}
+    return {name: typed(value, str, f"annotations[{name!r}]") for name, value in document.items()}

@@ -22,7 +22,7 @@ from rpc.errors import (
     InvalidArgument,
     NotFound,
 )
-from shim import oci, phases, spec
+from shim import oci, phases, resources, spec
 from shim.anchor import AnchorMaker
 from shim.container import KILLED, SIGKILL, Container, Process
 from shim.creation import NewContainer, make_container
@@ -119,6 +119,11 @@ class Pod:
             # One exception object must not be raised in two tasks: each adds its traceback to it.
             raise type(error)(error.brief, error.details, error.hint) from error
 
+    async def _machine_and_profile(self) -> tuple[Machine, Profile]:
+        machine = await self.machine()
+        assert self._profile is not None  # no machine is made without
+        return machine, self._profile
+
     def _spawn(self, coroutine: "Coroutine[Any, Any, None]") -> None:
         task = asyncio.create_task(coroutine)
         self._events.add(task)
@@ -196,7 +201,7 @@ class Pod:
                     container = await make_container(
                         new,
                         self.identity.namespace,
-                        self.machine,
+                        self._machine_and_profile,
                         self._anchors,
                         self.paths,
                         self.trace,
@@ -275,8 +280,11 @@ class Pod:
         container.init.state.exec()
         if process.exec_id in container.execs:
             raise AlreadyExists(f"exec {process.exec_id} of container {container_id} exists already")
+        wanted, lines = spec.process_for_guest(oci.decode(document, "process"))
+        for line in lines:
+            log.info("exec %s: %s", process.exec_id, line)
         container.execs[process.exec_id] = process
-        self._exec_documents[container_id, process.exec_id] = document
+        self._exec_documents[container_id, process.exec_id] = oci.encode(wanted)
         self._listener.exec_added(container, process)
         return container
 
@@ -339,11 +347,17 @@ class Pod:
                 api.ResizeRequest(container_id=container_id, exec_id=exec_id, width=width, height=height),
             )
 
-    async def update(self, container_id: str, resources: bytes) -> None:
-        """resources: OCI LinuxResources as JSON, applied in the guest."""
+    async def update(self, container_id: str, document: bytes) -> None:
+        """document: OCI LinuxResources as JSON, applied in the guest as far as it can (resources.py)."""
         self.container(container_id)
-        machine = await self.machine()
-        await machine.call(api.UPDATE, api.UpdateRequest(container_id=container_id, resources_json=resources))
+        wanted = oci.decode(document, "linux.resources")
+        given, lines = resources.for_guest(wanted)
+        limits = oci.limits(wanted)
+        machine, profile = await self._machine_and_profile()
+        for line in (*lines, *resources.beyond(limits, profile)):
+            log.warning("container %s: %s", container_id, line)
+        request = api.UpdateRequest(container_id=container_id, resources_json=oci.encode(given))
+        await machine.call(api.UPDATE, request)
 
     async def stats(self, container_id: str) -> bytes:
         """The container's cgroup in the guest: an encoded io.containerd.cgroups.v2.Metrics."""

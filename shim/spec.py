@@ -9,6 +9,8 @@ import stat
 from dataclasses import dataclass
 
 from rpc.errors import InvalidArgument, Unimplemented
+from shim import resources
+from shim.fields import Table, leave_out, refuse
 from shim.oci import Document, Mount, Spec
 
 GUEST_SHARE = "/run/casemate/shared"
@@ -28,6 +30,26 @@ HOST_NAMESPACES = {
         "the host's IPC objects are not in the VM; run without --ipc=host / hostIPC",
     ),
 }
+
+# The namespaces that a guest's runtime makes for a container; a path would be one of the host's.
+GUEST_NAMESPACES = ("pid", "ipc", "uts", "mount", "user", "cgroup", "time")
+
+# crun before 1.9 reads over a field that it does not know: nothing is left to it that guests may lack.
+REFUSED: Table = (
+    ("linux.intelRdt", "the host's caches and memory bandwidth are not in the VM"),
+    ("linux.memoryPolicy", "the host's memory nodes are not in the VM"),
+    ("linux.netDevices", "the host's network devices are not in the VM"),
+    ("linux.timeOffsets", "not every guest image's runtime knows it"),
+    ("vm", "casemate's configuration and annotations say what a VM is made of"),
+)
+REFUSED_OF_PROCESSES: Table = (
+    ("execCPUAffinity", "the host's CPUs are not in the VM"),
+    ("ioPriority", "not every guest image's runtime knows it"),
+    ("scheduler", "not every guest image's runtime knows it"),
+)
+_NO_POLICY = "the guest kernel has no such policy; the VM confines instead"
+NEEDLESS: Table = (("mountLabel", _NO_POLICY),)
+NEEDLESS_OF_PROCESSES: Table = (("apparmorProfile", _NO_POLICY), ("selinuxLabel", _NO_POLICY))
 
 PROPAGATING = frozenset(("shared", "rshared", "slave", "rslave"))
 _BIND_OPTIONS = frozenset(("bind", "rbind"))
@@ -49,6 +71,8 @@ class GuestSpec:
     shared: tuple[SharedMount, ...]
     ignored: tuple[str, ...]
     """What was left out because the VM makes it needless, for the log."""
+    unmet: tuple[str, ...]
+    """What was left out although somebody may miss it, for the log."""
 
 
 def refuse_host_access(spec: Spec) -> None:
@@ -56,13 +80,17 @@ def refuse_host_access(spec: Spec) -> None:
     for kind, (what, why) in HOST_NAMESPACES.items():
         if spec.namespace(kind) is None:
             raise Unimplemented(f"{what}: not possible in a VM", hint=why)
-    for kind in ("pid", "ipc", "uts", "mount", "user", "cgroup"):
-        namespace = spec.namespace(kind)
-        if namespace is not None and namespace.path:
+    for namespace in spec.namespaces:
+        if namespace.type not in (*GUEST_NAMESPACES, "network"):
+            raise Unimplemented(f"{namespace.type!r} namespace: not known to this version")
+        if namespace.path and namespace.type != "network":
             raise Unimplemented(
-                f"{kind} namespace {namespace.path}: a container in a VM cannot join one of the host's",
+                f"{namespace.type} namespace {namespace.path}: a VM's container cannot join the host's",
                 hint="containers that share a namespace must be in one pod",
             )
+    refuse(spec.document, REFUSED, "")
+    refuse(spec.document.get("process") or {}, REFUSED_OF_PROCESSES, "process.")
+    resources.for_guest((spec.document.get("linux") or {}).get("resources") or {})
     for device in spec.devices:
         if device.path not in DEFAULT_DEVICES:
             raise Unimplemented(
@@ -77,6 +105,12 @@ def refuse_host_access(spec: Spec) -> None:
         )
 
 
+def process_for_guest(process: Document) -> tuple[Document, tuple[str, ...]]:
+    """An OCI Process, of a container or an exec, and lines as GuestSpec.ignored. Raises Unimplemented."""
+    refuse(process, REFUSED_OF_PROCESSES, "process.")
+    return leave_out(process, NEEDLESS_OF_PROCESSES, "process.")
+
+
 def for_guest(spec: Spec, container_id: str) -> GuestSpec:
     """The same container as the guest's runtime has to make it.
 
@@ -84,12 +118,11 @@ def for_guest(spec: Spec, container_id: str) -> GuestSpec:
     """
     refuse_host_access(spec)
     document = dict(spec.document)  # what is changed is copied, the rest is only read
-    ignored: list[str] = []
     directory = f"{GUEST_SHARE}/{container_id}"
     document["root"] = {"path": f"{directory}/rootfs", "readonly": spec.readonly}
     shared: list[SharedMount] = []
     document["mounts"] = [_guest_mount(mount, directory, shared) for mount in spec.mounts]
-    linux = document["linux"] = dict(document.get("linux") or {})
+    linux = dict(document.get("linux") or {})
     # The VM is the pod's network namespace; the guest's own is what QEMU gave it.
     kinds = [entry.type for entry in spec.namespaces if entry.type != "network"]
     # containerd asks for it on hosts with cgroups v2 only; the guest always has v2, where a container
@@ -97,11 +130,10 @@ def for_guest(spec: Spec, container_id: str) -> GuestSpec:
     linux["namespaces"] = [{"type": kind} for kind in dict.fromkeys([*kinds, "cgroup"])]
     linux["cgroupsPath"] = f"/casemate/{container_id}"
     linux.pop("devices", None)
-    process = document["process"] = dict(document.get("process") or {})
-    for holder, name in ((process, "apparmorProfile"), (process, "selinuxLabel"), (linux, "mountLabel")):
-        if holder.pop(name, None):
-            ignored.append(f"{name}: the guest kernel has no such policy; the VM confines instead")
-    return GuestSpec(document, tuple(shared), tuple(ignored))
+    linux["resources"], unmet = resources.for_guest(linux.get("resources") or {})
+    document["linux"], of_linux = leave_out(linux, NEEDLESS, "linux.")
+    document["process"], of_process = process_for_guest(document.get("process") or {})
+    return GuestSpec(document, tuple(shared), of_process + of_linux, unmet)
 
 
 def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount]) -> Document:

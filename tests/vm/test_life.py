@@ -159,6 +159,19 @@ def test_update_changes_the_limits_in_the_guest(pods: Pods) -> None:
         assert limits == [str(96 << 20), "77"]
 
 
+def test_limits_beyond_the_vm_are_named_in_the_log_with_the_way_out(pods: Pods) -> None:
+    """It runs all the same: to be smaller than the limits may be meant, and the host's CPUs are not in it."""
+    limits = ("--memory-limit", str(1 << 30), "--cpus", "4", "--cpuset-cpus", "2-3")
+    with pods.detached("sleep", "1000", options=limits) as name:
+        log = pods.paths(name).log.read_text()
+    for words in (
+        ("memory.limit is 1024 MiB", "the whole VM has 256 MiB", "dev.casemate.memory"),
+        ("cpu.quota is 4 CPUs", "the whole VM has 1", "dev.casemate.vcpus"),
+        ("cpu.cpus is left out", "not pinned"),
+    ):
+        assert any(all(word in line for word in words) for line in log.splitlines()), (words, log)
+
+
 @every_version
 def test_detached_run_and_attach(pods: Pods) -> None:
     script = "read line; echo got $line; exit 9"

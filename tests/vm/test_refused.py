@@ -79,6 +79,7 @@ def test_an_image_of_another_architecture(pods: Pods) -> None:
         pytest.param(("--with-ns", "ipc:/proc/1/ns/ipc"), ("ipc namespace",), id="ipc"),
         pytest.param(("--privileged",), ("device", "/dev/"), id="privileged"),
         pytest.param(("--device", "/dev/kvm"), ("/dev/kvm",), id="device"),
+        pytest.param(("--rdt-class", "gold"), ("linux.intelRdt",), id="caches"),
     ],
 )
 def test_what_only_the_host_has(pods: Pods, options: tuple[str, ...], words: tuple[str, ...]) -> None:

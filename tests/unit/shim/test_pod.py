@@ -16,6 +16,7 @@ from rpc.errors import (
     CasemateError,
     DeadlineExceeded,
     FailedPrecondition,
+    InvalidArgument,
     Unimplemented,
 )
 from shim.trace import Trace
@@ -48,9 +49,32 @@ def test_resources_are_handed_to_the_guest(tmp_path: Path) -> None:
         async with running_pod(tmp_path) as tested:
             await tested.run()
             await tested.pod.update(POD, b'{"memory": {"limit": 1}}')
-            assert tested.agent.process(POD).resources == [b'{"memory": {"limit": 1}}']
+            assert tested.agent.process(POD).resources == [b'{"memory":{"limit":1}}']
 
     run(life())
+
+
+def test_resources_that_the_guest_cannot_give_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a kubelet with static CPUs sets them, while the container runs."""
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            await tested.run()
+            await tested.pod.update(POD, b'{"cpu": {"cpus": "2-3", "quota": 400000, "shares": 9}}')
+            (given,) = tested.agent.process(POD).resources
+            assert json.loads(given) == {"cpu": {"quota": 400000, "shares": 9}}
+            with pytest.raises(Unimplemented, match=r"linux\.resources\.rdma: not possible in a VM"):
+                await tested.pod.update(POD, b'{"rdma": {"mlx5_0": {}}}')
+            with pytest.raises(InvalidArgument, match=r"linux\.resources"):
+                await tested.pod.update(POD, b"nonsense")
+            assert len(tested.agent.process(POD).resources) == 1
+
+    run(life())
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("cpu.cpus is left out" in line for line in warnings)
+    assert any("cpu.quota is 4 CPUs" in line and "dev.casemate.vcpus" in line for line in warnings)
 
 
 def test_statistics_are_the_guests(tmp_path: Path) -> None:

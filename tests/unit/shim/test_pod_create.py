@@ -139,7 +139,7 @@ def test_what_a_vm_makes_needless_is_left_out_and_logged(
             assert "apparmorProfile" not in json.loads(tested.agent.process(POD).document)["process"]
 
     run(life())
-    assert "container web: apparmorProfile" in caplog.text
+    assert "container web: process.apparmorProfile" in caplog.text
 
 
 def test_a_document_that_is_too_deep_for_the_guest_is_named(tmp_path: Path) -> None:

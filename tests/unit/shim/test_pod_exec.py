@@ -23,7 +23,7 @@ def test_an_exec_has_a_life_of_its_own(tmp_path: Path) -> None:
             process = tested.add_exec("shell")
             assert process.state.name == "created"
             await tested.pod.start(POD, "shell")
-            assert tested.agent.process(POD, "shell").document == b'{"args": ["true"]}'
+            assert tested.agent.process(POD, "shell").document == b'{"args":["true"]}'
             await tested.exit(exec_id="shell", status=7)
             pid, end = await tested.pod.delete(POD, "shell")
             assert (pid, end.exit_status) == (container.pid, 7)

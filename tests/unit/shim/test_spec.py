@@ -36,7 +36,7 @@ def test_a_namespace_of_the_hosts_is_refused_by_name(kind: str, words: str) -> N
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("kind", ["pid", "ipc", "uts", "mount", "user", "cgroup"])
+@pytest.mark.parametrize("kind", ["pid", "ipc", "uts", "mount", "user", "cgroup", "time"])
 def test_joining_a_namespace_on_the_host_is_refused_by_name(kind: str) -> None:
     path = f"/proc/7/ns/{kind}"
     rest = [entry for entry in NAMESPACES if entry["type"] != kind]
@@ -68,14 +68,67 @@ def test_hooks_are_refused_by_name() -> None:
         for_guest(config(hooks=hooks))
 
 
+def test_a_namespace_that_nobody_knows_is_refused_by_name() -> None:
+    with pytest.raises(Unimplemented, match="'wormhole' namespace"):
+        for_guest(linux(namespaces=[*NAMESPACES, {"type": "wormhole"}]))
+
+
+def test_a_namespace_of_its_own_for_the_time_is_the_guests() -> None:
+    guest = for_guest(linux(namespaces=[*NAMESPACES, {"type": "time"}]))
+    assert {"type": "time"} in guest.document["linux"]["namespaces"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("netDevices", {"eth1": {}}),
+        ("intelRdt", {"closID": "gold"}),
+        ("timeOffsets", {"monotonic": {"secs": 1}}),
+        ("memoryPolicy", {"mode": "MPOL_BIND"}),
+    ],
+)
+def test_what_only_the_host_could_give_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(Unimplemented, match=f"linux.{field}: not possible in a VM") as caught:
+        for_guest(linux(**{field: value}))
+    assert caught.value.hint
+    assert for_guest(linux(**{field: None})).unmet == ()
+
+
+@pytest.mark.parametrize("field", ["execCPUAffinity", "scheduler", "ioPriority"])
+def test_a_processs_place_on_the_host_is_refused_by_name(field: str) -> None:
+    document = config()
+    document["process"][field] = {"x": "y"}
+    with pytest.raises(Unimplemented, match=f"process.{field}: not possible in a VM"):
+        for_guest(document)
+    with pytest.raises(Unimplemented, match=f"process.{field}: not possible in a VM"):
+        spec.process_for_guest(document["process"])
+
+
+def test_an_exec_has_no_labels_either() -> None:
+    process, lines = spec.process_for_guest({"args": ["sh"], "apparmorProfile": "docker-default"})
+    assert process == {"args": ["sh"]}
+    assert [line.partition(" ")[0] for line in lines] == ["process.apparmorProfile"]
+
+
+def test_the_hosts_cpus_are_left_out_with_a_note() -> None:
+    document = linux(resources={"cpu": {"cpus": "2-3", "mems": "1", "shares": 512}, "pids": {"limit": 9}})
+    guest = for_guest(document)
+    assert guest.document["linux"]["resources"] == {"cpu": {"shares": 512}, "pids": {"limit": 9}}
+    assert [line.partition(" ")[0] for line in guest.unmet] == [
+        "linux.resources.cpu.cpus",
+        "linux.resources.cpu.mems",
+    ]
+    assert document["linux"]["resources"]["cpu"]["cpus"] == "2-3"
+
+
 def test_labels_that_a_guest_does_not_know_are_left_out_with_a_note() -> None:
     document = linux(mountLabel="system_u:x")
     document["process"] |= {"apparmorProfile": "docker-default", "selinuxLabel": "system_u:y", "cwd": "/srv"}
     guest = for_guest(document)
-    assert [line.partition(":")[0] for line in guest.ignored] == [
-        "apparmorProfile",
-        "selinuxLabel",
-        "mountLabel",
+    assert [line.partition(" ")[0] for line in guest.ignored] == [
+        "process.apparmorProfile",
+        "process.selinuxLabel",
+        "linux.mountLabel",
     ]
     assert guest.document["process"]["cwd"] == "/srv"
     assert "apparmorProfile" not in guest.document["process"]
@@ -84,7 +137,7 @@ def test_labels_that_a_guest_does_not_know_are_left_out_with_a_note() -> None:
 
 
 def test_without_labels_there_is_no_note() -> None:
-    assert for_guest(config()).ignored == ()
+    assert for_guest(config()).ignored == for_guest(config()).unmet == ()
 
 
 def test_the_root_is_where_the_guest_finds_it() -> None:

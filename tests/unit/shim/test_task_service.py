@@ -156,7 +156,7 @@ def test_an_exec_from_exec_to_delete(tmp_path: Path) -> None:
             assert started.pid == pid
             state = await asking.state("shell")
             assert (state.exec_id, state.stdout) == ("shell", str(tmp_path / "out"))
-            assert asking.tested.agent.process(POD, "shell").document == b'{"args": ["id"]}'
+            assert asking.tested.agent.process(POD, "shell").document == b'{"args":["id"]}'
             await asking.ask(api.KILL, api.KillRequest(id=POD, exec_id="shell", signal=15))
             assert (await waiting).exit_status == 143
             deleted = await asking.ask(api.DELETE, api.DeleteRequest(id=POD, exec_id="shell"))
@@ -249,7 +249,7 @@ def test_a_terminal_is_resized_and_resources_are_updated(tmp_path: Path) -> None
             await asking.ask(api.UPDATE, api.UpdateTaskRequest(id=POD, resources=resources))
             process = asking.tested.agent.process(POD)
             assert process.size == (132, 50)
-            assert process.resources == [b'{"pids": {"limit": 7}}']
+            assert process.resources == [b'{"pids":{"limit":7}}']
             assert (await asking.state()).terminal
 
     run(life())
