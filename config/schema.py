@@ -44,8 +44,8 @@ class ProfileTable(_Table):
 class TimeoutsTable(_Table):
     boot_s: Seconds
     agent_call_s: Seconds
-    stop_s: Seconds
     tcg_factor: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)]
+    empty_s: Seconds
 
 
 class ConfigTable(_Table):

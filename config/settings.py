@@ -24,12 +24,12 @@ class Profile(Record):
 
 
 class Timeouts(Record):
-    """How long the host waits, in seconds on KVM; without KVM multiplied by tcg_factor."""
+    """How long the host waits, in seconds; boot_s and agent_call_s without KVM tcg_factor times as long."""
 
     boot_s: float
     agent_call_s: float
-    stop_s: float
     tcg_factor: float
+    empty_s: float
 
 
 class Settings(Record):

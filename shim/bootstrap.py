@@ -113,19 +113,44 @@ def start(arguments: Arguments) -> None:
 
     settings = load()
     request = Start(arguments, bundle, pod_id, spec)
-    listener = None if is_served(request.socket_path) else prepare(request)
-    if listener is not None:
+    if is_served(request.socket_path):
+        answer(request, arguments, settings, params)
+        return
+    listener, log = prepare(request), -1
+    try:
         from shim.system import start_time
 
         started_ticks, bound_s = start_time("self"), time.monotonic()
-        if os.fork() == 0:
-            from shim.daemon import run
+        log = open_log(request.paths)
+        answer(request, arguments, settings, params)
+        # Last: a `start` that fails is never followed by a `delete`, so that nobody would end the daemon.
+        daemon = os.fork() == 0
+    except BaseException:
+        from shim.cleanup import clean_pod
 
-            run(request, settings, listener, started_ticks, bound_s)
         listener.close()
-    answer = address_answer(arguments, settings, "unix://" + request.socket_path, params)
-    write_address_file(bundle, "unix://" + request.socket_path)
-    sys.stdout.buffer.write(answer)
+        if log >= 0:
+            os.close(log)
+        clean_pod(request.paths)
+        raise
+    if daemon:
+        for fd in (1, 2):
+            os.dup2(log, fd)  # first of all: containerd takes what it reads there for the pod's address
+        os.close(log)
+        from shim.daemon import run
+
+        run(request, settings, listener, started_ticks, bound_s)
+    listener.close()
+    os.close(log)
+
+
+def answer(request: Start, arguments: Arguments, settings: "Settings", params: bytes) -> None:
+    """Tells containerd the address. It connects when this process has exited."""
+    address = "unix://" + request.socket_path
+    words = address_answer(arguments, settings, address, params)
+    write_address_file(request.bundle, address)
+    sys.stdout.buffer.write(words)
+    sys.stdout.flush()
 
 
 def pod_of(spec: "dict[str, Any] | None", container_id: str) -> str:
@@ -192,6 +217,11 @@ def prepare(request: Start) -> "Any":
             raise ResourceExhausted(f"{paths.directory}: {error.strerror}", hint="casemate gc") from error
         raise
     return listener
+
+
+def open_log(paths: PodPaths) -> int:
+    """What becomes the daemon's stdout and stderr: opened while its caller can be told that it cannot be."""
+    return os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def listen(path: str) -> "Any":

@@ -78,16 +78,12 @@ def exec_time_s(started_ticks: int) -> float:
 
 
 def detach(request: "Start") -> None:
-    """A session of its own, no descriptor of the caller's: containerd waits for stdout to close."""
+    """A session of its own, and nothing of the caller's that would tie it to it."""
     os.setsid()
     os.chdir("/")
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    log = os.open(request.paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for fd in (1, 2):
-        os.dup2(log, fd)
-    os.close(log)
     raise_oom_score()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold what a guest put into memory
     for name in NOT_FOR_CHILDREN:

@@ -44,7 +44,10 @@ def serve(
     anchors: AnchorMaker,
     refusal: CasemateError | None,
 ) -> None:
-    """Runs until containerd says Shutdown, or a signal does. refusal: why there can be no machine."""
+    """Runs until containerd says Shutdown, a signal does, or the pod was empty for too long.
+
+    refusal: why there can be no machine.
+    """
     set_up_logging(settings.log_level if not request.debug else "debug", request.bundle)
     for line in unreported:
         log.warning("%s", line)
@@ -74,6 +77,8 @@ async def _serve(
     server = Server()
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")
+    ending = _end_if_abandoned(pod, settings.timeouts.empty_s, shutdown)
+    watching = asyncio.create_task(ending, name="abandoned")
     if refusal is None:
         pod.begin(request.spec, begun_s)
     else:
@@ -83,6 +88,7 @@ async def _serve(
     try:
         await shutdown.wait()
     finally:
+        watching.cancel()
         await pod.stop()
         publisher.finish()
         try:
@@ -97,3 +103,10 @@ async def _serve(
         show_other_pods(request.paths)
         retire(request.paths, settings.traces_kept)
         system.unlink_if_there(request.socket_path)
+
+
+async def _end_if_abandoned(pod: Pod, empty_s: float, shutdown: asyncio.Event) -> None:
+    """containerd may be killed, and its state lost, between `start` and Create: nobody ends the pod then."""
+    await pod.occupancy.abandoned(empty_s)
+    log.warning("the pod ends: it has had no container for %.0f s (timeouts.empty_s)", empty_s)
+    shutdown.set()

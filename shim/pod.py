@@ -26,6 +26,7 @@ from shim import oci, phases, resources, spec
 from shim.anchor import AnchorMaker
 from shim.container import KILLED, SIGKILL, Container, Process
 from shim.creation import NewContainer, make_container
+from shim.occupancy import Occupancy
 from shim.paths import PodPaths, run_dir
 from shim.process import Created, Stopped
 from shim.record import Identity, describe
@@ -54,7 +55,7 @@ class Pod:
         self.paths = paths
         self.trace = trace
         self.containers: dict[str, Container] = {}
-        self.ended = asyncio.Event()
+        self.occupancy = Occupancy()
         self._anchors = anchors
         self._listener = listener
         self._machine: asyncio.Task[Machine] | None = None
@@ -195,6 +196,7 @@ class Pod:
         if new.container_id in self.containers or new.container_id in self._creating:
             raise AlreadyExists(f"container {new.container_id} exists already")
         self._creating.add(new.container_id)
+        self.occupancy.now(len(self.containers) + len(self._creating))
         try:
             with self.trace.span(phases.CREATE):
                 async with AsyncExitStack() as undo:
@@ -212,6 +214,7 @@ class Pod:
                     container.undo = undo.pop_all()
         finally:
             self._creating.discard(new.container_id)
+            self.occupancy.now(len(self.containers) + len(self._creating))
             early = self._early.pop(new.container_id, None)
         self._listener.created(container, new.bundle, new.mounts)
         if early is not None:
@@ -424,6 +427,7 @@ class Pod:
         with self.trace.span(phases.UNMOUNT, phases.DELETE):
             await container.release(None if last else machine)
         del self.containers[container.id]
+        self.occupancy.now(len(self.containers) + len(self._creating))
 
     def _alive(self) -> Machine | None:
         """The machine, if there is one that still answers."""

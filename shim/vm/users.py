@@ -39,8 +39,8 @@ def qemu_user(wanted: str, locks: Path, *, kvm: bool) -> Iterator[QemuUser]:
     # The group is all that QEMU needs to open /dev/kvm.
     group = kvm_group() if kvm else None
     if wanted != "auto":
-        uid = named_uid(wanted)
-        yield QemuUser(uid, wanted, group or wanted)
+        entry = named(wanted)
+        yield QemuUser(entry.pw_uid, wanted, group or f"+{entry.pw_gid}")
         return
     fd, uid = _take(locks)
     try:
@@ -62,9 +62,10 @@ def _take(locks: Path) -> tuple[int, int]:
     raise ResourceExhausted(f"all of the {UIDS} users for QEMU are taken", hint="casemate ps")
 
 
-def named_uid(user: str) -> int:
+def named(user: str) -> pwd.struct_passwd:
+    """Its group need not have its name: nobody's is nogroup, or nobody, or nfsnobody."""
     try:
-        return pwd.getpwnam(user).pw_uid
+        return pwd.getpwnam(user)
     except KeyError as error:
         raise FailedPrecondition(
             f"the user {user}, which QEMU is to run as, does not exist",

@@ -1,9 +1,11 @@
 """Processes of a pod that are killed: the client is told in time, and all of the pod goes."""
 
+import json
 import time
 
 import pytest
 
+from tests.unit.shim.pods import config
 from tests.vm import faults
 from tests.vm.pods import Pods, every_version
 
@@ -93,3 +95,25 @@ def test_containerd_and_the_shim_are_killed_at_once(pods: Pods) -> None:
         faults.kill_and_wait(shim)
         instance.start()
         assert pods.status(name) in ("", "STOPPED")
+
+
+@pytest.mark.parametrize("empty_s", [0.2, 4.0], ids=["booting", "booted"])
+def test_a_pod_whose_containerd_never_comes_back_ends_itself(pods: Pods, empty_s: float) -> None:
+    """containerd was killed after `start` and lost its state: nobody asks for a container, nobody deletes."""
+    instance, name = pods.ctr.instance, pods.ctr.new_id()
+    instance.configure(f"[timeouts]\nempty_s = {empty_s}\n")
+    bundle = instance.work / name
+    bundle.mkdir()
+    (bundle / "config.json").write_text(json.dumps(config()))
+    program = instance.base / "bin" / "containerd-shim-casemate-v2"
+    flags = f"-namespace {pods.ctr.namespace} -address /run/containerd/containerd.sock -id {name}"
+    start = instance.spawn(["sh", "-c", f"cd {bundle} && exec {program} {flags} start </dev/null"])
+    assert instance.wait_exit(start, 20) == 0
+    deadline = time.monotonic() + 30
+    while pods.paths(name).directory.exists():
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.05)
+    assert "timeouts.empty_s" in (pods.ended_directory(name) / "shim.log").read_text()
+    for path in bundle.iterdir():
+        path.unlink()
+    bundle.rmdir()

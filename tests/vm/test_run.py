@@ -4,10 +4,12 @@ guest's kernel.
 
 import os
 import platform
+from pathlib import Path
 
 import pytest
 
 from tests.vm.builds import VERSIONS
+from tests.vm.faults import find_process
 from tests.vm.pods import CGROUP_MOUNT, FULL, Pods, every_version
 
 
@@ -140,3 +142,12 @@ def test_the_clock_is_the_hosts(pods: Pods) -> None:
     before = time.time()
     inside = float(pods.run("python3", "-c", "import time; print(time.time())").ok().out)
     assert before - 0.1 < inside < time.time() + 0.1
+
+
+def test_qemu_runs_as_the_user_that_the_operator_names(pods: Pods) -> None:
+    """Whose group has another name: nobody's is nogroup."""
+    pods.ctr.instance.configure('qemu_user = "nobody"\n')
+    with pods.detached("sleep", "1000") as name:
+        assert pods.exec(name, "echo", "fine").ok().out == "fine\n"
+        qemu = Path(f"/proc/{find_process(pods.ctr.instance, 'qemu-system')}")
+        assert (qemu.stat().st_uid, qemu.stat().st_gid) == (65534, 65534)

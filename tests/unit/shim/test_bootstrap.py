@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from shim import bootstrap, contract
 from shim.bootstrap import Arguments, Start, address_answer, is_served, pod_of, prepare
 from shim.journal import Entry, Journal, Kind, read_journal
 from shim.paths import PodPaths
+from tests.unit.shim.conftest import children
 from tests.unit.shim.pods import host
 
 ADDRESS = "/run/containerd/containerd.sock"
@@ -226,6 +228,78 @@ def test_a_full_disk_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ResourceExhausted, match=f"{request.paths.directory}: No space left"):
         prepare(request)
     assert not request.paths.directory.exists()
+
+
+def test_a_start_that_cannot_answer_leaves_no_daemon_and_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """containerd does not call `delete` after it: what was left would be left for ever."""
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    request = request_of(bundle)
+    (bundle / ".address").mkdir()  # the address cannot be written
+    before = len(os.listdir("/proc/self/fd"))
+    assert command(monkeypatch, *FLAGS, "start") == 1
+    out, err = capfdbinary.readouterr()
+    assert (out, err.count(b"\n")) == (b"", 1)
+    assert not request.paths.directory.exists()
+    assert not Path(request.socket_path).exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_start_whose_caller_has_left_leaves_no_daemon_and_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    request = request_of(bundle)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert command(monkeypatch, *FLAGS, "start") == 1
+    assert not request.paths.directory.exists()
+    assert not Path(request.socket_path).exists()
+
+
+def test_a_start_that_cannot_fork_leaves_nothing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    def fork() -> int:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    request = request_of(bundle)
+    assert command(monkeypatch, *FLAGS, "start") == 1
+    assert b"Resource temporarily unavailable" in capfdbinary.readouterr().err
+    assert not request.paths.directory.exists()
+    assert not Path(request.socket_path).exists()
+
+
+def test_what_a_daemon_says_before_all_else_is_in_its_log(bundle: Path) -> None:
+    """containerd reads what a start prints, stderr included, as the pod's address."""
+    request = request_of(bundle)
+    program = (
+        "import sys, shim\n"
+        "from pathlib import Path\n"
+        "from shim import bootstrap\n"
+        "sys.modules['shim.daemon'] = None  # it cannot even be imported\n"
+        f"bootstrap.SOCKET_DIR = {bootstrap.SOCKET_DIR!r}\n"
+        "bootstrap.main()\n"
+    )
+    root = Path(bootstrap.__file__).parents[1]
+    before = children()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *FLAGS, "start"],
+        cwd=bundle,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    assert (done.stdout.decode(), done.stderr) == (f"unix://{request.socket_path}", b"")
+    (daemon,) = children() - before  # an orphan by now
+    os.waitpid(daemon, 0)
+    assert "shim.daemon" in request.paths.log.read_text()
 
 
 def test_where_events_go_is_the_environments_or_beside_the_address(

@@ -258,3 +258,44 @@ def test_a_mistake_of_ours_in_what_follows_an_event_is_logged(
     run(life())
     assert "a task of the pod failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_pod_that_never_gets_a_container_is_abandoned(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            await tested.pod.occupancy.abandoned(0.05)
+
+    run(life())
+
+
+def test_a_pod_with_a_container_or_one_in_the_making_is_not_abandoned(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            held = tested.agent.hold(api.CREATE_CONTAINER)
+            creating = asyncio.create_task(tested.create())
+            await tested.agent.reached(api.CREATE_CONTAINER)
+            abandoned = asyncio.create_task(tested.pod.occupancy.abandoned(0.05))
+            await asyncio.wait([abandoned], timeout=0.2)
+            assert not abandoned.done()
+            held.set()
+            await creating
+            await tested.pod.start(POD)
+            await tested.exit()
+            await asyncio.wait([abandoned], timeout=0.2)
+            assert not abandoned.done()
+            await tested.pod.delete(POD)
+            await abandoned
+
+    run(life())
+
+
+def test_a_pod_whose_only_create_failed_is_abandoned(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            tested.agent.fails["CreateContainer"] = InvalidArgument("no")
+            abandoned = asyncio.create_task(tested.pod.occupancy.abandoned(0.05))
+            with pytest.raises(InvalidArgument):
+                await tested.create()
+            await abandoned
+
+    run(life())

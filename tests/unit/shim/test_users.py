@@ -39,9 +39,9 @@ def test_when_all_are_taken_it_is_said(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_operators_user_is_taken_by_name(tmp_path: Path) -> None:
-    name = pwd.getpwuid(os.getuid()).pw_name
-    with qemu_user(name, tmp_path, kvm=False) as user:
-        assert user == QemuUser(os.getuid(), name, name)
+    nobody = pwd.getpwnam("nobody")  # whose group is nogroup on Debian
+    with qemu_user("nobody", tmp_path, kvm=False) as user:
+        assert user == QemuUser(nobody.pw_uid, "nobody", f"+{nobody.pw_gid}")
     assert list(tmp_path.iterdir()) == []
 
 
