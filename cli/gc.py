@@ -108,7 +108,11 @@ def _planned(pod: pods.Pod) -> list[str]:
     for entry in reversed(read_journal(_paths(pod).journal)):
         # Of processes none lives, or the pod would not be here.
         path = Path(entry.value)
-        if (entry.kind is Kind.SOCKET and path.exists()) or (entry.kind is Kind.MOUNT and path.is_mount()):
+        if (
+            (entry.kind is Kind.SOCKET and path.exists())
+            or (entry.kind is Kind.MOUNT and path.is_mount())
+            or (entry.kind is Kind.CGROUP and path.is_dir())
+        ):
             planned.append(f"{entry.kind.value} {entry.value}")
     return [*planned, f"directory {pod.directory}"]
 

@@ -25,7 +25,8 @@ ANSWER_S = 5.0
 class AnchorMaker:
     """Asks the forking process. One question at a time, each answered within milliseconds."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.pid = pid
         self._connection = connection
         self._lags = False  # a late answer must not be taken for the next question's
 
@@ -49,12 +50,13 @@ class AnchorMaker:
 def fork_maker(host_proc: int) -> AnchorMaker:
     """To be called while the process has one thread, in the pod's network namespace."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         ours.close()
         _serve(theirs, host_proc)
     theirs.close()
     ours.settimeout(ANSWER_S)
-    return AnchorMaker(ours)
+    return AnchorMaker(ours, pid)
 
 
 def _serve(connection: socket.socket, host_proc: int) -> NoReturn:

@@ -11,7 +11,7 @@ import select
 from pathlib import Path
 
 from rpc.errors import FailedPrecondition
-from shim import system
+from shim import cgroup, system
 from shim.journal import Entry, Kind, read_journal
 from shim.paths import PodPaths
 
@@ -29,7 +29,9 @@ def clean_pod(paths: PodPaths, *, kept: int = TRACES_KEPT) -> list[str]:
     reports the shim's end only after theirs. Raises FailedPrecondition if a process outlives its SIGKILL.
     """
     undone: list[str] = []
-    for entry in reversed(read_journal(paths.journal)):
+    entries = read_journal(paths.journal)[::-1]
+    entries.sort(key=lambda entry: entry.kind is not Kind.PROCESS)  # they use the rest
+    for entry in entries:
         undone += _UNDO[entry.kind](entry)
     if paths.directory.is_dir():
         retire(paths, kept)
@@ -66,7 +68,16 @@ def _undo_mount(entry: Entry) -> list[str]:
     return [f"mount {entry.value}"] if system.umount_if_mounted(entry.value) else []
 
 
-_UNDO = {Kind.PROCESS: _undo_process, Kind.SOCKET: _undo_socket, Kind.MOUNT: _undo_mount}
+def _undo_cgroup(entry: Entry) -> list[str]:
+    return [f"cgroup {entry.value}"] if cgroup.remove(entry.value) else []
+
+
+_UNDO = {
+    Kind.PROCESS: _undo_process,
+    Kind.SOCKET: _undo_socket,
+    Kind.MOUNT: _undo_mount,
+    Kind.CGROUP: _undo_cgroup,
+}
 
 
 def retire(paths: PodPaths, kept: int) -> None:

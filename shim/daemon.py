@@ -10,11 +10,13 @@ import resource
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from rpc.errors import CasemateError
 from shim import phases, seclusion, system
 from shim.anchor import fork_maker
 from shim.bootstrap import FIRST_LINE_S
+from shim.cgroup import Place
 from shim.journal import Journal
 from shim.network import enter_pod_network
 from shim.trace import Trace
@@ -54,10 +56,17 @@ def run(
         journal.add_process(system.host_pid(host_proc), host_proc)
         refusal = enter_network(request)
         anchors = fork_maker(host_proc)
-        from shim.main import serve
-
+        place = Place(request.paths.key)
+        # Where the kernel takes its time, beside the imports.
+        with ThreadPoolExecutor(1) as beside:
+            moving = beside.submit(place.enter, request.spec, journal, (os.getpid(), anchors.pid))
+            from shim.main import serve
+        try:
+            moving.result()
+        except CasemateError as error:
+            refusal = refusal or error
         trace.add(phases.DETACH, bound_s, time.monotonic())
-        serve(request, settings, listener, trace, journal, host_proc, anchors, refusal)
+        serve(request, settings, listener, trace, journal, host_proc, anchors, place, refusal)
     except BaseException:  # noqa: BLE001
         # Not swallowed: this process is the daemon, and its log is the only place left to say it.
         import traceback

@@ -26,6 +26,7 @@ class Kind(Enum):
     PROCESS = "process"  # value: pid; started: its start time
     SOCKET = "socket"  # value: path
     MOUNT = "mount"  # value: mount point in the host's mount namespace
+    CGROUP = "cgroup"  # value: directory
 
 
 @dataclass(frozen=True, slots=True)

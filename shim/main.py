@@ -15,6 +15,7 @@ from rpc.server import Server
 from shim import phases, system
 from shim.anchor import AnchorMaker
 from shim.bootstrap import Start
+from shim.cgroup import Place
 from shim.cleanup import retire
 from shim.helper import reap_orphans
 from shim.journal import Journal
@@ -42,6 +43,7 @@ def serve(
     journal: Journal,
     host_proc: int,
     anchors: AnchorMaker,
+    place: Place,
     refusal: CasemateError | None,
 ) -> None:
     """Runs until containerd says Shutdown, a signal does, or the pod was empty for too long.
@@ -51,7 +53,9 @@ def serve(
     set_up_logging(settings.log_level if not request.debug else "debug", request.bundle)
     for line in unreported:
         log.warning("%s", line)
-    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc, anchors, refusal))
+    if not place.directories and refusal is None:
+        log.warning("the container names no cgroup: the pod's processes stay in containerd's")
+    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc, anchors, place, refusal))
 
 
 async def _serve(
@@ -62,6 +66,7 @@ async def _serve(
     journal: Journal,
     host_proc: int,
     anchors: AnchorMaker,
+    place: Place,
     refusal: CasemateError | None,
 ) -> None:
     begun_s = time.monotonic()
@@ -96,8 +101,9 @@ async def _serve(
                 await publishing
         except TimeoutError:
             log.error("events were left that containerd did not take")
+        place.leave()  # while the journal is there: should it fail, `casemate gc` does the rest
         listening.close()
-        await server.close()
+        await server.close()  # tells containerd that we are gone, which has the rest removed
         pod.write_state("ended")
         journal.close()
         show_other_pods(request.paths)

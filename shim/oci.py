@@ -66,6 +66,7 @@ class Spec:
     devices: tuple[Device, ...]
     hooks: tuple[str, ...]
     limits: Limits
+    cgroups_path: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     def namespace(self, kind: str) -> Namespace | None:
@@ -92,6 +93,7 @@ def parse(document: object) -> Spec:
         devices=tuple(_device(entry) for entry in _get(linux, "devices", list, [], "linux")),
         hooks=tuple(sorted(name for name, entries in hooks.items() if entries)),
         limits=limits(_get(linux, "resources", dict, {}, "linux")),
+        cgroups_path=_get(linux, "cgroupsPath", str, "", "linux"),
         annotations=_annotations(_get(spec, "annotations", dict, {}, "config.json")),
     )
 

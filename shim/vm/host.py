@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import libvirt as libvirt_module
 
 # Of qemu.conf(5). "file": no virtlogd; no dynamic ownership: what QEMU opens is readable for it already,
-# and must not change hands; no cgroups: QEMU stays in the shim's.
+# and must not change hands; no cgroups: QEMU stays in the pod's, as the shim.
 QEMU_CONF = """\
 stdio_handler = "file"
 security_driver = "none"

@@ -94,6 +94,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
             paths.libvirt / "log" / "virtiofsd.log",
             user.uid,
             request.cache / "virtiofsd.json",
+            profile.memory_bytes,
         )
         undo.push_async_callback(files.end)
     console = Console(sockets.console, paths.console, settings.console_bytes, user.uid)

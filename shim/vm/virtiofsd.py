@@ -12,13 +12,16 @@ from shim.vm.console import listen
 from shim.vm.versions import version_text
 
 SOCKET_FD = 3
+MOST_FILES = 1 << 20  # virtiofsd's own default
 
 
-def start(program: str, directory: Path, socket_path: Path, log: Path, owner: int, cache: Path) -> Helper:
+def start(
+    program: str, directory: Path, socket_path: Path, log: Path, owner: int, cache: Path, memory_bytes: int
+) -> Helper:
     """Listens on socket_path, which belongs to the user QEMU runs as, and hands it to virtiofsd.
 
-    QEMU connects whenever it is ready; there is nothing to wait for. Raises Unavailable if the program
-    is not there.
+    memory_bytes: the guest's. QEMU connects whenever it is ready; there is nothing to wait for. Raises
+    Unavailable if the program is not there.
     """
     if not os.access(program, os.X_OK):
         raise Unavailable(
@@ -28,7 +31,16 @@ def start(program: str, directory: Path, socket_path: Path, log: Path, owner: in
     with listen(socket_path, owner) as listener:
         listener.setblocking(True)
         options = _c_options(directory) if is_c(program, cache) else _rust_options(directory)
+        options.append(f"--rlimit-nofile={open_files(memory_bytes)}")
         return spawn("virtiofsd", [program, *options], fds={SOCKET_FD: listener.fileno()}, log=str(log))
+
+
+def open_files(memory_bytes: int) -> int:
+    """How many files virtiofsd may hold open: one, with its inode, for each that the guest remembers.
+
+    Linux spends about a KiB on each (struct fuse_inode and a dentry): one that says it remembers more lies.
+    """
+    return min(memory_bytes >> 10, MOST_FILES)
 
 
 def _c_options(directory: Path) -> list[str]:

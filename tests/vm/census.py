@@ -141,17 +141,13 @@ def _namespaces(instance: Instance) -> list[str]:
 
 
 def _cgroups(ctr: Ctr) -> list[str]:
-    """cgroup directories named after our containerd namespace or casemate. Others may use this machine,
-    too.
+    """cgroups below the one that ctr names after our containerd namespace, and that runc leaves. Others may
+    use this machine, too.
     """
     found = []
     for directory, directories, _ in os.walk(CGROUPS):
-        found += [
-            f"{directory}/{name}"
-            for name in directories
-            if (f"/{ctr.namespace}/" in f"{directory}/{name}/" and name != ctr.namespace)
-            or "casemate" in name
-        ]
+        if f"/{ctr.namespace}/" in f"{directory}/":
+            found += [f"{directory}/{name}" for name in directories]
     return found
 
 

@@ -40,7 +40,7 @@ def answer(theirs: socket.socket, *answers: bytes) -> tuple[threading.Thread, li
 def test_an_anchor_has_two_pids(wire: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = wire
     thread, asked = answer(theirs, b"17 4711")
-    assert AnchorMaker(ours).make("/run/rö\udcff") == (17, 4711)
+    assert AnchorMaker(ours, 1).make("/run/rö\udcff") == (17, 4711)
     thread.join()
     assert asked == ["/run/rö".encode() + b"\xff"]
 
@@ -61,7 +61,7 @@ def test_why_there_is_none_is_said(
     ours, theirs = wire
     thread, _ = answer(theirs, said)
     with pytest.raises(Internal, match="the container's anchor process failed") as caught:
-        AnchorMaker(ours).make("/")
+        AnchorMaker(ours, 1).make("/")
     assert words in (caught.value.details or "")
     thread.join()
 
@@ -71,13 +71,13 @@ def test_a_maker_that_ended_is_named(wire: tuple[socket.socket, socket.socket]) 
     theirs.close()
     for _ in range(2):
         with pytest.raises(Internal, match="anchor"):
-            AnchorMaker(ours).make("/")
+            AnchorMaker(ours, 1).make("/")
 
 
 def test_an_answer_that_came_too_late_is_nobody_elses(wire: tuple[socket.socket, socket.socket]) -> None:
     """The second container must not get the first one's anchor, with the first one's root."""
     ours, theirs = wire
-    maker = AnchorMaker(ours)
+    maker = AnchorMaker(ours, 1)
     with pytest.raises(Internal, match="does not answer"):
         maker.make("/first")
     assert theirs.recv(100) == b"/first"

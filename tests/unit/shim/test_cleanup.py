@@ -80,6 +80,29 @@ def test_everything_of_a_pod_goes_newest_first(paths: PodPaths, shim: Shim, tmp_
     assert not paths.directory.exists()
 
 
+def test_processes_go_first_and_then_the_cgroup_that_they_were_in(
+    paths: PodPaths, shim: Shim, tmp_path: Path
+) -> None:
+    (tmp_path / "casemate-0").mkdir()
+    write(paths, entry_of(shim), Entry(Kind.CGROUP, str(tmp_path / "casemate-0")))
+    assert clean_pod(paths)[:2] == [f"process {shim.pid}", f"cgroup {tmp_path / 'casemate-0'}"]
+    assert not (tmp_path / "casemate-0").exists()
+
+
+def test_a_cgroup_that_was_never_made_or_is_gone_is_no_work(paths: PodPaths, tmp_path: Path) -> None:
+    write(paths, Entry(Kind.CGROUP, str(tmp_path / "casemate-0")))
+    assert clean_pod(paths) == [f"directory {paths.directory}"]
+
+
+def test_a_cgroup_in_use_is_an_error_and_the_records_stay(paths: PodPaths, tmp_path: Path) -> None:
+    """A directory that is not empty stands for one with a process, which rmdir(2) refuses alike."""
+    (tmp_path / "casemate-0/x").mkdir(parents=True)
+    write(paths, Entry(Kind.CGROUP, str(tmp_path / "casemate-0")))
+    with pytest.raises(FailedPrecondition, match=r"casemate-0 still has processes"):
+        clean_pod(paths)
+    assert paths.journal.exists()
+
+
 def test_a_second_time_finds_nothing_to_do(paths: PodPaths, shim: Shim, tmp_path: Path) -> None:
     write(paths, Entry(Kind.SOCKET, str(tmp_path / "s")), entry_of(shim))
     clean_pod(paths)

@@ -53,7 +53,7 @@ def test_each_kind_is_given_its_own_options(
     async def life() -> None:
         path, log, address = program(version), tmp_path / "log", tmp_path / "share.sock"
         files = virtiofsd.start(
-            str(path), tmp_path / "served", address, log, os.getuid(), tmp_path / "cache.json"
+            str(path), tmp_path / "served", address, log, os.getuid(), tmp_path / "cache.json", 128 << 20
         )
         assert stat.S_IMODE(address.stat().st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as qemu:
@@ -69,6 +69,7 @@ def test_each_kind_is_given_its_own_options(
         assert ("sandbox=namespace" if is_c else "--sandbox=namespace") in arguments
         assert ("announce_submounts" if is_c else "--announce-submounts") in arguments
         assert any("thread-pool" in argument for argument in arguments) is not is_c
+        assert "--rlimit-nofile=131072" in arguments
 
     run(life())
 
@@ -99,7 +100,7 @@ def test_a_cache_that_cannot_be_used_is_made_anew(tmp_path: Path, program: Progr
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"virtiofsd: /nowhere/virtiofsd cannot be executed") as caught:
         virtiofsd.start(
-            "/nowhere/virtiofsd", tmp_path, tmp_path / "s", tmp_path / "log", os.getuid(), tmp_path / "c"
+            "/nowhere/virtiofsd", tmp_path, tmp_path / "s", tmp_path / "log", os.getuid(), tmp_path / "c", 1
         )
     assert caught.value.hint
     assert not (tmp_path / "s").exists()
@@ -112,7 +113,7 @@ def test_the_socket_is_virtiofsds_alone_afterwards(tmp_path: Path, program: Prog
         before = len(os.listdir("/proc/self/fd"))
         address = tmp_path / "share.sock"
         files = virtiofsd.start(
-            str(program(RUST)), tmp_path, address, tmp_path / "log", os.getuid(), tmp_path / "cache.json"
+            str(program(RUST)), tmp_path, address, tmp_path / "log", os.getuid(), tmp_path / "c", 1 << 27
         )
         await until(lambda: "--fd=3" in (tmp_path / "log").read_text())
         await files.end()
