@@ -41,6 +41,7 @@ class Container:
         self.paused = False
         self._guest = guest
         self._init: Process | None = None
+        self._made = asyncio.Event()
         self._changing = asyncio.Lock()
         self._oom_watch = -1
         self._oom_kills = 0
@@ -84,6 +85,8 @@ class Container:
             if isinstance(error, CrunFailed) and error.silent:
                 _check_command(spec["root"]["path"], process_spec)
             raise
+        finally:
+            self._made.set()
         self._init = process
         self._oom_watch = self._guest.oom_watch.add(self.cgroup, self.look_for_oom)
         self._guest.follow(self._follow_init(process, ended))
@@ -132,6 +135,8 @@ class Container:
         process.started()
         if self.init.gone:
             self.cgroup.kill()
+        if process.unwanted and not process.gone:
+            process.signal(_SIGKILL)
         self._guest.follow(self._follow_exec(process, ended))
         return process.pid
 
@@ -168,17 +173,29 @@ class Container:
             finally:
                 remove(path)
 
-    async def delete_exec(self, exec_id: str) -> None:
+    async def delete_exec(self, exec_id: str, *, kill: bool) -> None:
         process = self.process(exec_id)
+        if kill:
+            await process.end()
+            if self.execs.get(exec_id) is not process:
+                return  # it never came to be
         process.state.deleted(process.who)
         process.stdio.close()
         del self.execs[exec_id]
 
-    async def delete(self) -> None:
-        """Removes what is left of a stopped container."""
+    async def delete(self, *, kill: bool) -> bool:
+        """Removes what is left of a stopped container; with kill, of any. False if it never came to be."""
+        if kill:
+            await self._made.wait()
+            if self._init is None:
+                return False
         async with self._changing:
+            if kill:
+                self.cgroup.kill()
+                await self.init.end()
             self.init.state.deleted(self.init.who)
             await self._discard()
+        return True
 
     def pids(self) -> list[tuple[int, str]]:
         """Every process of the container: (pid, exec id, empty for what is not an exec's first process)."""

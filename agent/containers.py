@@ -95,13 +95,12 @@ class Guest:
         parsed = parse_object(resources, "OCI resources")
         await self.container(container_id).update(parsed)
 
-    async def delete(self, container_id: str, exec_id: str) -> None:
+    async def delete(self, container_id: str, exec_id: str, *, kill: bool) -> None:
         container = self.container(container_id)
         if exec_id:
-            await container.delete_exec(exec_id)
-            return
-        await container.delete()
-        del self._containers[container_id]
+            await container.delete_exec(exec_id, kill=kill)
+        elif await container.delete(kill=kill):
+            del self._containers[container_id]
 
     def kill_all(self) -> None:
         for container in self._containers.values():
@@ -120,15 +119,16 @@ class Guest:
             _log.exception("a container's process could not be followed to its end")
 
     def announce_exit(self, process: Process, how: Exit) -> None:
-        self.events.put(
-            Event(
-                kind=EventKind.EXIT,
-                container_id=process.container_id,
-                exec_id=process.exec_id,
-                exit_status=how.status,
-                exited_at_ns=how.at_ns,
+        if not process.unwanted:
+            self.events.put(
+                Event(
+                    kind=EventKind.EXIT,
+                    container_id=process.container_id,
+                    exec_id=process.exec_id,
+                    exit_status=how.status,
+                    exited_at_ns=how.at_ns,
+                )
             )
-        )
         process.settled.set()
 
     def announce_oom(self, container_id: str) -> None:

@@ -70,7 +70,8 @@ class Exited(State):
 
 class Process:
     """pid is 0 until known. ended is what the reaper will report; settled is set when the exit has been
-    announced, or when the process never came to be."""
+    announced, or when the process never came to be. unwanted: it is to be killed as soon as it is there, and
+    nobody is to hear of it."""
 
     def __init__(self, container_id: str, exec_id: str, stdio: Stdio) -> None:
         self.container_id = container_id
@@ -80,6 +81,7 @@ class Process:
         self.state: State = Starting()
         self.ended: asyncio.Future[Exit] | None = None
         self.settled = asyncio.Event()
+        self.unwanted = False
 
     @property
     def who(self) -> str:
@@ -112,6 +114,13 @@ class Process:
             raise InvalidArgument(f"there is no signal {number}")
         if self.gone:
             raise NotFound(f"{self.who} has exited already")
+
+    async def end(self) -> None:
+        """Kills it, whatever it is doing, and returns when it is gone or has never come to be."""
+        self.unwanted = True
+        if self.pid and not self.gone:
+            os.kill(self.pid, signal.SIGKILL)
+        await self.settled.wait()
 
     def stdin(self) -> Input:
         if self.stdio.input is None:

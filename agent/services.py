@@ -132,7 +132,7 @@ class AgentService:
         return Empty()
 
     async def delete(self, request: api.DeleteRequest, context: Context) -> Empty:
-        await self._guest.delete(request.container_id, request.exec_id)
+        await self._guest.delete(request.container_id, request.exec_id, kill=request.kill)
         return Empty()
 
     async def pause(self, request: api.ContainerRequest, context: Context) -> Empty:

@@ -25,7 +25,10 @@ log = logging.getLogger("casemate")
 
 
 class Process:
-    """A container's init (exec_id "") or an exec. `lock` orders its start before its exit."""
+    """A container's init (exec_id "") or an exec. `lock` orders its start before its exit.
+
+    in_doubt: the guest was asked to run it and did not answer, so it may have it, or not.
+    """
 
     def __init__(
         self, container_id: str, exec_id: str, terminal: bool, stdin: str, stdout: str, stderr: str
@@ -38,6 +41,7 @@ class Process:
         self.lock = asyncio.Lock()
         self.exited = asyncio.Event()
         self.in_guest = False
+        self.in_doubt = False
         self.end_told = False
         self.must_end = False
         self._stdin_closed = False
@@ -183,7 +187,8 @@ class Container:
             self.watch.cancel()
         try:
             if machine is not None:
-                await machine.call(api.DELETE, api.DeleteRequest(container_id=self.id))
+                ended = isinstance(self.init.state, Stopped)
+                await machine.call(api.DELETE, api.DeleteRequest(container_id=self.id, kill=not ended))
         except CasemateError as error:
             log.error("container %s: the guest did not delete it: %s", self.id, error)
         finally:

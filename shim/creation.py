@@ -113,6 +113,6 @@ async def _forget_in_guest(
     if error is None or (isinstance(error, CasemateError) and not isinstance(error, DeadlineExceeded)):
         return
     try:
-        await machine.call(api.DELETE, api.DeleteRequest(container_id=container_id))
+        await machine.call(api.DELETE, api.DeleteRequest(container_id=container_id, kill=True))
     except CasemateError as failure:
         log.info("container %s, given up while it was made: %s", container_id, failure)

@@ -26,11 +26,11 @@ from shim import oci, phases, resources, spec
 from shim.anchor import AnchorMaker
 from shim.container import KILLED, SIGKILL, Container, Process
 from shim.creation import NewContainer, make_container
+from shim.execution import forget_exec, start_exec
 from shim.occupancy import Occupancy
 from shim.paths import PodPaths, run_dir
 from shim.process import Created, Stopped
 from shim.record import Identity, describe
-from shim.stdio import open_stdio
 from shim.trace import CONTAINERD, Trace, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
@@ -239,7 +239,9 @@ class Pod:
             machine = await self.machine()
             with self.trace.span(phases.START_TASK, detail=exec_id):
                 if exec_id:
-                    await self._start_exec(machine, container, process)
+                    container.init.state.exec()
+                    document = self._exec_documents[container_id, exec_id]
+                    await start_exec(machine, process, document, self.identity.namespace)
                 else:
                     await machine.call(api.START_CONTAINER, api.ContainerRequest(container_id=container_id))
             process.state = running
@@ -247,35 +249,6 @@ class Pod:
             self._listener.started(container, process)
         self.write_state("running")
         return container
-
-    async def _start_exec(self, machine: Machine, container: Container, process: Process) -> None:
-        container.init.state.exec()
-        document = self._exec_documents[container.id, process.exec_id]
-        stdio = await open_stdio(
-            process.stdin,
-            process.stdout,
-            process.stderr,
-            process.terminal,
-            container.id,
-            self.identity.namespace,
-        )
-        try:
-            process.in_guest = True
-            await machine.call(
-                api.EXEC,
-                api.ExecRequest(
-                    container_id=container.id,
-                    exec_id=process.exec_id,
-                    process_json=document,
-                    terminal=process.terminal,
-                    stdin=bool(process.stdin),
-                ),
-            )
-        except BaseException:
-            process.in_guest = False
-            await stdio.close()
-            raise
-        process.attach(machine, stdio)
 
     def add_exec(self, container_id: str, process: Process, document: bytes) -> Container:
         """An exec that is created, not yet run. document: an OCI Process as JSON."""
@@ -405,11 +378,9 @@ class Pod:
 
     async def _delete_exec(self, container: Container, process: Process) -> None:
         await process.close()
-        if process.in_guest and (machine := self._alive()) is not None:
+        if (machine := self._alive()) is not None:
             try:
-                await machine.call(
-                    api.DELETE, api.DeleteRequest(container_id=container.id, exec_id=process.exec_id)
-                )
+                await forget_exec(machine, process)
             except CasemateError as error:
                 log.error("exec %s: the guest did not delete it: %s", process.exec_id, error)
         del container.execs[process.exec_id]

@@ -112,8 +112,11 @@ class SignalRequest(Message):
 
 
 class DeleteRequest(Message):
+    """kill: whatever its state; it is killed first, and its exit is not told."""
+
     container_id: str = string(1)
     exec_id: str = string(2)
+    kill: bool = boolean(3)
 
 
 class WriteStdinRequest(Message):

@@ -213,8 +213,8 @@ class AgentVM:
         request = api.SignalRequest(container_id=name, exec_id=exec_id, signal=number, all=everyone)
         await self.client.call(api.SIGNAL, request, timeout_s=CALL_S)
 
-    async def delete(self, name: str, exec_id: str = "") -> None:
-        request = api.DeleteRequest(container_id=name, exec_id=exec_id)
+    async def delete(self, name: str, exec_id: str = "", *, kill: bool = False) -> None:
+        request = api.DeleteRequest(container_id=name, exec_id=exec_id, kill=kill)
         await self.client.call(api.DELETE, request, timeout_s=CALL_S)
         for key in [key for key in self.exits if key[0] == name and exec_id in ("", key[1])]:
             del self.exits[key]

@@ -684,6 +684,21 @@ def test_orphans_are_reaped(vm: AgentVM) -> None:
         assert int(vm.run(scenario())) == 0
 
 
+def test_what_is_not_wanted_is_gone_whatever_its_state(vm: AgentVM) -> None:
+    async def scenario() -> tuple[int, int]:
+        for started in (False, True):
+            await vm.create("unwanted", spec("sleep", "1000"))
+            if started:
+                await vm.start("unwanted")
+                await vm.exec("unwanted", "e", process("sleep", "1000"))
+                await vm.delete("unwanted", "e", kill=True)
+            await vm.delete("unwanted", kill=True)
+        return (await vm.once("unwanted", spec("sh", "-c", "exit 3")))[0], len(vm.exits)
+
+    before = len(vm.exits)
+    assert vm.run(scenario()) == (3, before), "an exit was told of what nobody wants"
+
+
 # resources
 
 

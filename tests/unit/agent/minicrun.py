@@ -6,7 +6,9 @@ the pid is in the pid file; errors are in the log and in the exit status.
 
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ def fail(log: str, message: str) -> None:
     sys.exit(1)
 
 
-def leave_behind(process: dict[str, Any], pid_file: str, fifo: Path | None) -> None:
+def leave_behind(process: dict[str, Any], pid_file: str, fifo: Path | None) -> int:
     pid = os.fork()
     if pid == 0:
         if fifo is not None:
@@ -25,6 +27,7 @@ def leave_behind(process: dict[str, Any], pid_file: str, fifo: Path | None) -> N
                 waiting.read(1)
         os.execvpe(process["args"][0], process["args"], {"PATH": os.environ["PATH"]})
     Path(pid_file).write_text(str(pid))
+    return pid
 
 
 def main() -> None:
@@ -46,7 +49,8 @@ def main() -> None:
         spec = json.loads(Path(options["--bundle"], "config.json").read_text())
         if "fail" in spec["annotations"]:
             fail(options["--log"], spec["annotations"]["fail"])
-        leave_behind(spec["process"], options["--pid-file"], state / "fifo")
+        pid = leave_behind(spec["process"], options["--pid-file"], state / "fifo")
+        (state / "pid").write_text(str(pid))
     elif command == "start":
         (state / "fifo").open("w").close()
     elif command == "exec":
@@ -56,6 +60,8 @@ def main() -> None:
     elif command == "update":
         (state / "resources").write_text(Path(options["--resources"]).read_text())
     elif command == "delete" and state.exists():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((state / "pid").read_text()), signal.SIGKILL)
         for path in state.iterdir():
             path.unlink()
         state.rmdir()

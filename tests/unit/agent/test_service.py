@@ -25,6 +25,7 @@ from rpc.api.types import Empty
 from rpc.client import Client, Stream
 from rpc.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
 from rpc.server import Server
+from tests.unit.agent.waiting import until
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -234,6 +235,73 @@ def test_execs(run: Callable[[Scenario], None]) -> None:
         (event,) = await shim.events(1)
         assert (event.exec_id, event.exit_status) == ("e", 143)
         await end(shim, "c")
+
+    run(scenario)
+
+
+def test_an_exec_that_is_not_wanted_is_killed_and_nobody_hears_of_it(run: Callable[[Scenario], None]) -> None:
+    async def scenario(shim: Shim) -> None:
+        await shim.create("c", "sleep", "100")
+        await shim.start("c")
+        pid = await shim.exec("c", "e", "sleep", "100")
+        await shim.call(api.DELETE, container_id="c", exec_id="e", kill=True)
+        assert not os.path.exists(f"/proc/{pid}")  # noqa: ASYNC240
+        with pytest.raises(NotFound):
+            await shim.call(api.DELETE, container_id="c", exec_id="e", kill=True)
+        await shim.exec("c", "e", "sh", "-c", "exit 3")
+        (event,) = await shim.events(1)
+        assert (event.exec_id, event.exit_status) == ("e", 3), "of the second only"
+        await shim.call(api.DELETE, container_id="c", exec_id="e", kill=True)
+        await end(shim, "c")
+
+    run(scenario)
+
+
+def test_an_exec_that_is_not_wanted_while_it_is_made_never_runs(run: Callable[[Scenario], None]) -> None:
+    async def scenario(shim: Shim) -> None:
+        await shim.create("c", "sleep", "100")
+        await shim.start("c")
+        starting = asyncio.create_task(shim.exec("c", "e", "sleep", "100"))
+        await until(lambda: "e" in shim.service._guest.container("c").execs)
+        await shim.call(api.DELETE, container_id="c", exec_id="e", kill=True)
+        assert shim.service._guest.container("c").execs == {}
+        await asyncio.gather(starting, return_exceptions=True)
+        await end(shim, "c")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_container_that_is_not_wanted_is_killed_and_nobody_hears_of_it(
+    run: Callable[[Scenario], None], started: bool
+) -> None:
+    async def scenario(shim: Shim) -> None:
+        pid = await shim.create("c", "sleep", "100")
+        if started:
+            await shim.start("c")
+        with pytest.raises(FailedPrecondition, match="cannot be deleted"):
+            await shim.call(api.DELETE, container_id="c")
+        await shim.call(api.DELETE, container_id="c", kill=True)
+        assert not os.path.exists(f"/proc/{pid}")  # noqa: ASYNC240
+        assert list((shim.directory / "bundles").iterdir()) == []
+        await shim.create("c", "sh", "-c", "exit 3")
+        await shim.start("c")
+        (event,) = await shim.events(1)
+        assert event.exit_status == 3, "of the second only"
+        await shim.call(api.DELETE, container_id="c")
+
+    run(scenario)
+
+
+def test_a_container_that_is_not_wanted_while_it_is_made_is_not_left(run: Callable[[Scenario], None]) -> None:
+    async def scenario(shim: Shim) -> None:
+        for fail in ("", "out of everything"):
+            creating = asyncio.create_task(shim.create("c", "sleep", "100", fail=fail))
+            await until(lambda: "c" in shim.service._guest._containers)
+            await shim.call(api.DELETE, container_id="c", kill=True)
+            await asyncio.gather(creating, return_exceptions=True)
+            assert shim.service._guest._containers == {}
+            assert list((shim.directory / "state").iterdir()) == []
 
     run(scenario)
 

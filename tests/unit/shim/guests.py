@@ -239,7 +239,9 @@ class GuestAgent:
         return Empty()
 
     async def _delete(self, request: api.DeleteRequest) -> Empty:
-        self.process(request.container_id, request.exec_id)
+        process = self.process(request.container_id, request.exec_id)
+        if process.state != "stopped" and not request.kill:
+            raise FailedPrecondition(f"{request.container_id}/{request.exec_id} is {process.state}")
         del self.containers[request.container_id][request.exec_id]
         if not request.exec_id:
             del self.containers[request.container_id]

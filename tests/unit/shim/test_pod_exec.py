@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rpc.api import agent as api
 from rpc.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     NotFound,
 )
@@ -86,5 +88,54 @@ def test_an_exec_that_was_never_started_can_be_deleted(tmp_path: Path) -> None:
             _, end = await tested.pod.delete(POD, "shell")
             assert end.exit_status == 137
             assert container.execs == {}
+
+    run(life())
+
+
+def test_an_exec_of_which_the_guest_said_nothing_does_not_run(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+            await tested.run()
+            tested.add_exec("shell")
+            held = tested.agent.hold(api.EXEC)
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(DeadlineExceeded, match="did not answer Exec"):
+                await tested.pod.start(POD, "shell")
+            assert "shell" not in tested.agent.containers[POD]
+            assert len(os.listdir("/proc/self/fd")) == before
+            held.set()
+            await tested.pod.start(POD, "shell")  # it can be tried again
+            await tested.exit(exec_id="shell", status=7)
+            _, end = await tested.pod.delete(POD, "shell")
+            assert end.exit_status == 7
+            assert tested.told[2:] == ["exec-added web/shell", "exec-started web/shell", "exit web/shell 7"]
+
+    run(life())
+
+
+@pytest.mark.parametrize("then", ["start", "delete"])
+def test_an_exec_that_may_still_be_in_the_guest_is_taken_away_before_all_else(
+    tmp_path: Path, then: str
+) -> None:
+    """The agent was silent for so long that it could not even be told to forget it."""
+
+    async def life() -> None:
+        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+            await tested.run()
+            tested.add_exec("shell")
+            exec_held = tested.agent.hold(api.EXEC)
+            tested.agent.fails["Delete"] = DeadlineExceeded("silence")
+            with pytest.raises(DeadlineExceeded, match="did not answer Exec"):
+                await tested.pod.start(POD, "shell")
+            assert tested.agent.process(POD, "shell").state == "running"
+            first = tested.agent.process(POD, "shell")
+            exec_held.set()
+            del tested.agent.fails["Delete"]
+            if then == "start":
+                await tested.pod.start(POD, "shell")
+                assert tested.agent.process(POD, "shell") is not first
+            else:
+                await tested.pod.delete(POD, "shell")
+                assert "shell" not in tested.agent.containers[POD]
 
     run(life())
