@@ -21,6 +21,7 @@ from shim.cleanup import remove_tree
 from shim.container import Container, Process
 from shim.helper import Watched
 from shim.paths import PodPaths
+from shim.record import Identity
 from shim.stdio import open_stdio
 from shim.trace import Trace
 from shim.vm.guest import Machine
@@ -43,7 +44,7 @@ class NewContainer:
 
 async def make_container(
     new: NewContainer,
-    namespace: str,
+    identity: Identity,
     machine_ready: Callable[[], Awaitable[tuple[Machine, Profile]]],
     anchors: AnchorMaker,
     paths: PodPaths,
@@ -63,7 +64,7 @@ async def make_container(
         log.info("container %s: %s", new.container_id, line)
     for line in guest.unmet:
         log.warning("container %s: %s", new.container_id, line)
-    stdio = await open_stdio(new.stdin, new.stdout, new.stderr, new.terminal, new.container_id, namespace)
+    stdio = await open_stdio(new.stdin, new.stdout, new.stderr, new.terminal, new.container_id, identity)
     undo.push_async_callback(stdio.close)
     with trace.span(phases.CREATE_WAITS, phases.CREATE):
         machine, profile = await machine_ready()

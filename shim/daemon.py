@@ -18,6 +18,7 @@ from shim.anchor import fork_maker
 from shim.bootstrap import FIRST_LINE_S
 from shim.cgroup import Place
 from shim.journal import Journal
+from shim.namespaces import HostNamespaces
 from shim.network import enter_pod_network
 from shim.trace import Trace
 
@@ -48,6 +49,7 @@ def run(
         trace.add(phases.START, exec_s, bound_s)
         detach(request)
         host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        host = HostNamespaces.current()
         system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
         if os.fork():
             os._exit(0)
@@ -66,7 +68,7 @@ def run(
         except CasemateError as error:
             refusal = refusal or error
         trace.add(phases.DETACH, bound_s, time.monotonic())
-        serve(request, settings, listener, trace, journal, host_proc, anchors, place, refusal)
+        serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, refusal)
     except BaseException:  # noqa: BLE001
         # Not swallowed: this process is the daemon, and its log is the only place left to say it.
         import traceback

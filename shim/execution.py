@@ -8,18 +8,19 @@ import logging
 from rpc.api import agent as api
 from rpc.errors import CasemateError, DeadlineExceeded, NotFound
 from shim.container import Process
+from shim.record import Identity
 from shim.stdio import open_stdio
 from shim.vm.guest import Machine
 
 log = logging.getLogger("casemate")
 
 
-async def start_exec(machine: Machine, process: Process, document: bytes, namespace: str) -> None:
+async def start_exec(machine: Machine, process: Process, document: bytes, identity: Identity) -> None:
     """document: an OCI Process as JSON. Raises the program's own error; it does not run then, nor later."""
     if process.in_doubt:
         await forget_exec(machine, process)
     stdio = await open_stdio(
-        process.stdin, process.stdout, process.stderr, process.terminal, process.container_id, namespace
+        process.stdin, process.stdout, process.stderr, process.terminal, process.container_id, identity
     )
     try:
         process.in_guest = process.in_doubt = True

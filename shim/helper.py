@@ -9,10 +9,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from rpc.errors import Unavailable
 from shim import system
+from shim.namespaces import HostNamespaces
 
 T = TypeVar("T")
 PLAIN_ENVIRONMENT = {
@@ -96,10 +98,12 @@ def spawn(
     fds: Mapping[int, int] | None = None,
     log: str | None = None,
     env: Mapping[str, str] | None = None,
+    within: HostNamespaces | None = None,
 ) -> Helper:
     """Starts a program with default signals; stdin is empty, stdout and stderr go to log (or nowhere).
 
-    fds: what each descriptor in the child is here. Raises Unavailable if the program cannot be executed.
+    fds: what each descriptor in the child is here. within: for a program of the host's. Raises Unavailable if
+    the program cannot be executed.
     """
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
@@ -110,15 +114,17 @@ def spawn(
     # because what we hand out is moved up first.
     moved = {target: _above(source) for target, source in (fds or {}).items()}
     actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in moved.items()]
+    start = partial(
+        os.posix_spawn,
+        argv[0],
+        list(argv),
+        dict(PLAIN_ENVIRONMENT if env is None else env),
+        file_actions=actions,
+        setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
+        setsigmask=[],
+    )
     try:
-        pid = os.posix_spawn(
-            argv[0],
-            list(argv),
-            dict(PLAIN_ENVIRONMENT if env is None else env),
-            file_actions=actions,
-            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
-            setsigmask=[],
-        )
+        pid = start() if within is None else within.run(start)
     except OSError as error:
         raise Unavailable(f"{name}: cannot run {argv[0]}", details=error.strerror) from error
     finally:

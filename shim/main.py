@@ -20,6 +20,7 @@ from shim.cleanup import retire
 from shim.helper import reap_orphans
 from shim.journal import Journal
 from shim.logs import set_up_logging
+from shim.namespaces import HostNamespaces
 from shim.pod import Pod
 from shim.record import Identity
 from shim.seclusion import show_other_pods
@@ -42,6 +43,7 @@ def serve(
     trace: Trace,
     journal: Journal,
     host_proc: int,
+    host: HostNamespaces,
     anchors: AnchorMaker,
     place: Place,
     refusal: CasemateError | None,
@@ -55,7 +57,7 @@ def serve(
         log.warning("%s", line)
     if not place.directories and refusal is None:
         log.warning("the container names no cgroup: the pod's processes stay in containerd's")
-    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc, anchors, place, refusal))
+    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, refusal))
 
 
 async def _serve(
@@ -65,6 +67,7 @@ async def _serve(
     trace: Trace,
     journal: Journal,
     host_proc: int,
+    host: HostNamespaces,
     anchors: AnchorMaker,
     place: Place,
     refusal: CasemateError | None,
@@ -76,7 +79,8 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shutdown.set)
     pid = system.host_pid(host_proc)
-    identity = Identity(request.namespace, request.pod_id, pid, system.start_time(pid, host_proc), host_proc)
+    started = system.start_time(pid, host_proc)
+    identity = Identity(request.namespace, request.pod_id, pid, started, host_proc, host)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
     pod = Pod(identity, settings, request.paths, trace, anchors, Listener(publisher))
     server = Server()

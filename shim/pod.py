@@ -202,7 +202,7 @@ class Pod:
                 async with AsyncExitStack() as undo:
                     container = await make_container(
                         new,
-                        self.identity.namespace,
+                        self.identity,
                         self._machine_and_profile,
                         self._anchors,
                         self.paths,
@@ -241,7 +241,7 @@ class Pod:
                 if exec_id:
                     container.init.state.exec()
                     document = self._exec_documents[container_id, exec_id]
-                    await start_exec(machine, process, document, self.identity.namespace)
+                    await start_exec(machine, process, document, self.identity)
                 else:
                     await machine.call(api.START_CONTAINER, api.ContainerRequest(container_id=container_id))
             process.state = running

@@ -9,19 +9,24 @@ from typing import Any
 
 from config.settings import Profile
 from shim.container import Container
+from shim.namespaces import HostNamespaces
 from shim.paths import PodPaths
 from shim.vm.guest import Machine
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """namespace is containerd's. pid and start_time are the shim's, as the host counts them."""
+    """namespace is containerd's. pid and start_time are the shim's, as the host counts them.
+
+    host_proc: a directory descriptor of the host's /proc. host: None where the shim has left none.
+    """
 
     namespace: str
     pod_id: str
     pid: int
     start_time: int
     host_proc: int
+    host: HostNamespaces | None = None
 
 
 def describe(

@@ -14,9 +14,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from rpc.errors import DeadlineExceeded, InvalidArgument, NotFound
 from shim.helper import Helper, spawn
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.record import Identity
+
 READ_BYTES = 64 << 10
 LOGGER_READY_S = 10.0
 LOGGER_END_S = 12.0
+NOT_CONTAINERDS = frozenset(("CASEMATE_POD", "DBUS_SYSTEM_BUS_ADDRESS"))  # set by daemon.py and vm/host.py
 
 log = logging.getLogger("casemate")
 
@@ -120,11 +125,11 @@ class Stdio:
 
 
 async def open_stdio(
-    stdin: str, stdout: str, stderr: str, terminal: bool, container_id: str, namespace: str
+    stdin: str, stdout: str, stderr: str, terminal: bool, container_id: str, identity: "Identity"
 ) -> Stdio:
     """Raises InvalidArgument for a URI of another form, NotFound for a FIFO or a program that is not there.
 
-    Nothing is left open after an error.
+    Nothing is left open after an error. identity: of the pod.
     """
     source: Source | None = None
     sinks: list[Sink | None] = []
@@ -134,7 +139,7 @@ async def open_stdio(
         if terminal:
             stderr = ""
         if stdout.startswith("binary://"):
-            sinks = list(await _open_logger(stdout, bool(stderr), container_id, namespace))
+            sinks = list(await _open_logger(stdout, bool(stderr), container_id, identity))
         else:
             for uri in (stdout, stderr):
                 sinks.append(Sink(_open_sink(uri)) if uri else None)
@@ -175,9 +180,13 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 async def _open_logger(
-    uri: str, stderr: bool, container_id: str, namespace: str
+    uri: str, stderr: bool, container_id: str, identity: "Identity"
 ) -> tuple[Sink | None, Sink | None]:
-    """Starts the program: descriptor 3 is stdout, 4 stderr, 5 is closed by it when it is ready."""
+    """Starts the program: descriptor 3 is stdout, 4 stderr, 5 is closed by it when it is ready.
+
+    It is one of the host's, with the host's files and network, of which it may need any to log to. What it
+    does not have is the host's PID namespace: it must not outlive the pod.
+    """
     parts = urlsplit(uri)
     program = unquote(parts.path)
     arguments = [word for pair in parse_qsl(parts.query, keep_blank_values=True) for word in pair if word]
@@ -190,7 +199,8 @@ async def _open_logger(
             "logger",
             [program, *arguments],
             fds={3: out_read, 4: err_read, 5: ready_write},
-            env={**os.environ, "CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace},
+            env=logger_environment(container_id, identity.namespace),
+            within=identity.host,
         )
     except BaseException:
         for fd in (fd for pair in pairs for fd in pair):
@@ -214,6 +224,12 @@ async def _open_logger(
     finally:
         os.close(ready_read)
     return Sink(out_write, logger), Sink(err_write, logger)
+
+
+def logger_environment(container_id: str, namespace: str) -> dict[str, str]:
+    """containerd's own, as with its own shims, and whose output it is."""
+    own = {name: value for name, value in os.environ.items() if name not in NOT_CONTAINERDS}
+    return {**own, "CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace}
 
 
 async def _writable(fd: int) -> None:

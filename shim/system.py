@@ -11,6 +11,7 @@ import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000

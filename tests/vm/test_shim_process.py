@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shim import network, system
+from shim.namespaces import HostNamespaces
 from shim.vm.users import FIRST_UID, UIDS
 from tests.unit.shim.pods import config
 from tests.vm.isolation import isolated
@@ -208,3 +209,32 @@ def test_the_maker_ends_with_its_shim(tmp_path: Path, maker: Maker) -> None:
     fd = os.pidfd_open(int(children[0]))
     maker.process.kill()
     poll_gone(fd)
+
+
+# --- programs of the host's ---
+
+
+def test_what_is_run_in_the_host_is_there_and_the_caller_is_not() -> None:
+    def links() -> list[str]:
+        return [os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("net", "mnt")]
+
+    before = links()
+    host = HostNamespaces.current()
+
+    def work() -> None:
+        own = links()
+        assert not set(own) & set(before)
+        assert host.run(links) == before
+        process = host.run(
+            lambda: subprocess.Popen(["readlink", "/proc/self/ns/net"], stdout=subprocess.PIPE, text=True)
+        )
+        assert process.communicate()[0].strip() == before[0]
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            host.run(lambda: os.stat("/nowhere"))
+        assert links() == own
+
+    try:
+        isolated(work, system.CLONE_NEWNS | system.CLONE_NEWNET)
+    finally:
+        os.close(host.net)
+        os.close(host.mnt)

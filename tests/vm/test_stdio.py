@@ -3,6 +3,7 @@ terminals.
 """
 
 import hashlib
+import os
 
 import pytest
 
@@ -155,3 +156,22 @@ def test_output_to_a_logging_program(pods: Pods) -> None:
     lines = log.read_text().splitlines()
     assert lines[:2] == [f"id={name} ns={pods.ctr.namespace}", f"args=to {log}"]
     assert sorted(lines[2:]) == ["err", "out"]
+
+
+def test_a_logging_program_is_the_hosts(pods: Pods) -> None:
+    """With containerd's network (a collector on the loopback), files (journald's socket) and environment."""
+    log = pods.ctr.instance.work / pods.ctr.new_id("log")
+    text = (
+        "#!/bin/sh\ntrap '' TERM\n"
+        "{ readlink /proc/self/ns/net /proc/self/ns/mnt; env; } > $2\n"
+        "exec 5>&-\ncat <&3 > /dev/null\n"
+    )
+    program = faults.script(pods.ctr.instance, "logger", text)
+    with pods.detached("true", options=("--log-uri", f"binary://{program}?to={log}")) as name:
+        pods.wait_status(name, "STOPPED")
+    lines = log.read_text().splitlines()
+    containerd = f"/proc/{pods.ctr.instance.containerd_pid}/ns"
+    assert lines[:2] == [os.readlink(f"{containerd}/{kind}") for kind in ("net", "mnt")]
+    environment = dict(line.split("=", 1) for line in lines[2:])
+    assert environment["HOME"] == "/root"
+    assert not {"CASEMATE_POD", "NOTIFY_SOCKET"} & set(environment)

@@ -12,6 +12,7 @@ import pytest
 
 from rpc.errors import CasemateError, DeadlineExceeded, InvalidArgument, NotFound
 from shim import stdio as module
+from shim.record import Identity
 from shim.stdio import Stdio, open_stdio
 from tests.unit.rpc.wires import run, until
 
@@ -33,10 +34,13 @@ def fifo(tmp_path: Path) -> Path:
     return path
 
 
+IDENTITY = Identity("default", "web", os.getpid(), 0, -1)
+
+
 async def opened(
     stdin: object = "", stdout: object = "", stderr: object = "", *, terminal: bool = False
 ) -> Stdio:
-    return await open_stdio(str(stdin), str(stdout), str(stderr), terminal, "web", "default")
+    return await open_stdio(str(stdin), str(stdout), str(stderr), terminal, "web", IDENTITY)
 
 
 def checked(test: Callable[[], Awaitable[None]]) -> None:
