@@ -2,7 +2,7 @@
 
 Tools look at /proc/PID/ns/net and /proc/PID/root of what they believe is the container's init. QEMU's pid
 would show them the host's root; this process has the pod's network namespace and the container's own root,
-no capability, and does nothing until it is killed.
+no capability, a user that nothing else of the host runs as, and does nothing until it is killed.
 
 Anchors are forked by a process that was forked itself before the shim had threads and a heap: safe, and
 a megabyte each instead of ten.
@@ -11,22 +11,29 @@ a megabyte each instead of ten.
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import NoReturn
 
 from rpc.errors import Internal
 from shim import system
+from shim.vm.users import anchor_uid
 
-NOBODY = 65534
 MOST_FDS = 1 << 20
+QUESTION_BYTES = 4096 + 32  # a path, and a number
 ANSWER_BYTES = 256
 ANSWER_S = 5.0
 
 
 class AnchorMaker:
-    """Asks the forking process. One question at a time, each answered within milliseconds."""
+    """Asks the forking process. One question at a time, each answered within milliseconds.
 
-    def __init__(self, connection: socket.socket, pid: int) -> None:
+    locks: where uids are taken, one for all anchors of a pod.
+    """
+
+    def __init__(self, connection: socket.socket, pid: int, locks: Path) -> None:
         self.pid = pid
+        self._locks = locks
+        self._uid: int | None = None
         self._connection = connection
         self._lags = False  # a late answer must not be taken for the next question's
 
@@ -34,8 +41,10 @@ class AnchorMaker:
         """(pid here, pid as the host counts) of a new anchor. Raises Internal if it cannot become one."""
         if self._lags:
             raise Internal("the process that makes anchors did not answer before")
+        if self._uid is None:
+            self._uid = anchor_uid(self._locks)
         try:
-            self._connection.sendall(os.fsencode(root))
+            self._connection.sendall(b"%d %s" % (self._uid, os.fsencode(root)))
             said = self._connection.recv(ANSWER_BYTES)
         except OSError as error:
             self._lags = True
@@ -47,7 +56,7 @@ class AnchorMaker:
         return int(numbers[0]), int(numbers[1])
 
 
-def fork_maker(host_proc: int) -> AnchorMaker:
+def fork_maker(host_proc: int, locks: Path) -> AnchorMaker:
     """To be called while the process has one thread, in the pod's network namespace."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -56,7 +65,7 @@ def fork_maker(host_proc: int) -> AnchorMaker:
         _serve(theirs, host_proc)
     theirs.close()
     ours.settimeout(ANSWER_S)
-    return AnchorMaker(ours, pid)
+    return AnchorMaker(ours, pid, locks)
 
 
 def _serve(connection: socket.socket, host_proc: int) -> NoReturn:
@@ -64,11 +73,12 @@ def _serve(connection: socket.socket, host_proc: int) -> NoReturn:
     system.set_process_name("casemate-maker")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     os.setsid()
-    while root := connection.recv(4096):
+    while question := connection.recv(QUESTION_BYTES):
+        uid, _, root = question.partition(b" ")
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _be_anchor(os.fsdecode(root), host_proc, write)
+            _be_anchor(os.fsdecode(root), int(uid), host_proc, write)
         os.close(write)
         with open(read, "rb") as pipe:
             said = pipe.read(ANSWER_BYTES)
@@ -76,7 +86,7 @@ def _serve(connection: socket.socket, host_proc: int) -> NoReturn:
     os._exit(0)
 
 
-def _be_anchor(root: str, host_proc: int, write: int) -> NoReturn:
+def _be_anchor(root: str, uid: int, host_proc: int, write: int) -> NoReturn:
     """In the child. Nothing of the shim's stays: descriptors, privileges, root."""
     try:
         said = str(system.host_pid(host_proc)).encode()
@@ -84,8 +94,8 @@ def _be_anchor(root: str, host_proc: int, write: int) -> NoReturn:
         os.chdir("/")
         system.set_process_name("casemate-anchor")
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
         keep = os.dup2(write, 0)
         os.closerange(1, MOST_FDS)
         os.write(keep, said)

@@ -20,6 +20,7 @@ from shim.cgroup import Place
 from shim.journal import Journal
 from shim.namespaces import HostNamespaces
 from shim.network import enter_pod_network
+from shim.paths import run_dir
 from shim.trace import Trace
 
 # Of containerd's environment: for containerd itself, or changing what programs load.
@@ -57,7 +58,7 @@ def run(
         journal = Journal(request.paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
         refusal = enter_network(request)
-        anchors = fork_maker(host_proc)
+        anchors = fork_maker(host_proc, run_dir() / "users")
         place = Place(request.paths.key)
         # Where the kernel takes its time, beside the imports.
         with ThreadPoolExecutor(1) as beside:

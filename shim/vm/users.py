@@ -1,7 +1,8 @@
-"""The user that a pod's QEMU runs as: one that no other pod has, or the one that the operator names.
+"""Users that no other pod has, for its QEMU and its anchors; QEMU's may be one that the operator names.
 
-Two QEMUs of one user could reach each other's sockets and count against each other's limits. A uid is held
-by a lock that the kernel drops with its holder, so that none leaks, however a shim ends.
+Two QEMUs of one user could reach each other's sockets and count against each other's limits; an anchor could
+be killed by whatever else runs as its user. A uid is held by a lock that the kernel drops with its holder, so
+that none leaks, however a shim ends.
 """
 
 import fcntl
@@ -19,6 +20,7 @@ from rpc.errors import FailedPrecondition, ResourceExhausted
 # 2147483647 is unused).
 FIRST_UID = 2_000_000_000
 UIDS = 1 << 14
+FIRST_ANCHOR_UID = FIRST_UID + UIDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +44,32 @@ def qemu_user(wanted: str, locks: Path, *, kvm: bool) -> Iterator[QemuUser]:
         entry = named(wanted)
         yield QemuUser(entry.pw_uid, wanted, group or f"+{entry.pw_gid}")
         return
-    fd, uid = _take(locks)
+    fd, number = _take(locks, "")
+    uid = FIRST_UID + number
     try:
         yield QemuUser(uid, f"+{uid}", group or f"+{uid}")
     finally:
         os.close(fd)
 
 
-def _take(locks: Path) -> tuple[int, int]:
+def anchor_uid(locks: Path) -> int:
+    """For the life of the calling process. Raises ResourceExhausted if every uid is taken."""
+    _, number = _take(locks, "anchors-")
+    return FIRST_ANCHOR_UID + number
+
+
+def _take(locks: Path, prefix: str) -> tuple[int, int]:
+    """A lock's descriptor, and its number."""
     locks.mkdir(mode=0o700, parents=True, exist_ok=True)
     for number in range(UIDS):
-        fd = os.open(locks / str(number), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(locks / f"{prefix}{number}", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             continue
-        return fd, FIRST_UID + number
-    raise ResourceExhausted(f"all of the {UIDS} users for QEMU are taken", hint="casemate ps")
+        return fd, number
+    raise ResourceExhausted(f"all of the {UIDS} users for pods are taken", hint="casemate ps")
 
 
 def named(user: str) -> pwd.struct_passwd:

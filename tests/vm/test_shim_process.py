@@ -14,12 +14,12 @@ import pytest
 
 from shim import network, system
 from shim.namespaces import HostNamespaces
-from shim.vm.users import FIRST_UID, UIDS
+from shim.vm.users import FIRST_ANCHOR_UID, FIRST_UID, UIDS
 from tests.unit.shim.pods import config
 from tests.vm.isolation import isolated
 
 ROOT = Path(__file__).parents[2]
-NOBODYS_UID = FIRST_UID + UIDS + 11
+NOBODYS_UID = FIRST_UID + 2 * UIDS + 11
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -99,13 +99,14 @@ def test_only_the_users_own_processes_are_killed() -> None:
 
 MAKER = """
 import os, sys
+from pathlib import Path
 from shim.anchor import fork_maker
 from rpc.errors import Internal
 
 kept = os.open("/etc/hostname", os.O_RDONLY)
 os.set_inheritable(kept, True)
 proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-maker = fork_maker(proc)
+maker = fork_maker(proc, Path(sys.argv[1]))
 for root in sys.stdin:
     try:
         print(*maker.make(root.rstrip("\\n")), flush=True)
@@ -117,9 +118,9 @@ for root in sys.stdin:
 class Maker:
     """A process that has an AnchorMaker, as a shim has."""
 
-    def __init__(self) -> None:
+    def __init__(self, locks: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", MAKER],
+            [sys.executable, "-c", MAKER, str(locks)],
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,
@@ -148,22 +149,27 @@ class Maker:
 
 
 @pytest.fixture
-def maker() -> Iterator[Maker]:
-    maker = Maker()
+def maker(tmp_path: Path) -> Iterator[Maker]:
+    maker = Maker(tmp_path / "users")
     yield maker
     maker.close()
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t") for line in lines if ":\t" in line)
 
 
 def test_an_anchor_has_the_containers_root_and_nothing_else(tmp_path: Path, maker: Maker) -> None:
     (tmp_path / "of-the-container").touch()
     pid = maker.make(tmp_path)
     proc = Path(f"/proc/{pid}")
-    assert os.listdir(proc / "root") == ["of-the-container"]
+    assert sorted(os.listdir(proc / "root")) == ["of-the-container", "users"]
     assert os.path.samefile(proc / "cwd", tmp_path)
     assert os.listdir(proc / "fd") == []
-    status = dict(line.split(":\t") for line in (proc / "status").read_text().splitlines() if ":\t" in line)
-    assert status["Uid"].split() == ["65534"] * 4
-    assert status["Gid"].split() == ["65534"] * 4
+    status = status_of(pid)
+    assert status["Uid"].split() == [str(FIRST_ANCHOR_UID)] * 4
+    assert status["Gid"].split() == [str(FIRST_ANCHOR_UID)] * 4
     assert status["Groups"].split() == []
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["Name"] == "casemate-anchor"
@@ -176,6 +182,15 @@ def test_anchors_of_two_containers_are_two(tmp_path: Path, maker: Maker) -> None
     first, second = (maker.make(tmp_path / name) for name in ("first", "second"))
     assert os.listdir(f"/proc/{first}/root") == ["first"]
     assert os.listdir(f"/proc/{second}/root") == ["second"]
+
+
+def test_anchors_of_one_pod_have_a_user_that_no_other_pods_have(tmp_path: Path, maker: Maker) -> None:
+    other = Maker(tmp_path / "users")
+    try:
+        uids = [status_of(who.make(tmp_path))["Uid"].split()[0] for who in (maker, maker, other)]
+    finally:
+        other.close()
+    assert uids == [str(FIRST_ANCHOR_UID), str(FIRST_ANCHOR_UID), str(FIRST_ANCHOR_UID + 1)]
 
 
 def test_an_anchor_that_is_killed_is_gone(tmp_path: Path, maker: Maker) -> None:

@@ -6,15 +6,19 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from rpc.errors import Internal
 from shim.anchor import AnchorMaker
+from shim.vm.users import FIRST_ANCHOR_UID
+
+Wire = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def wire() -> Iterator[tuple[socket.socket, socket.socket]]:
+def wire() -> Iterator[Wire]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(0.2)
     yield ours, theirs
@@ -37,12 +41,12 @@ def answer(theirs: socket.socket, *answers: bytes) -> tuple[threading.Thread, li
     return thread, asked
 
 
-def test_an_anchor_has_two_pids(wire: tuple[socket.socket, socket.socket]) -> None:
+def test_an_anchor_has_two_pids(tmp_path: Path, wire: Wire) -> None:
     ours, theirs = wire
     thread, asked = answer(theirs, b"17 4711")
-    assert AnchorMaker(ours, 1).make("/run/rö\udcff") == (17, 4711)
+    assert AnchorMaker(ours, 1, tmp_path).make("/run/rö\udcff") == (17, 4711)
     thread.join()
-    assert asked == ["/run/rö".encode() + b"\xff"]
+    assert asked == [b"%d /run/r\xc3\xb6\xff" % FIRST_ANCHOR_UID]
 
 
 @pytest.mark.parametrize(
@@ -55,32 +59,30 @@ def test_an_anchor_has_two_pids(wire: tuple[socket.socket, socket.socket]) -> No
         (b"it ended", "it ended"),
     ],
 )
-def test_why_there_is_none_is_said(
-    wire: tuple[socket.socket, socket.socket], said: bytes, words: str
-) -> None:
+def test_why_there_is_none_is_said(tmp_path: Path, wire: Wire, said: bytes, words: str) -> None:
     ours, theirs = wire
     thread, _ = answer(theirs, said)
     with pytest.raises(Internal, match="the container's anchor process failed") as caught:
-        AnchorMaker(ours, 1).make("/")
+        AnchorMaker(ours, 1, tmp_path).make("/")
     assert words in (caught.value.details or "")
     thread.join()
 
 
-def test_a_maker_that_ended_is_named(wire: tuple[socket.socket, socket.socket]) -> None:
+def test_a_maker_that_ended_is_named(tmp_path: Path, wire: Wire) -> None:
     ours, theirs = wire
     theirs.close()
     for _ in range(2):
         with pytest.raises(Internal, match="anchor"):
-            AnchorMaker(ours, 1).make("/")
+            AnchorMaker(ours, 1, tmp_path).make("/")
 
 
-def test_an_answer_that_came_too_late_is_nobody_elses(wire: tuple[socket.socket, socket.socket]) -> None:
+def test_an_answer_that_came_too_late_is_nobody_elses(tmp_path: Path, wire: Wire) -> None:
     """The second container must not get the first one's anchor, with the first one's root."""
     ours, theirs = wire
-    maker = AnchorMaker(ours, 1)
+    maker = AnchorMaker(ours, 1, tmp_path)
     with pytest.raises(Internal, match="does not answer"):
         maker.make("/first")
-    assert theirs.recv(100) == b"/first"
+    assert theirs.recv(100).endswith(b" /first")
     with suppress(BrokenPipeError):
         theirs.sendall(b"17 1017")
     thread, _ = answer(theirs, b"18 1018")

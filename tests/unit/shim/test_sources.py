@@ -25,7 +25,7 @@ from shim.vm.users import FIRST_UID, UIDS, QemuUser
 from tests.unit.rpc.wires import ends, run, until
 
 # No process of this machine has it: what runs as it may be killed.
-NOBODYS_UID = FIRST_UID + UIDS + 7
+NOBODYS_UID = FIRST_UID + 2 * UIDS + 7
 USER = QemuUser(NOBODYS_UID, f"+{NOBODYS_UID}", f"+{NOBODYS_UID}")
 
 

@@ -34,7 +34,7 @@ def test_when_all_are_taken_it_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     with ExitStack() as pods:
         for _ in range(2):
             pods.enter_context(qemu_user("auto", tmp_path, kvm=False))
-        with pytest.raises(ResourceExhausted, match="all of the 2 users for QEMU are taken"):
+        with pytest.raises(ResourceExhausted, match="all of the 2 users for pods are taken"):
             pods.enter_context(qemu_user("auto", tmp_path, kvm=False))
 
 
