@@ -197,11 +197,6 @@ class Container:
             await self._discard()
         return True
 
-    def pids(self) -> list[tuple[int, str]]:
-        """Every process of the container: (pid, exec id, empty for what is not an exec's first process)."""
-        names = {process.pid: exec_id for exec_id, process in self.execs.items() if not process.gone}
-        return [(pid, names.get(pid, "")) for pid in self.cgroup.pids()]
-
     # inside
 
     def look_for_oom(self) -> None:

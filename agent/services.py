@@ -50,7 +50,6 @@ class AgentService:
         server.add(api.RESUME, self.resume)
         server.add(api.UPDATE, self.update)
         server.add(api.STATS, self.stats)
-        server.add(api.PIDS, self.pids)
         server.add(api.EVENTS, self.events)
         server.add(api.SYNC, self.sync)
         server.add(api.SHUTDOWN, self.shutdown)
@@ -150,12 +149,6 @@ class AgentService:
     async def stats(self, request: api.ContainerRequest, context: Context) -> api.StatsResponse:
         metrics = self._guest.container(request.container_id).cgroup.metrics()
         return api.StatsResponse(metrics=metrics.encode())
-
-    async def pids(self, request: api.ContainerRequest, context: Context) -> api.PidsResponse:
-        members = self._guest.container(request.container_id).pids()
-        return api.PidsResponse(
-            processes=[api.GuestProcess(pid=pid, exec_id=exec_id) for pid, exec_id in members]
-        )
 
     # streams
 

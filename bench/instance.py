@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from bench import supervisor
+from config.places import CONFIG_DIR_VARIABLE
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RUNTIME = "io.containerd.casemate.v2"
@@ -197,7 +198,7 @@ class Instance:
             "HOME": "/root",
             "LANG": "C.UTF-8",
             "TMPDIR": str(self.base / "tmp"),
-            "CASEMATE_CONFIG_DIR": str(self.config_dir),
+            CONFIG_DIR_VARIABLE: str(self.config_dir),
             **self.environment,
         }
 

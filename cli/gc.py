@@ -15,7 +15,7 @@ from config.load import load
 from rpc.errors import CasemateError
 from shim.cleanup import clean_pod
 from shim.journal import Kind, read_journal
-from shim.paths import PodPaths, run_dir
+from shim.paths import PodPaths
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -47,7 +47,7 @@ def gc(
         about = {"namespace": pod.namespace, "id": pod.id, "key": pod.key}
         try:
             if not _is_starting(pod):
-                undone = _planned(pod) if dry_run else clean_pod(_paths(pod), kept=kept)
+                undone = _planned(pod) if dry_run else clean_pod(PodPaths.from_key(pod.key), kept=kept)
                 cleaned.append(about | {"undone": undone})
         except (CasemateError, OSError) as error:
             if isinstance(error, PermissionError):
@@ -82,16 +82,9 @@ def _tell(
         print_note("nothing to clean up")
 
 
-def _paths(pod: pods.Pod) -> PodPaths:
-    """By directory: a pod whose state.json is gone has no names to make the paths of."""
-    paths = PodPaths(pod.namespace, pod.id)
-    paths.key, paths.directory, paths.ended = pod.key, pod.directory, run_dir() / "ended" / pod.key
-    return paths
-
-
 def _is_starting(pod: pods.Pod) -> bool:
     """Whether a process of its journal lives, or it is too young to have a journal."""
-    entries = read_journal(_paths(pod).journal)
+    entries = read_journal(PodPaths.from_key(pod.key).journal)
     for entry in entries:
         if entry.kind is Kind.PROCESS and pods.shim_alive(
             {"pid": int(entry.value), "start_time": entry.started}
@@ -105,14 +98,10 @@ def _is_starting(pod: pods.Pod) -> bool:
 def _planned(pod: pods.Pod) -> list[str]:
     """What clean_pod() would undo of what is there."""
     planned: list[str] = []
-    for entry in reversed(read_journal(_paths(pod).journal)):
+    for entry in reversed(read_journal(PodPaths.from_key(pod.key).journal)):
         # Of processes none lives, or the pod would not be here.
         path = Path(entry.value)
-        if (
-            (entry.kind is Kind.SOCKET and path.exists())
-            or (entry.kind is Kind.MOUNT and path.is_mount())
-            or (entry.kind is Kind.CGROUP and path.is_dir())
-        ):
+        if (entry.kind is Kind.SOCKET and path.exists()) or (entry.kind is Kind.CGROUP and path.is_dir()):
             planned.append(f"{entry.kind.value} {entry.value}")
     return [*planned, f"directory {pod.directory}"]
 

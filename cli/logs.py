@@ -11,7 +11,7 @@ from cli import pods
 from cli.output import JsonOption, print_json, print_note
 from cli.text import Cleaner, clean
 from rpc.errors import NotFound
-from shim.paths import run_dir
+from shim.paths import PodPaths
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -102,7 +102,7 @@ def logs(
 
 def _path(pod: pods.Pod, name: str) -> Path:
     """Where a log of pod is now: pods end while they are looked at."""
-    ended = run_dir() / "ended" / pod.key / name
+    ended = PodPaths.from_key(pod.key).ended / name
     return pod.directory / name if pod.directory.exists() else ended
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config import places
 from images.files import make_directory, write_new
 from images.image import (
     BUILD_HINT,
@@ -45,9 +46,7 @@ from rpc.errors import (
     ResourceExhausted,
 )
 
-ROOT_VARIABLE = "CASEMATE_IMAGE_DIR"
 DEFAULT_ROOT = "/var/lib/casemate/images"
-RUN_VARIABLE = "CASEMATE_RUN_DIR"
 _SHORTEST = 6  # digits of an abbreviated digest
 _HEX_DIGITS = frozenset("0123456789abcdef")
 
@@ -71,14 +70,14 @@ class Collected:
 
 
 class ImageStore:
-    """root: $CASEMATE_IMAGE_DIR or /var/lib/casemate/images; run: $CASEMATE_RUN_DIR or /run/casemate."""
+    """root: $CASEMATE_IMAGE_DIR or /var/lib/casemate/images; run: config/places.py's."""
 
     def __init__(self, root: Path | None = None, run: Path | None = None) -> None:
-        self.root = root or Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+        self.root = root or Path(os.environ.get(places.IMAGE_DIR_VARIABLE) or DEFAULT_ROOT)
         self._images = self.root / "images"
         self._names = self.root / "names"
         self._staging = self.root / "tmp"
-        run = run or Path(os.environ.get(RUN_VARIABLE) or "/run/casemate")
+        run = run or Path(places.run_dir())
         self._verifier = Verifier(run / "cache/verified")
 
     # --- finding and using ---

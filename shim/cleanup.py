@@ -64,10 +64,6 @@ def _undo_socket(entry: Entry) -> list[str]:
     return [f"socket {entry.value}"]
 
 
-def _undo_mount(entry: Entry) -> list[str]:
-    return [f"mount {entry.value}"] if system.umount_if_mounted(entry.value) else []
-
-
 def _undo_cgroup(entry: Entry) -> list[str]:
     return [f"cgroup {entry.value}"] if cgroup.remove(entry.value) else []
 
@@ -75,7 +71,6 @@ def _undo_cgroup(entry: Entry) -> list[str]:
 _UNDO = {
     Kind.PROCESS: _undo_process,
     Kind.SOCKET: _undo_socket,
-    Kind.MOUNT: _undo_mount,
     Kind.CGROUP: _undo_cgroup,
 }
 

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from rpc.api import agent as api
 from rpc.errors import CasemateError, DataLoss, FailedPrecondition, NotFound
 from shim.helper import Watched
-from shim.process import KILLED, SIGKILL, Created, State, Stopped
+from shim.process import Created, State, Stopped
 from shim.stdio import Sink, Source, Stdio
 from shim.vm.guest import Machine
 
@@ -193,6 +193,3 @@ class Container:
             log.error("container %s: the guest did not delete it: %s", self.id, error)
         finally:
             await self.undo.aclose()
-
-
-__all__ = ["KILLED", "SIGKILL", "Container", "Process"]

@@ -16,8 +16,7 @@ from rpc.errors import CasemateError, InvalidArgument
 from shim.bootstrap import Arguments
 from shim.cleanup import TRACES_KEPT, clean_pod
 from shim.paths import PodPaths
-
-KILLED = 128 + 9
+from shim.process import KILLED
 
 
 def product_version() -> str:

@@ -25,7 +25,6 @@ class Kind(Enum):
 
     PROCESS = "process"  # value: pid; started: its start time
     SOCKET = "socket"  # value: path
-    MOUNT = "mount"  # value: mount point in the host's mount namespace
     CGROUP = "cgroup"  # value: directory
 
 

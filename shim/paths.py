@@ -12,18 +12,17 @@
     RUN/ended/KEY/       what is kept of an ended pod: state.json, trace.json, console.log, shim.log
     RUN/cache/           what can be found out again: accel.json, settings.json, verified images
 
-RUN is /run/casemate, or the environment's CASEMATE_RUN_DIR.
+RUN is config/places.py's: /run/casemate, unless the environment says otherwise.
 """
 
-import os
 from hashlib import sha256
 from pathlib import Path
 
-RUN_DIR_VARIABLE = "CASEMATE_RUN_DIR"
+from config import places
 
 
 def run_dir() -> Path:
-    return Path(os.environ.get(RUN_DIR_VARIABLE) or "/run/casemate")
+    return Path(places.run_dir())
 
 
 def pod_key(namespace: str, pod_id: str) -> str:
@@ -37,10 +36,19 @@ class PodPaths:
     __slots__ = ("directory", "ended", "key")
 
     def __init__(self, namespace: str, pod_id: str, run: Path | None = None) -> None:
-        root = run or run_dir()
-        self.key = pod_key(namespace, pod_id)
-        self.directory = root / "pods" / self.key
-        self.ended = root / "ended" / self.key
+        self._set(pod_key(namespace, pod_id), run or run_dir())
+
+    @classmethod
+    def from_key(cls, key: str) -> "PodPaths":
+        """Of a pod that is known by its directory's name alone: a key does not lead back to its id."""
+        paths = cls.__new__(cls)
+        paths._set(key, run_dir())
+        return paths
+
+    def _set(self, key: str, root: Path) -> None:
+        self.key = key
+        self.directory = root / "pods" / key
+        self.ended = root / "ended" / key
 
     @property
     def state(self) -> Path:

@@ -8,8 +8,9 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 
-from config import annotations
+from config import annotations, places
 from config.settings import Profile, Settings
 from rpc.api import agent as api
 from rpc.api.cgroups import Metrics
@@ -24,12 +25,12 @@ from rpc.errors import (
 )
 from shim import oci, phases, resources, spec
 from shim.anchor import AnchorMaker
-from shim.container import KILLED, SIGKILL, Container, Process
+from shim.container import Container, Process
 from shim.creation import NewContainer, make_container
 from shim.execution import forget_exec, start_exec
 from shim.occupancy import Occupancy
-from shim.paths import PodPaths, run_dir
-from shim.process import Created, Stopped
+from shim.paths import PodPaths
+from shim.process import KILLED, SIGKILL, Created, Stopped
 from shim.record import Identity, describe
 from shim.trace import CONTAINERD, Trace, write_json
 from shim.vm import sources
@@ -92,7 +93,7 @@ class Pod:
                 profile=self._profile,
                 settings=self.settings,
                 paths=self.paths,
-                cache=run_dir() / "cache",
+                cache=Path(places.cache_dir()),
             ),
             self.trace,
         )

@@ -128,8 +128,8 @@ def for_guest(spec: Spec, container_id: str) -> GuestSpec:
     # containerd asks for it on hosts with cgroups v2 only; the guest always has v2, where a container
     # without one would see the guest's whole tree.
     linux["namespaces"] = [{"type": kind} for kind in dict.fromkeys([*kinds, "cgroup"])]
-    linux["cgroupsPath"] = f"/casemate/{container_id}"
-    linux.pop("devices", None)
+    for name in ("cgroupsPath", "devices"):  # the host's; the agent names the guest's cgroup
+        linux.pop(name, None)
     linux["resources"], unmet = resources.for_guest(linux.get("resources") or {})
     document["linux"], of_linux = leave_out(linux, NEEDLESS, "linux.")
     document["process"], of_process = process_for_guest(document.get("process") or {})

@@ -139,7 +139,7 @@ async def open_stdio(
         if terminal:
             stderr = ""
         if stdout.startswith("binary://"):
-            sinks = list(await _open_logger(stdout, bool(stderr), container_id, identity))
+            sinks = list(await _open_logger(stdout, not terminal, container_id, identity))
         else:
             for uri in (stdout, stderr):
                 sinks.append(Sink(_open_sink(uri)) if uri else None)
@@ -184,6 +184,8 @@ async def _open_logger(
 ) -> tuple[Sink | None, Sink | None]:
     """Starts the program: descriptor 3 is stdout, 4 stderr, 5 is closed by it when it is ready.
 
+    stderr: whether there is one; if not, descriptor 4 is at its end from the beginning.
+
     It is one of the host's, with the host's files and network, of which it may need any to log to. What it
     does not have is the host's PID namespace: it must not outlive the pod.
     """
@@ -208,22 +210,25 @@ async def _open_logger(
         raise
     for fd in (out_read, err_read, ready_write):
         os.close(fd)
-    for fd in (out_write, err_write, ready_read):
+    writes = [out_write, err_write]
+    if not stderr:
+        os.close(writes.pop())
+    for fd in (*writes, ready_read):
         os.set_blocking(fd, False)
-    logger = Logger(process, 2)
+    logger = Logger(process, len(writes))
     try:
         async with asyncio.timeout(LOGGER_READY_S):
             await _readable(ready_read)
     except BaseException as error:
         process.kill()
-        for fd in (out_write, err_write):
+        for fd in writes:
             os.close(fd)
         if isinstance(error, TimeoutError):
             raise DeadlineExceeded(f"logger {program} was not ready within {LOGGER_READY_S:.0f} s") from error
         raise
     finally:
         os.close(ready_read)
-    return Sink(out_write, logger), Sink(err_write, logger)
+    return Sink(out_write, logger), Sink(err_write, logger) if stderr else None
 
 
 def logger_environment(container_id: str, namespace: str) -> dict[str, str]:

@@ -166,17 +166,6 @@ class StatsResponse(Message):
     metrics: bytes = bytes_(1)
 
 
-class GuestProcess(Message):
-    """pid is the guest's; exec_id is empty for init and for what a process forked by itself."""
-
-    pid: int = uint32(1)
-    exec_id: str = string(2)
-
-
-class PidsResponse(Message):
-    processes: list[GuestProcess] = messages(1, GuestProcess)
-
-
 class EventsRequest(Message):
     pass
 
@@ -206,7 +195,6 @@ PAUSE = Method(SERVICE, "Pause", ContainerRequest, Empty)
 RESUME = Method(SERVICE, "Resume", ContainerRequest, Empty)
 UPDATE = Method(SERVICE, "Update", UpdateRequest, Empty)
 STATS = Method(SERVICE, "Stats", ContainerRequest, StatsResponse)
-PIDS = Method(SERVICE, "Pids", ContainerRequest, PidsResponse)
 EVENTS = Method(SERVICE, "Events", EventsRequest, Event, server_streams=True)
 SYNC = Method(SERVICE, "Sync", Empty, Empty)
 SHUTDOWN = Method(SERVICE, "Shutdown", Empty, Empty)
@@ -227,7 +215,6 @@ METHODS = (
     RESUME,
     UPDATE,
     STATS,
-    PIDS,
     EVENTS,
     SYNC,
     SHUTDOWN,

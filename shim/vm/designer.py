@@ -36,14 +36,6 @@ class Sockets:
     share: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Design:
-    """domain, and what its policy was: how the agent is reached."""
-
-    domain: Domain
-    transport: str  # vsock | serial
-
-
 def transport_of(wanted: str) -> str:
     """vsock where the host has it, else virtio-serial. FailedPrecondition if vsock is a must and absent."""
     if wanted == "serial":

@@ -108,7 +108,7 @@ async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> 
         profile, image, accel, transport, sockets, qemu, programs.firmware(settings), port
     )
     host = Host(paths.libvirt, user, request.cache / f"libvirt-{accel.kind}")
-    pid = await _created(host, domain.xml(), trace, files, user.uid, settings.timeouts.boot_s)
+    pid = await _created(host, domain.xml(), trace, files, user.uid, settings.timeouts.boot_s * factor)
     created_s = time.monotonic()
     process = Watched("QEMU", pid)
     undo.push_async_callback(_libvirt_done, host)

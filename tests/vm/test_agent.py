@@ -824,19 +824,6 @@ def test_update_with_nonsense_is_an_error(vm: AgentVM) -> None:
         )
 
 
-def test_pids_names_init_and_execs(vm: AgentVM) -> None:
-    async def scenario() -> None:
-        pid = await vm.exec("listed", "shell", process("sh", "-c", "sleep 1000 & wait"))
-        answer = await vm.client.call(api.PIDS, api.ContainerRequest(container_id="listed"))
-        found = {entry.pid: entry.exec_id for entry in answer.processes}
-        assert found[pid] == "shell"
-        assert sorted(found.values())[-1] == "shell"
-        assert len(found) >= 2
-
-    with vm.sleeper("listed"):
-        vm.run(scenario())
-
-
 # the end of the machine
 
 

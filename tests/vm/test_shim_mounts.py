@@ -14,8 +14,7 @@ import pytest
 from rpc.api.types import Mount
 from rpc.errors import InvalidArgument, NotFound, Unimplemented
 from shim import seclusion, system
-from shim.cleanup import clean_pod, remove_tree
-from shim.journal import Entry, Journal, Kind
+from shim.cleanup import remove_tree
 from shim.paths import PodPaths
 from shim.rootfs import bound, mounted
 from shim.spec import SharedMount
@@ -375,23 +374,6 @@ def test_a_container_with_a_root_and_volumes_leaves_no_mount(tmp_path: Path, sou
 
 
 # --- clean-up ---
-
-
-def test_a_mount_in_a_journal_is_undone_once(tmp_path: Path) -> None:
-    paths = PodPaths("default", "web", tmp_path)
-    paths.directory.mkdir(parents=True)
-
-    def work() -> None:
-        point = tmpfs(tmp_path / "netns")
-        journal = Journal(paths.journal)
-        journal.add(Entry(Kind.MOUNT, str(point)))
-        journal.add(Entry(Kind.MOUNT, str(tmp_path / "never-mounted")))
-        journal.add(Entry(Kind.MOUNT, str(tmp_path)))  # a directory that is no mount point
-        journal.close()
-        assert clean_pod(paths) == [f"mount {point}", f"directory {paths.directory}"]
-        assert mount_points(tmp_path) == []
-
-    isolated(work)
 
 
 @pytest.mark.parametrize("kind", ["bind of the same file system", "tmpfs"])

@@ -170,3 +170,14 @@ def test_readme_is_two_screens() -> None:
     lines = (CHECKOUT / "README.md").read_text().splitlines()
     assert len(lines) <= 100
     assert max(map(len, lines)) <= 120
+
+
+def test_each_directory_of_the_environment_is_spelt_in_one_place() -> None:
+    """Who spells one again reads another directory as soon as one of them changes."""
+    spelt: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        for path in tracked(f"{package}/*.py"):
+            for name in re.findall(r"[\"'](CASEMATE_\w+_DIR)[\"']", path.read_text()):
+                spelt.setdefault(name, set()).add(str(path.relative_to(CHECKOUT)))
+    assert "CASEMATE_RUN_DIR" in spelt
+    assert [name for name, places in spelt.items() if len(places) > 1] == []

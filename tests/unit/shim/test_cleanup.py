@@ -241,7 +241,7 @@ def test_another_error_is_raised_after_the_directory_went(paths: PodPaths) -> No
 
 
 def test_what_was_undone_by_somebody_else_is_no_work(paths: PodPaths, tmp_path: Path) -> None:
-    write(paths, Entry(Kind.MOUNT, str(tmp_path / "gone")), Entry(Kind.SOCKET, str(tmp_path / "gone")))
+    write(paths, Entry(Kind.CGROUP, str(tmp_path / "gone")), Entry(Kind.SOCKET, str(tmp_path / "gone")))
     assert clean_pod(paths) == [f"directory {paths.directory}"]
     remove_tree(tmp_path / "gone" / "below")
 

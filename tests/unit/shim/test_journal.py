@@ -15,7 +15,7 @@ from rpc.errors import DataLoss
 from shim import system
 from shim.journal import Entry, Journal, Kind, read_journal
 
-ENTRIES = [Entry(Kind.SOCKET, "/run/s/1"), Entry(Kind.PROCESS, "17", 900), Entry(Kind.MOUNT, "/run/net/ü\n")]
+ENTRIES = [Entry(Kind.SOCKET, "/run/s/1"), Entry(Kind.PROCESS, "17", 900), Entry(Kind.CGROUP, "/sys/ü\n")]
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_what_is_added_after_half_a_line_is_read(path: Path) -> None:
 
 
 TICKS = st.integers(0, 1 << 62)
-PATHS = st.builds(Entry, st.sampled_from([Kind.SOCKET, Kind.MOUNT]), st.text(max_size=50), TICKS)
+PATHS = st.builds(Entry, st.sampled_from([Kind.SOCKET, Kind.CGROUP]), st.text(max_size=50), TICKS)
 PROCESSES = st.builds(Entry, st.just(Kind.PROCESS), st.integers(2, (1 << 22) - 1).map(str), TICKS)
 
 

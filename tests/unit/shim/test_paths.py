@@ -45,3 +45,10 @@ def test_the_run_directory_is_the_environments(tmp_path: Path, monkeypatch: pyte
     assert PodPaths("a", "b").directory.is_relative_to(tmp_path)
     monkeypatch.setenv("CASEMATE_RUN_DIR", "")
     assert run_dir() == Path("/run/casemate")
+
+
+def test_a_pod_is_found_by_its_key_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CASEMATE_RUN_DIR", str(tmp_path))
+    pod = PodPaths("default", "web")
+    found = PodPaths.from_key(pod.key)
+    assert (found.key, found.directory, found.ended) == (pod.key, pod.directory, pod.ended)

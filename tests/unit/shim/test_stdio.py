@@ -317,6 +317,19 @@ def test_a_logger_that_reads_to_the_end_is_not_killed(
     checked(test)
 
 
+def test_a_terminals_logger_knows_at_once_that_there_is_no_stderr(
+    tmp_path: Path, logger: Callable[[str], str]
+) -> None:
+    async def test() -> None:
+        uri = logger("#!/bin/sh\nexec 5>&-\ncat <&4\ntouch {dir}/ended\nexec cat <&3 >{dir}/out\n")
+        stdio = await opened(stdout=uri, stderr=uri, terminal=True)
+        assert stdio.stderr is None
+        await until((tmp_path / "ended").exists)
+        await stdio.close()
+
+    checked(test)
+
+
 def test_a_logger_that_does_not_end_is_killed(
     tmp_path: Path, logger: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
