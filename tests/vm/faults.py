@@ -146,11 +146,21 @@ def inside(instance: Instance, *argv: str) -> None:
 
 
 def find_process(instance: Instance, name: str) -> int:
-    """The pid of the one process below the supervisor whose comm begins with `name`."""
-    found = [pid for pid in instance.descendants() if comm(pid).startswith(name)]
+    """The pid of the one process below the supervisor whose comm begins with `name`.
+
+    One that libvirt asked what it can do may not be reaped yet: it is another.
+    """
+    found = [pid for pid in instance.descendants() if comm(pid).startswith(name) and runs(pid)]
     if len(found) != 1:
         raise AssertionError(f"{len(found)} processes called {name}: {found}")
     return found[0]
+
+
+def runs(pid: int) -> bool:
+    """Whether it is more than an exit status that nobody has asked for."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    return False
 
 
 def comm(pid: int) -> str:
