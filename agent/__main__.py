@@ -30,7 +30,7 @@ from agent.crun import Crun  # noqa: E402
 from agent.reaper import Reaper  # noqa: E402
 from agent.services import AgentService  # noqa: E402
 from agent.spans import MARKS_VARIABLE, Spans, early_spans  # noqa: E402
-from agent.transport import connect  # noqa: E402
+from agent.transport import Line  # noqa: E402
 from rpc.errors import DeadlineExceeded  # noqa: E402
 from rpc.server import Server  # noqa: E402
 
@@ -40,24 +40,35 @@ _log = logging.getLogger("casemate.agent")
 
 
 async def serve_shim(spans: Spans, settings: dict[str, str]) -> None:
-    """Serves the one connection of this machine's life; returns when it is over or SHUTDOWN came."""
+    """Serves the one connection of this machine's life, and before it, where the machine is to be saved as a
+    template, that of its maker. Powers off when it is over or SHUTDOWN came."""
     async with asyncio.TaskGroup() as tasks:
         guest = make_guest(tasks, DIRECTORY, sysctls.ROOT)
-        transport, (reader, writer) = await connect(settings)
-        spans.done("agent connect")
-        service = AgentService(guest, spans, transport=transport, machine=True)
-        server = Server(max_requests=MAX_REQUESTS)
-        service.register(server)
-        serving = tasks.create_task(server.serve(reader, writer))
-        ending = tasks.create_task(service.ending.wait())
-        await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
-        await server.close()  # gives the shim the answer to SHUTDOWN
+        line = Line(settings)
+        while await serve_connection(guest, spans, line, tasks):
+            line.say_waiting()
         guest.kill_all()
         try:
             await system.sync(guest.reaper, system.LAST_SYNC_S)
         except DeadlineExceeded as error:
             _log.warning("powering off all the same: %s", error)
         system.power_off()
+
+
+async def serve_connection(guest: Guest, spans: Spans, line: Line, tasks: asyncio.TaskGroup) -> bool:
+    """Until it ends; whether another one is to come."""
+    reader, writer = await line.connect()
+    spans.done("agent connect")
+    service = AgentService(guest, spans, transport=line.kind, machine=True)
+    server = Server(max_requests=MAX_REQUESTS)
+    service.register(server)
+    serving = tasks.create_task(server.serve(reader, writer))
+    ending = tasks.create_task(service.ending.wait())
+    await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+    await server.close()  # gives the shim the answer to SHUTDOWN
+    ending.cancel()
+    await serving
+    return service.prepared
 
 
 async def serve_socket(spans: Spans, path: str, directory: str) -> None:

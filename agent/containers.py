@@ -56,6 +56,9 @@ class Guest:
         self._tasks = tasks
         self._containers: dict[str, Container] = {}
 
+    def any_container(self) -> bool:
+        return bool(self._containers)
+
     def container(self, container_id: str) -> Container:
         try:
             return self._containers[container_id]

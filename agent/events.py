@@ -47,5 +47,8 @@ class EventQueue:
             await self._arrived.wait()
         return self._events[0]
 
+    def forget(self) -> None:
+        self._events.clear()
+
     def drop_first(self) -> None:
         self._events.popleft()

@@ -37,13 +37,21 @@ def _check(result: int, name: str | None = None) -> int:
     return result
 
 
-def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: str = "") -> None:
     _check(
         _libc.mount(
-            source.encode(), target.encode(), fstype.encode(), ctypes.c_ulong(flags), data.encode() or None
+            source.encode(),
+            target.encode(),
+            fstype.encode() if fstype else None,
+            ctypes.c_ulong(flags),
+            data.encode() or None,
         ),
         target,
     )
+
+
+def umount(target: str) -> None:
+    _check(_libc.umount2(target.encode(), 0), target)
 
 
 def load_module(path: str) -> None:

@@ -10,7 +10,7 @@ import time
 from agent import boot, system
 from rpc.api import agent as api
 from rpc.api.types import Empty
-from rpc.errors import InvalidArgument
+from rpc.errors import FailedPrecondition, InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class AgentService:
 
     def __init__(self, guest: Guest, spans: Spans, *, transport: str, machine: bool) -> None:
         self.ending = asyncio.Event()
+        self.prepared = False
         self._guest = guest
         self._spans = spans
         self._machine = machine
@@ -52,6 +53,7 @@ class AgentService:
         server.add(api.STATS, self.stats)
         server.add(api.EVENTS, self.events)
         server.add(api.SYNC, self.sync)
+        server.add(api.PREPARE, self.prepare)
         server.add(api.SHUTDOWN, self.shutdown)
 
     # the machine
@@ -94,6 +96,18 @@ class AgentService:
 
     async def sync(self, request: Empty, context: Context) -> Empty:
         await system.sync(self._guest.reaper, system.SYNC_S)
+        return Empty()
+
+    async def prepare(self, request: Empty, context: Context) -> Empty:
+        if self._guest.any_container():
+            raise FailedPrecondition("a guest that has containers cannot become a template")
+        from agent.rehearsal import empty_free_memory, rehearse
+
+        await rehearse(self._guest)
+        empty_free_memory(system.free_bytes())
+        self._spans.forget()
+        self.prepared = True
+        self.ending.set()
         return Empty()
 
     async def shutdown(self, request: Empty, context: Context) -> Empty:

@@ -6,6 +6,7 @@ What the shim tells a guest when they meet (HELLO), and how the guest ends. Know
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from fcntl import ioctl
 from struct import pack
 
 from agent import libc
+from agent.uevents import when_there
 from rpc.errors import DeadlineExceeded, FailedPrecondition
 
 TYPE_CHECKING = False
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 CLOCK_TOLERANCE_NS = 20_000_000  # below this a step would only hurt: timers, file times, logs
 SYNC_S = 60.0
+PLUGGED_S = 5.0  # from QEMU's word that a device is plugged in to the guest's driver
 LAST_SYNC_S = 5.0
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
@@ -72,6 +75,15 @@ def memory_bytes() -> tuple[int, int]:
     return values["MemTotal"], values["MemTotal"] - values["MemAvailable"]
 
 
+def free_bytes() -> int:
+    """Memory that nobody uses, not even as a cache."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemFree:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 def rss_bytes() -> int:
     """Resident memory of the agent itself."""
     with open("/proc/self/statm") as file:
@@ -108,12 +120,19 @@ def mount_share(tag: str, path: str, fstype: str, options: Sequence[str]) -> Non
     """Mounts what the host shares under this tag; options as in fstab."""
     flags, data = mount_arguments(options)
     os.makedirs(path, exist_ok=True)
-    try:
-        libc.mount(tag, path, fstype, flags, data)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"the guest cannot mount {fstype} {tag} on {path}", os.strerror(error.errno or 0)
-        ) from error
+
+    def mount() -> bool | None:
+        try:
+            libc.mount(tag, path, fstype, flags, data)
+        except OSError as error:
+            if error.errno == errno.EINVAL and fstype == "virtiofs":
+                return None  # no device has this tag: it was plugged in a moment ago
+            raise FailedPrecondition(
+                f"the guest cannot mount {fstype} {tag} on {path}", os.strerror(error.errno or 0)
+            ) from error
+        return True
+
+    when_there(mount, f"{fstype} device {tag}", PLUGGED_S)
 
 
 async def sync(reaper: Reaper, timeout_s: float) -> None:

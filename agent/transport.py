@@ -7,50 +7,61 @@ kernel's uevents, never by polling; it blocks, because nothing else happens befo
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
 import select
 import signal
 import socket
-import time
 
 from agent.port import PortTransport
-from rpc.errors import InvalidArgument, Unavailable
+from agent.uevents import when_there
+from rpc.api import agent as api
+from rpc.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, TypeAlias, TypeVar
+    from typing import TypeAlias
 
     Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-    T = TypeVar("T")
 
 PORT_NAME = "dev.casemate.agent"
 PORTS = "/sys/class/virtio-ports"
-DEFAULT_VSOCK_PORT = 1024
-DEVICE_WAIT_S = 30.0
-DIAL_S = 120.0  # the shim's own limit ends the machine, as a rule before
-REDIAL_S = 0.02
-_KOBJECT_UEVENT = 15  # NETLINK_KOBJECT_UEVENT
+_RESERVED_PORTS = 1024
 _LIMIT = 256 * 1024
 _HOST_CID = 2
-_TURNED_AWAY = (errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT)
+_GET_LOCAL_CID = 0x7B9  # IOCTL_VM_SOCKETS_GET_LOCAL_CID
+_NO_CID = b"\xff" * 4
 
 
-async def connect(settings: dict[str, str]) -> tuple[str, Streams]:
-    """Connects as the kernel command line says (casemate.transport, .port); tells which way it took."""
-    kind = settings.get("transport", "serial")
-    if kind == "serial":
-        path = _when_there(lambda: find_port(settings.get("port_name", PORT_NAME)), "virtio-serial port")
-        return kind, _open_port(path)
-    if kind == "vsock":
-        address = _HOST_CID, int(settings.get("port", DEFAULT_VSOCK_PORT))
-        connection = _when_there(lambda: dial(socket.AF_VSOCK, address), "vsock device")
-        return kind, await asyncio.open_connection(sock=connection, limit=_LIMIT)
-    raise InvalidArgument(
-        f"casemate.transport={kind} is unknown", hint="the kernel command line takes serial or vsock"
-    )
+class Line:
+    """The way to the shim, as the kernel command line says (casemate.transport, .port_name)."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.kind = settings.get("transport", "serial")
+        self._port_name = settings.get("port_name", PORT_NAME)
+        self._listener: socket.socket | None = None
+        if self.kind not in ("serial", "vsock"):
+            raise InvalidArgument(
+                f"casemate.transport={self.kind} is unknown",
+                hint="the kernel command line takes serial or vsock",
+            )
+
+    async def connect(self) -> Streams:
+        """A connection of the shim's. Each ends before the next is waited for."""
+        if self.kind == "serial":
+            return _open_port(when_there(lambda: find_port(self._port_name), "virtio-serial port"))
+        if self._listener is None:
+            self._listener = when_there(_listen, "vsock device")
+            self.say_waiting()
+        return await asyncio.open_connection(sock=await _accept(self._listener), limit=_LIMIT)
+
+    def say_waiting(self) -> None:
+        """On the console, where the host looks for it: nothing else of the guest's is connected."""
+        fd = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            os.write(fd, f"{api.WAITING}\n".encode())
+        finally:
+            os.close(fd)
 
 
 def find_port(name: str, ports: str = PORTS) -> str | None:
@@ -69,43 +80,35 @@ def find_port(name: str, ports: str = PORTS) -> str | None:
     return None
 
 
-def dial(family: int, address: tuple[Any, ...], limit_s: float = DIAL_S) -> socket.socket | None:
-    """A connection to the host, tried again for as long as the host turns it away; None without a device.
+def _listen() -> socket.socket | None:
+    """The guest listens and the host dials: no VM can reach another one's port (vhost-vsock connects a guest
+    with its host alone), and a guest that is restored is there at once, under whatever context id."""
+    try:
+        cid = os.open("/dev/vsock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        if fcntl.ioctl(cid, _GET_LOCAL_CID, bytes(4)) == _NO_CID:
+            return None  # the device is still being probed
+    finally:
+        os.close(cid)
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener.bind((socket.VMADDR_CID_ANY, api.VSOCK_PORT))
+    listener.listen(1)
+    return listener
 
-    Other guests may fill the shim's queue for a while, which the kernel answers with a reset. Nothing tells
-    when there is room again. Raises Unavailable after limit_s.
+
+async def _accept(listener: socket.socket) -> socket.socket:
+    """A connection of the host's root: a reserved port takes CAP_NET_BIND_SERVICE there (vsock(7)).
+
+    Others may dial too: users of the host, and processes of a container by the loopback transport.
     """
-    deadline = time.monotonic() + limit_s
+    loop = asyncio.get_running_loop()
     while True:
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            connection.connect(address)
-        except OSError as error:
-            connection.close()
-            if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL, errno.ENETUNREACH):
-                return None  # the device is still being probed
-            if error.errno not in _TURNED_AWAY or time.monotonic() + REDIAL_S > deadline:
-                raise Unavailable(
-                    f"port {address[-1]} of the host does not accept the agent", os.strerror(error.errno or 0)
-                ) from error
-            time.sleep(REDIAL_S)
-            continue
-        connection.setblocking(False)
-        return connection
-
-
-def _when_there(look: Callable[[], T | None], what: str) -> T:
-    """look() as soon as it finds something, asked again after each of the kernel's device events."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _KOBJECT_UEVENT) as events:
-        events.bind((0, 1))
-        deadline = time.monotonic() + DEVICE_WAIT_S
-        while (found := look()) is None:
-            events.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                events.recv(65536)
-            except TimeoutError:
-                raise Unavailable(f"no {what} appeared within {DEVICE_WAIT_S:g} s") from None
-        return found
+        connection, peer = await loop.sock_accept(listener)
+        if peer[0] == _HOST_CID and peer[1] < _RESERVED_PORTS:
+            return connection
+        connection.close()
 
 
 def _open_port(path: str) -> Streams:

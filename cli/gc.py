@@ -1,4 +1,6 @@
-"""`casemate gc`: takes away what pods left whose shim is gone, and old records of ended ones."""
+"""`casemate gc`: takes away what pods left whose shim is gone, old records of ended ones, and templates that
+nothing can be restored from any more.
+"""
 
 import shutil
 import sys
@@ -12,10 +14,14 @@ from cli import pods
 from cli.exits import ExitCode
 from cli.output import JsonOption, print_error, print_json, print_line, print_note
 from config.load import load
+from config.settings import Settings
+from images.store import ImageStore
 from rpc.errors import CasemateError
 from shim.cleanup import clean_pod
 from shim.journal import Kind, read_journal
-from shim.paths import PodPaths
+from shim.paths import PodPaths, run_dir
+from shim.vm.template import Template, TemplateStore
+from shim.vm.versions import identity
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -31,11 +37,14 @@ def gc(
 ) -> None:
     """Clean up after pods whose shim is gone, from their journals.
 
-    Pods with a shim are never touched. Of ended pods the records beyond traces_kept go.
+    Pods with a shim are never touched. Of ended pods the records beyond traces_kept go, of templates those
+    whose guest image or QEMU is no longer there, and the ones beyond templates_kept.
     """
     failed: list[dict[str, Any]] = []
+    settings = None
     try:
-        kept = load().traces_kept
+        settings = load()
+        kept = settings.traces_kept
     except CasemateError as error:
         # A mistake in the config must not leave dead pods lying about; only records stay.
         failed.append({"config": str(error)})
@@ -54,16 +63,23 @@ def gc(
                 raise
             failed.append(about | {"error": str(error)})
     removed = _remove_old(kept, dry_run=dry_run)
+    templates = _collect_templates(settings, dry_run=dry_run) if settings is not None else ()
     if as_json:
-        print_json({"dry_run": dry_run, "cleaned": cleaned, "removed": removed, "failed": failed})
+        found = {"cleaned": cleaned, "removed": removed, "templates": templates, "failed": failed}
+        print_json({"dry_run": dry_run} | found)
     else:
-        _tell(cleaned, removed, failed, dry_run=dry_run)
+        _tell(cleaned, removed, templates, failed, dry_run=dry_run)
     if failed:
         raise typer.Exit(ExitCode.FAILURE)
 
 
 def _tell(
-    cleaned: list[dict[str, Any]], removed: list[str], failed: list[dict[str, Any]], *, dry_run: bool
+    cleaned: list[dict[str, Any]],
+    removed: list[str],
+    templates: tuple[str, ...],
+    failed: list[dict[str, Any]],
+    *,
+    dry_run: bool,
 ) -> None:
     would = "would clean" if dry_run else "cleaned"
     for pod in cleaned:
@@ -73,12 +89,14 @@ def _tell(
             print_line(f"  {line}")
     if removed:
         print_line(f"{'would remove' if dry_run else 'removed'} the records of {len(removed)} ended pods")
+    if templates:
+        print_line(f"{'would remove' if dry_run else 'removed'} {len(templates)} templates")
     for failure in failed:
         if "config" in failure:
             print_error(failure["config"], hint="no old records were removed")
         else:
             print_error(f"{failure['namespace']}/{failure['id']} ({failure['key']})", failure["error"])
-    if not (cleaned or removed or failed):
+    if not (cleaned or removed or templates or failed):
         print_note("nothing to clean up")
 
 
@@ -104,6 +122,22 @@ def _planned(pod: pods.Pod) -> list[str]:
         if (entry.kind is Kind.SOCKET and path.exists()) or (entry.kind is Kind.CGROUP and path.is_dir()):
             planned.append(f"{entry.kind.value} {entry.value}")
     return [*planned, f"directory {pod.directory}"]
+
+
+def _collect_templates(settings: Settings, *, dry_run: bool) -> tuple[str, ...]:
+    """The keys of templates that no pod can be restored from, or that were not used for long."""
+    store = TemplateStore(Path(settings.template_dir), run_dir() / "cache" / "templates")
+    images = {entry.digest for entry in ImageStore(Path(settings.image_dir)).list()}
+    try:
+        qemu = identity(settings.qemu)
+    except FileNotFoundError:
+        qemu = ""  # being replaced, or gone: in either case the next one is another
+
+    def wanted(template: Template) -> bool:
+        return template.about.get("image") in images and template.about.get("qemu") == qemu
+
+    collect = store.doomed if dry_run else store.gc
+    return collect(wanted, settings.templates_kept)
 
 
 def _remove_old(kept: int, *, dry_run: bool) -> list[str]:

@@ -24,6 +24,7 @@ COMMANDS = {
     "gc": "cli.gc",
     "config": "cli.config",
     "image": "cli.image",
+    "template": "cli.template",
 }
 
 

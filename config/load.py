@@ -31,6 +31,11 @@ _CODE = tuple(
     os.path.join(places.PACKAGE_DIR, name)
     for name in ("schema.py", "sources.py", "settings.py", "values.py", "annotations.py")
 )
+# Of the environment, before what the files say.
+_DIRECTORIES = (
+    ("image_dir", places.IMAGE_DIR_VARIABLE),
+    ("template_dir", places.TEMPLATE_DIR_VARIABLE),
+)
 
 
 def load() -> Settings:
@@ -42,8 +47,10 @@ def load() -> Settings:
     settings = None if signature is None else _read_cache(signature)
     if settings is None:
         settings = _load_slowly(signature)
-    image_dir = os.environ.get(places.IMAGE_DIR_VARIABLE)
-    return settings.replace(image_dir=image_dir) if image_dir else settings
+    for key, variable in _DIRECTORIES:
+        if directory := os.environ.get(variable):
+            settings = settings.replace(**{key: directory})
+    return settings
 
 
 def _load_slowly(signature: "list[list[Any]] | None") -> Settings:

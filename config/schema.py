@@ -29,6 +29,7 @@ class ProfileTable(_Table):
     image: Annotated[str, AfterValidator(values.image)]
     kernel_cmdline: Annotated[str, AfterValidator(values.kernel_cmdline)]
     cpu_model: Annotated[str, AfterValidator(values.cpu_model)]
+    template: Literal["shared", "tenant", "off"]
 
     def profile(self, name: str) -> Profile:
         return Profile(
@@ -38,6 +39,7 @@ class ProfileTable(_Table):
             image=self.image,
             kernel_cmdline=self.kernel_cmdline,
             cpu_model=self.cpu_model,
+            template=self.template,
         )
 
 
@@ -56,6 +58,9 @@ class ConfigTable(_Table):
     virtiofsd: PathOrAuto
     firmware: PathOrAuto
     image_dir: AbsolutePath
+    template_dir: AbsolutePath
+    make_templates: bool
+    templates_kept: Annotated[int, Field(ge=0, le=10_000)]
     default_profile: str
     profiles: dict[Annotated[str, AfterValidator(values.profile_name)], ProfileTable]
     allowed_annotations: list[Annotated[str, AfterValidator(annotations.known)]]
@@ -77,6 +82,9 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         virtiofsd=table.virtiofsd,
         firmware=table.firmware,
         image_dir=table.image_dir,
+        template_dir=table.template_dir,
+        make_templates=table.make_templates,
+        templates_kept=table.templates_kept,
         default_profile=table.default_profile,
         profiles={name: profile.profile(name) for name, profile in table.profiles.items()},
         allowed_annotations=tuple(table.allowed_annotations),

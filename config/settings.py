@@ -21,6 +21,7 @@ class Profile(Record):
     image: str
     kernel_cmdline: str
     cpu_model: str
+    template: str
 
 
 class Timeouts(Record):
@@ -42,6 +43,9 @@ class Settings(Record):
     virtiofsd: str
     firmware: str
     image_dir: str
+    template_dir: str
+    make_templates: bool
+    templates_kept: int
     default_profile: str
     profiles: dict[str, Profile]
     allowed_annotations: tuple[str, ...]

@@ -36,7 +36,6 @@ PACKAGES = (
 # for module signatures (images/modules.py takes those off).
 _SKIPPED = ("jent_mod_init", "load_system_certificate_list")
 CMDLINE = (
-    "pci=lastbus=0",  # all devices are on the root bus: do not look for 255 others
     "cryptomgr.notests",  # of every cipher
     "lsm=landlock,yama",  # nobody loads a policy for the others
     f"initcall_blacklist={','.join(_SKIPPED)}",

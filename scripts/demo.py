@@ -108,6 +108,7 @@ def main() -> int:
         require_root("demo")
         product.install(product.checked_prefix(arguments.prefix))
         product.ensure_image()
+        product.ensure_template()
         demo()
     except CasemateError as error:
         return main_guard(error)

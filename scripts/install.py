@@ -17,6 +17,7 @@ def main() -> int:
         prefix = product.checked_prefix(arguments.prefix)
         changed = product.install(prefix)
         product.ensure_image()
+        product.ensure_template()
     except CasemateError as error:
         return main_guard(error)
     say(f"installed in {prefix}" if changed else f"up to date in {prefix}")

@@ -31,6 +31,7 @@ CONFIG = Path("/etc/casemate")
 RUN = Path("/run/casemate")
 LIBVIRT_RUN = Path("/run/libvirt")
 IMAGES = Path("/var/lib/casemate/images")
+TEMPLATES = Path("/var/lib/casemate/templates")
 LOCKS = CHECKOUT / "requirements"
 PACKAGES = ("agent", "bench", "cli", "config", "images", "node", "rpc", "shim", "vfio")
 
@@ -123,7 +124,7 @@ def create_qemu_user(manifest: Manifest) -> None:
 
 def record_directories(manifest: Manifest) -> None:
     """What bears our name on this machine: made here, or by the product when it runs."""
-    for tree in (CACHE, RUN, IMAGES):
+    for tree in (CACHE, RUN, IMAGES, TEMPLATES):
         manifest.record(Kind.TREE, tree)
     if not LIBVIRT_RUN.exists():  # the embedded driver makes it, a libvirt daemon may want it later
         manifest.record(Kind.SHARED_TREE, LIBVIRT_RUN)
@@ -183,3 +184,10 @@ def ensure_image() -> None:
     if builder.current(store, options) is None:
         say("building the guest image")
         builder.build(store, options, progress=say)
+
+
+def ensure_template() -> None:
+    """The default profile's template, so that the first pod is restored already. Without it, it is booted."""
+    say("making the template that pods are restored from")
+    if not succeeds([EXECUTABLES / "casemate", "template", "build"]):
+        say("no template could be made: pods are booted. `casemate template build` says why")

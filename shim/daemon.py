@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rpc.errors import CasemateError
 from shim import phases, seclusion, system
 from shim.anchor import fork_maker
+from shim.apprentice import stand_by
 from shim.bootstrap import FIRST_LINE_S
 from shim.cgroup import Place
 from shim.journal import Journal
@@ -49,6 +50,7 @@ def run(
         trace.add(phases.BIND, FIRST_LINE_S, bound_s, parent=phases.START)
         trace.add(phases.START, exec_s, bound_s)
         detach(request)
+        standby = stand_by(settings, request.namespace, request.spec, listener.fileno())
         host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         host = HostNamespaces.current()
         system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
@@ -69,7 +71,7 @@ def run(
         except CasemateError as error:
             refusal = refusal or error
         trace.add(phases.DETACH, bound_s, time.monotonic())
-        serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, refusal)
+        serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, standby, refusal)
     except BaseException:  # noqa: BLE001
         # Not swallowed: this process is the daemon, and its log is the only place left to say it.
         import traceback
@@ -124,11 +126,7 @@ def enter_network(request: "Start") -> CasemateError | None:
 
 
 def enter_namespaces(request: "Start") -> None:
-    """As first process of the PID namespace: mounts no longer propagate out, /proc shows this namespace,
-    and of all pods' directories there is only this one's."""
-    system.no_new_privileges()
-    system.mount("none", "/", None, system.MS_REC | system.MS_SLAVE)
-    seclusion.hide_other_pods(request.paths)
-    system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
+    """As first process of the PID namespace."""
+    seclusion.enter(request.paths)
     system.set_process_name("casemate-shim")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -14,6 +14,7 @@ from rpc.errors import CasemateError
 from rpc.server import Server
 from shim import phases, system
 from shim.anchor import AnchorMaker
+from shim.apprentice import Standby
 from shim.bootstrap import Start
 from shim.cgroup import Place
 from shim.cleanup import retire
@@ -46,6 +47,7 @@ def serve(
     host: HostNamespaces,
     anchors: AnchorMaker,
     place: Place,
+    standby: Standby,
     refusal: CasemateError | None,
 ) -> None:
     """Runs until containerd says Shutdown, a signal does, or the pod was empty for too long.
@@ -57,7 +59,9 @@ def serve(
         log.warning("%s", line)
     if not place.directories and refusal is None:
         log.warning("the container names no cgroup: the pod's processes stay in containerd's")
-    asyncio.run(_serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, refusal))
+    asyncio.run(
+        _serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, standby, refusal)
+    )
 
 
 async def _serve(
@@ -70,6 +74,7 @@ async def _serve(
     host: HostNamespaces,
     anchors: AnchorMaker,
     place: Place,
+    standby: Standby,
     refusal: CasemateError | None,
 ) -> None:
     begun_s = time.monotonic()
@@ -82,7 +87,7 @@ async def _serve(
     started = system.start_time(pid, host_proc)
     identity = Identity(request.namespace, request.pod_id, pid, started, host_proc, host)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
-    pod = Pod(identity, settings, request.paths, trace, anchors, Listener(publisher))
+    pod = Pod(identity, settings, request.paths, trace, anchors, standby, Listener(publisher))
     server = Server()
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")

@@ -16,6 +16,10 @@ VIRTIOFSD = "virtiofsd"  # file server spawned
 LIBVIRT_IMPORT = "libvirt.import"
 LIBVIRT_OPEN = "libvirt.open"
 LIBVIRT_CREATE = "libvirt.create"  # until QEMU runs the guest
+RAM_COPY = "ram.copy"  # the template's RAM into the guest's, while QEMU starts
+STATE_LOAD = "state.load"  # QEMU reads the template's state
+SHARE_PLUG = "share.plug"  # the file system's device
+GUEST_RESUME = "guest.resume"  # a restored guest runs until the agent answered
 GUEST_BOOT = "guest.boot"  # QEMU runs until the agent answered
 GUEST_SHARE = "guest.share"  # the guest mounts the share
 

@@ -25,6 +25,7 @@ from rpc.errors import (
 )
 from shim import oci, phases, resources, spec
 from shim.anchor import AnchorMaker
+from shim.apprentice import Standby, tenant_of
 from shim.container import Container, Process
 from shim.creation import NewContainer, make_container
 from shim.execution import forget_exec, start_exec
@@ -35,6 +36,7 @@ from shim.record import Identity, describe
 from shim.trace import CONTAINERD, Trace, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
+from shim.vm.setting import MachineRequest
 
 log = logging.getLogger("casemate")
 
@@ -49,6 +51,7 @@ class Pod:
         paths: PodPaths,
         trace: Trace,
         anchors: AnchorMaker,
+        standby: Standby,
         listener: "Listener",
     ) -> None:
         self.identity = identity
@@ -58,6 +61,7 @@ class Pod:
         self.containers: dict[str, Container] = {}
         self.occupancy = Occupancy()
         self._anchors = anchors
+        self._standby = standby
         self._listener = listener
         self._machine: asyncio.Task[Machine] | None = None
         self._profile: Profile | None = None
@@ -86,18 +90,23 @@ class Pod:
             spec.refuse_host_access(wanted)
             profile = self.settings.profiles[self.settings.default_profile]
             self._profile = annotations.apply(self.settings, profile, wanted.annotations)
-        machine = await sources.boot(
-            sources.MachineRequest(
+        tenant = tenant_of(self._profile, self.identity.namespace, wanted.annotations)
+        wishes: list[str] = []
+        machine = await sources.obtain(
+            MachineRequest(
                 pod_id=self.identity.pod_id,
                 hostname=wanted.hostname or self.identity.pod_id[:12],
                 profile=self._profile,
                 settings=self.settings,
                 paths=self.paths,
                 cache=Path(places.cache_dir()),
+                tenant=tenant,
             ),
             self.trace,
+            wishes.append,
         )
         self.trace.add(phases.POD_READY, from_s, time.monotonic())
+        self._standby.settle(self._profile, tenant, wished=bool(wishes), restored=machine.facts.restored)
         self._spawn(machine.events(self._on_event))
         self._spawn(self._on_lost(machine))
         return machine

@@ -9,6 +9,15 @@ from shim import system
 from shim.paths import PodPaths
 
 
+def enter(paths: PodPaths) -> None:
+    """As first process of a PID namespace, in a new mount namespace: mounts no longer propagate out, /proc
+    shows this namespace, nothing gains privileges, and of all pods' directories there is only this one's."""
+    system.no_new_privileges()
+    system.mount("none", "/", None, system.MS_REC | system.MS_SLAVE)
+    hide_other_pods(paths)
+    system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
+
+
 def hide_other_pods(paths: PodPaths) -> None:
     """What breaks out of this pod's QEMU finds no socket of another's."""
     own, pods = paths.directory, paths.directory.parent

@@ -24,9 +24,11 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
+VSOCK_PORT = 1024
+"""Where an agent listens, on vsock."""
 
 
 class EventKind(IntEnum):
@@ -197,7 +199,11 @@ UPDATE = Method(SERVICE, "Update", UpdateRequest, Empty)
 STATS = Method(SERVICE, "Stats", ContainerRequest, StatsResponse)
 EVENTS = Method(SERVICE, "Events", EventsRequest, Event, server_streams=True)
 SYNC = Method(SERVICE, "Sync", Empty, Empty)
+PREPARE = Method(SERVICE, "Prepare", Empty, Empty)
+"""Makes a booted guest ready to be saved. It forgets its boot, closes the connection when it has answered,
+says WAITING on its console, and waits for another connection: the first of whoever it is restored for."""
 SHUTDOWN = Method(SERVICE, "Shutdown", Empty, Empty)
+WAITING = "casemate agent: waiting for the shim"
 
 METHODS = (
     HELLO,
@@ -217,5 +223,6 @@ METHODS = (
     STATS,
     EVENTS,
     SYNC,
+    PREPARE,
     SHUTDOWN,
 )

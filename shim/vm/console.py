@@ -1,6 +1,7 @@
 """The guest's console, read as it comes: the last lines for an error message, a bounded file for a person.
 
-What it reads was written by a hostile guest: it is bytes to keep, never anything to act upon.
+What it reads was written by a hostile guest: it is bytes to keep, never anything to act upon, but for the
+agent's word that it waits for the shim, which is no more than a reason to try.
 """
 
 import asyncio
@@ -9,9 +10,12 @@ import re
 import socket
 from pathlib import Path
 
+from rpc.api import agent as api
+
 TAIL_BYTES = 16 << 10
 READ_BYTES = 64 << 10
 PANIC = b"Kernel panic"
+WAITING = api.WAITING.encode()
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
@@ -19,6 +23,7 @@ class Console:
     """Takes one connection of QEMU's on a unix socket of its own."""
 
     def __init__(self, socket_path: Path, file: Path, most_bytes: int, owner: int) -> None:
+        self._path = socket_path
         self._listener = listen(socket_path, owner)
         self._connection: socket.socket | None = None
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -26,6 +31,7 @@ class Console:
         self._written = 0
         self._tail = b""
         self.ended = asyncio.Event()
+        self.agent_waits = asyncio.Event()
 
     async def read(self) -> None:
         """Until QEMU closes it. Always read: a guest whose console stalls is a guest that stalls."""
@@ -38,6 +44,8 @@ class Console:
             self.ended.set()
 
     def _keep(self, data: bytes) -> None:
+        if WAITING in self._tail[-len(WAITING) :] + data:
+            self.agent_waits.set()
         self._tail = (self._tail + data)[-TAIL_BYTES:]
         try:
             if self._written + len(data) > self._most:
@@ -69,6 +77,7 @@ class Console:
         if self._connection is not None:
             self._connection.close()
         self._listener.close()
+        self._path.unlink(missing_ok=True)
         os.close(self._file)
 
 

@@ -65,11 +65,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
-    """A vhost-user file system: its server listens on the socket."""
+    """A vhost-user file system: its server listens on the socket. It can be plugged into a root port."""
 
     tag: str
     socket: str
-    slot: int
+    bus: int
 
     def xml(self) -> str:
         return element(
@@ -77,10 +77,21 @@ class FileSystem:
             element("driver", type_="virtiofs", queue=1024),
             element("source", socket=self.socket),
             element("target", dir=self.tag),
-            pci(self.slot),
+            pci(0, self.bus),
             type_="mount",
             accessmode="passthrough",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RootPort:
+    """Bus number `bus`, with one slot that a device can be plugged into while the guest runs."""
+
+    bus: int
+    slot: int
+
+    def xml(self) -> str:
+        return element("controller", pci(self.slot), type_="pci", index=self.bus, model="pcie-root-port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +150,10 @@ class Domain:
     vcpus: int
     memory_bytes: int
     cpu_model: str
-    devices: "Sequence[Disk | FileSystem | Channel | Vsock | Console]"
+    devices: "Sequence[Disk | FileSystem | RootPort | Channel | Vsock | Console]"
     tcg_cache_bytes: int | None = None
+    memory_file: bool = False  # RAM is a file below qemu.conf's memory_backing_dir, else a memfd
+    incoming: bool = False  # it waits for a saved state instead of booting
 
     def xml(self) -> str:
         return element(
@@ -148,7 +161,7 @@ class Domain:
             text("name", self.name),
             text("memory", str(self.memory_bytes), unit="bytes"),
             text("vcpu", str(self.vcpus)),
-            element("memoryBacking", element("source", type_="memfd"), element("access", mode="shared")),
+            self._memory_backing(),
             self._os(),
             self._features(),
             self._cpu(),
@@ -165,10 +178,19 @@ class Domain:
                 element("audio", id=1, type_="none"),
                 *(device.xml() for device in self.devices),
             ),
+            self._commandline() if self.incoming else "",
             element("qemu:capabilities", element("qemu:del", capability=CPU_READ_BY_PROPERTY)),
             type_=self.kind,
             **{"xmlns:qemu": "http://libvirt.org/schemas/domain/qemu/1.0"},
         )
+
+    def _memory_backing(self) -> str:
+        source = element("source", type_="file" if self.memory_file else "memfd")
+        return element("memoryBacking", source, element("access", mode="shared"))
+
+    def _commandline(self) -> str:
+        words = ("-incoming", "defer")
+        return element("qemu:commandline", *(element("qemu:arg", value=word) for word in words))
 
     def _os(self) -> str:
         return element(
@@ -193,11 +215,11 @@ class Domain:
     def _cpu(self) -> str:
         without = [element("feature", policy="disable", name=name) for name in VIRTUALIZATION]
         if self.cpu_model in ("host-passthrough", "maximum"):
-            return element("cpu", *without, mode=self.cpu_model, check="none", migratable="off")
+            return element("cpu", *without, mode=self.cpu_model, check="none", migratable="on")
         model = text("model", self.cpu_model)
         return element("cpu", model, *without, mode="custom", match="exact", check="none")
 
 
-def pci(slot: int) -> str:
-    """Straight on the root complex: a root port per device costs the guest milliseconds and memory."""
-    return element("address", type_="pci", domain=0, bus=0, slot=slot, function=0)
+def pci(slot: int, bus: int = 0) -> str:
+    """Bus 0 is the root complex: a root port per device costs the guest milliseconds and memory."""
+    return element("address", type_="pci", domain=0, bus=bus, slot=slot, function=0)

@@ -43,6 +43,10 @@ class Facts:
     kernel_release: str
     memory_used_bytes: int
 
+    @property
+    def restored(self) -> bool:
+        return self.source == "restore"
+
 
 class Machine:
     """Owns QEMU, its file server and the agent's connection; stop() ends them all.
@@ -154,12 +158,15 @@ def files_failure(files: Helper) -> CasemateError:
     return Unavailable(f"virtiofsd ended unexpectedly ({files.how()})", details=files.words() or None)
 
 
-async def why_ended(qemu: Watched, files: Helper, console: Console, qemu_words: "QemuWords") -> CasemateError:
+async def why_ended(
+    qemu: Watched, files: Helper | None, console: Console, qemu_words: "QemuWords"
+) -> CasemateError:
     """Which of a machine's parts ended first, and in whose words. One of them has, or has hung up.
 
     A panicking kernel closes the agent's connection, and writes to its console, before QEMU ends.
     """
-    if not files.exited.is_set() and not qemu.exited.is_set():
+    files_gone = files is not None and files.exited.is_set()
+    if not files_gone and not qemu.exited.is_set():
         try:
             async with asyncio.timeout(LAST_WORDS_S):
                 await qemu.exited.wait()
@@ -174,7 +181,7 @@ async def why_ended(qemu: Watched, files: Helper, console: Console, qemu_words: 
             log.warning("the console of a QEMU that ended is still open")
     if console.panicked:
         return Unavailable("the guest's kernel panicked", details=console.words())
-    if files.exited.is_set() and not qemu.exited.is_set():
+    if files is not None and files.exited.is_set() and not qemu.exited.is_set():
         return files_failure(files)
     own = qemu_words()
     return Unavailable(

@@ -5,35 +5,29 @@ It must not know what starts the machine, nor what the machine is for.
 
 import asyncio
 import errno
-import logging
 import os
-import secrets
 import socket
 import time
 
 from rpc.api import agent as api
 from rpc.channel import BUFFER_BYTES
 from rpc.client import Client
-from rpc.errors import FailedPrecondition, Unavailable
+from rpc.errors import FailedPrecondition, ResourceExhausted, Unavailable
 
 ENTROPY_BYTES = 64
-PORTS = range(1 << 20, 1 << 31)
-PORT_TRIES = 16
-BACKLOG = 128
-log = logging.getLogger("casemate")
+RESERVED_PORTS = 1024
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
 
 
 async def greet(
-    pod_id: str, hostname: str, listener: socket.socket, cid: int | None, timeout_s: float
+    pod_id: str, hostname: str, connecting: "Coroutine[Any, Any, socket.socket]", timeout_s: float
 ) -> tuple[Client, api.HelloResponse]:
-    """The agent's connection and its first answer. On virtio-serial the question waits for the guest.
-
-    Closes the listener as soon as it has the connection: nobody else is to come.
-    """
-    connection = await _accept(listener, cid)
-    listener.close()
-    reader, writer = await asyncio.open_connection(sock=connection, limit=BUFFER_BYTES)
-    client = Client(reader, writer, "the guest's agent")
+    """The agent's connection and its first answer. On virtio-serial the question waits for the guest."""
+    client = await client_on(await connecting)
     try:
         hello = await client.call(api.HELLO, question(pod_id, hostname), timeout_s=timeout_s)
         if hello.protocol != api.PROTOCOL:
@@ -50,6 +44,11 @@ async def greet(
     return client, hello
 
 
+async def client_on(connection: socket.socket) -> Client:
+    reader, writer = await asyncio.open_connection(sock=connection, limit=BUFFER_BYTES)
+    return Client(reader, writer, "the guest's agent")
+
+
 def question(pod_id: str, hostname: str) -> api.HelloRequest:
     return api.HelloRequest(
         protocol=api.PROTOCOL,
@@ -60,42 +59,45 @@ def question(pod_id: str, hostname: str) -> api.HelloRequest:
     )
 
 
-async def _accept(listener: socket.socket, cid: int | None) -> socket.socket:
-    """The guest's connection. Any VM of the host can reach a vsock port: another's is turned away."""
-    loop = asyncio.get_running_loop()
-    refused = 0
-    try:
-        while True:
-            connection, peer = await loop.sock_accept(listener)
-            if cid is None or peer[0] == cid:
-                return connection
-            connection.close()
-            refused += 1
-            if refused == 1:  # and no line for each: they who send them decide how many
-                log.warning("refused a connection from vsock context %s: this pod's is %s", peer[0], cid)
-    finally:
-        if refused > 1:
-            log.warning("refused %d connections from other vsock contexts", refused)
+async def accept(listener: socket.socket) -> socket.socket:
+    """QEMU's end of a virtio-serial port."""
+    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+    return connection
 
 
-def listen_vsock() -> socket.socket:
-    """On a port that nobody else has and nobody can guess; _accept() checks who connects.
+async def dial(cid: int, waits: asyncio.Event | None) -> socket.socket:
+    """A vsock connection to the agent of context cid. waits: set once the agent says that it waits for one;
+    None: it does already.
 
-    The kernel's own choice of a port is one more than its last, to whoever asks (net/vmw_vsock/af_vsock.c).
+    From a reserved port, which takes CAP_NET_BIND_SERVICE: an agent takes no other, so that nobody but the
+    host's root can be its shim. Raises Unavailable.
     """
-    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    if waits is not None:
+        await waits.wait()
+    connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        for _ in range(PORT_TRIES):
-            try:
-                listener.bind((socket.VMADDR_CID_ANY, secrets.choice(PORTS)))
-                break
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-        else:
-            raise Unavailable(f"no free vsock port was found in {PORT_TRIES} tries")
-        listener.listen(BACKLOG)
+        _bind_reserved(connection)
+        await asyncio.get_running_loop().sock_connect(connection, (cid, api.VSOCK_PORT))
+    except OSError as error:
+        connection.close()
+        raise Unavailable(
+            f"the guest's agent cannot be reached at vsock context {cid}", str(error)
+        ) from error
     except BaseException:
-        listener.close()
+        connection.close()
         raise
-    return listener
+    return connection
+
+
+def _bind_reserved(connection: socket.socket) -> None:
+    first = int.from_bytes(os.urandom(4), "little")
+    for number in range(RESERVED_PORTS - 1):
+        port = 1 + (first + number) % (RESERVED_PORTS - 1)
+        try:
+            connection.bind((socket.VMADDR_CID_ANY, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        return
+    raise ResourceExhausted("all reserved vsock ports of the host are in use")

@@ -1,12 +1,15 @@
-"""libvirt's embedded driver: its root directory, its connection, and starting a domain on it.
+"""libvirt's embedded driver: its root directory, its connection, a domain on it, saved and loaded.
 
 The only module that imports libvirt. Blocking: the event loop calls it in a thread. It must not know what
 a pod is, nor what is in a domain.
 """
 
+import json
 import logging
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from config.programs import LIBVIRT_LEAST
@@ -17,6 +20,8 @@ from shim.vm.users import QemuUser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     import libvirt as libvirt_module
 
 # Of qemu.conf(5). "file": no virtlogd; no dynamic ownership: what QEMU opens is readable for it already,
@@ -31,6 +36,7 @@ dynamic_ownership = 0
 user = "{user}"
 group = "{group}"
 seccomp_sandbox = 1
+memory_backing_dir = "{memory}"
 """
 CAPABILITIES = Path("cache/qemu/capabilities")
 LOG_HEAD = ": starting up libvirt version: "
@@ -41,18 +47,26 @@ class Host:
     """One embedded driver, for one domain. root is its directory, seeds where capabilities are kept
     between pods: asking a QEMU that libvirt has not met costs 0.3 to 1.2 s (facts: libvirt 9.0, 12.8)."""
 
-    def __init__(self, root: Path, user: QemuUser, seeds: Path) -> None:
+    def __init__(self, root: Path, memory: Path, user: QemuUser, seeds: Path) -> None:
+        """memory: where files that are a guest's RAM lie, for domains that have such."""
         self._root = root
+        self._memory = memory
         self._seeds = seeds
         self._seeded: set[tuple[str, bytes]] = set()
         self._user = user
         self._libvirt: libvirt_module | None = None
         self._connection: libvirt_module.virConnect | None = None
+        self._domain: libvirt_module.virDomain | None = None
+        self._created = 0
         self._stopped = threading.Event()
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
 
     def prepare(self) -> None:
         """Writes the driver's configuration and seeds its cache. Raises OSError."""
-        configuration = QEMU_CONF.format(user=self._user.user, group=self._user.group)
+        configuration = QEMU_CONF.format(user=self._user.user, group=self._user.group, memory=self._memory)
         etc = self._root / "etc"
         (etc / "qemu").mkdir(mode=0o711, parents=True)
         # Where the embedded driver looks for it: libvirt 9.0 here, newer ones in qemu/ (both seen).
@@ -106,16 +120,31 @@ class Host:
                 hint="casemate check says what is missing",
             ) from error
 
-    def create(self, xml: str, name: str) -> int:
-        """Starts a domain, running, and returns QEMU's pid. Raises Unavailable with QEMU's own words."""
+    def memory_file(self, name: str) -> Path:
+        """The RAM of the next domain to be created, if it is to be a file.
+
+        virDomainDriverGenerateMachineName and qemuGetMemoryBackingDomainPath of libvirt: an embedded driver
+        puts eight digits of its root's SHA-256 and the domain's number before the domain's name.
+        """
+        from hashlib import sha256
+
+        driver = sha256(str(self._root).encode()).hexdigest()[:8]
+        directory = self._memory / "libvirt" / "qemu" / f"qemu-embed-{driver}-{self._created + 1}-{name}"
+        return directory / "pc.ram"
+
+    def create(self, xml: str, name: str, *, paused: bool = False) -> int:
+        """Starts a domain and returns QEMU's pid. Raises Unavailable with QEMU's own words."""
         libvirt, connection = self._libvirt, self._connection
         assert libvirt is not None
         assert connection is not None
+        self._stopped.clear()
+        self._created += 1
         try:
-            connection.domainEventRegisterAny(
-                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
-            )
-            connection.createXML(xml, 0)
+            if self._created == 1:
+                connection.domainEventRegisterAny(
+                    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+                )
+            self._domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
         except libvirt.libvirtError as error:
             raise self.failure(str(error), name) from error
         self._keep_seeds()
@@ -129,6 +158,81 @@ class Host:
         assert self._libvirt is not None
         if event == self._libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._stopped.set()
+
+    def save_state(self, state: int, limit_s: float) -> None:
+        """Suspends the domain and writes all but its RAM to the descriptor `state`. Raises Unavailable."""
+        with self._asking():
+            self._domain_or_fail().suspend()
+            self._migrate("migrate", state, limit_s)
+
+    def load_state(self, state: int, limit_s: float) -> None:
+        """Reads what save_state() wrote into a paused domain that waits for it. Raises Unavailable."""
+        with self._asking():
+            self._migrate("migrate-incoming", state, limit_s)
+
+    def attach(self, device: str) -> None:
+        """Plugs a device in. Raises Unavailable."""
+        with self._asking():
+            self._domain_or_fail().attachDevice(device)
+
+    def resume(self) -> None:
+        """Raises Unavailable."""
+        with self._asking():
+            self._domain_or_fail().resume()
+
+    def _domain_or_fail(self) -> "libvirt_module.virDomain":
+        assert self._domain is not None
+        return self._domain
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        assert self._libvirt is not None
+        try:
+            yield
+        except self._libvirt.libvirtError as error:
+            raise self.failure(str(error), self._domain_or_fail().name()) from error
+
+    def _migrate(self, command: str, state: int, limit_s: float) -> None:
+        """All but RAM: that is a file, and shared memory is left out (capability x-ignore-shared).
+
+        By descriptor: QEMU before 8.2 knows no `file:`, and libvirt's sandbox kills it for `exec:`.
+        """
+        import libvirt_qemu
+
+        domain, ended, said = self._domain_or_fail(), threading.Event(), []
+
+        def on_event(
+            _: object, __: object, ___: str, ____: int, _____: int, details: str, ______: object
+        ) -> None:
+            status = json.loads(details)["status"]
+            if status in ("completed", "failed"):
+                said.append(status)
+                ended.set()
+
+        callback = libvirt_qemu.qemuMonitorEventRegister(
+            self._connection, domain, "MIGRATION", on_event, None
+        )
+        try:
+            capability = {"capability": "x-ignore-shared", "state": True}
+            self._command("migrate-set-capabilities", {"capabilities": [capability]})
+            request = json.dumps({"execute": "getfd", "arguments": {"fdname": "state"}})
+            libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, [state], 0)
+            self._command(command, {"uri": "fd:state"})
+            if not ended.wait(limit_s):
+                raise Unavailable(f"QEMU did not end {command} within {limit_s:.0f} s")
+        finally:
+            libvirt_qemu.qemuMonitorEventDeregister(self._connection, callback)
+        if said != ["completed"]:
+            raise self.failure(f"{command} failed", domain.name())
+
+    def _command(self, name: str, arguments: "dict[str, Any]") -> None:
+        """One of QEMU's monitor, which libvirt has no function for."""
+        import libvirt_qemu
+
+        request = json.dumps({"execute": name, "arguments": arguments})
+        answer = json.loads(libvirt_qemu.qemuMonitorCommand(self._domain_or_fail(), request, 0))
+        if "error" in answer:
+            raise Unavailable(f"QEMU refuses {name}", details=str(answer["error"].get("desc")))
 
     def wait_stopped(self, limit_s: float) -> bool:
         """Until libvirt is done with a domain whose QEMU has ended: it writes to its root until then."""

@@ -1,4 +1,4 @@
-"""Where a machine comes from. One source now, the boot; restoring from a template is to come beside it.
+"""Where a machine comes from: restored from a template where there is one, else booted.
 
 Nothing else in the shim can tell one from another: it asks for a machine and gets one that answers.
 """
@@ -6,209 +6,243 @@ Nothing else in the shim can tell one from another: it asks for a machine and ge
 import asyncio
 import logging
 import os
+import threading
 import time
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
 
-from config import programs
-from config.settings import Profile, Settings
-from images.store import ImageStore
 from rpc.api import agent as api
 from rpc.client import Client
-from rpc.errors import DeadlineExceeded, Disconnected, FailedPrecondition
-from shim import phases, system
+from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition, Unavailable
+from shim import phases
 from shim.helper import Helper, Watched, in_thread
-from shim.paths import PodPaths
 from shim.spec import GUEST_SHARE
 from shim.trace import Trace, printable
-from shim.vm import accel as acceleration
-from shim.vm import designer, virtiofsd
-from shim.vm.console import Console, listen
-from shim.vm.guest import Facts, Machine, files_failure, why_ended
-from shim.vm.hello import greet, listen_vsock
-from shim.vm.host import Host
-from shim.vm.share import bounded_directory, shared_directories
-from shim.vm.users import qemu_user
-from shim.vm.versions import check_qemu
+from shim.vm import designer, ram
+from shim.vm.console import Console
+from shim.vm.designer import Way
+from shim.vm.guest import Facts, Machine, why_ended
+from shim.vm.hello import greet
+from shim.vm.setting import (
+    AgentLine,
+    MachineRequest,
+    Setting,
+    make_setting,
+    open_console,
+    open_libvirt,
+    run_qemu,
+    serve_files,
+)
+from shim.vm.template import Template
+from shim.vm.template_key import template_key
 
-# From a child's last system call to the shim's knowledge of its end.
-REAP_S = 0.2
-THREAD_END_S = 5.0
-STOPPED_S = 2.0
+# A restored guest answers in tens of milliseconds; one that does not is booted instead.
+ANSWER_S = 5.0
+LOAD_S = 5.0
 log = logging.getLogger("casemate")
 
 
-@dataclass(frozen=True, slots=True)
-class MachineRequest:
-    """What a pod wants of its machine, and where its files may be."""
+async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Machine:
+    """A machine whose agent has answered and whose share is mounted.
 
-    pod_id: str
-    hostname: str
-    profile: Profile
-    settings: Settings
-    paths: PodPaths
-    cache: Path
-
-
-async def boot(request: MachineRequest, trace: Trace) -> Machine:
-    """Boots a machine and returns when its agent has answered and the share is mounted.
-
-    Raises a CasemateError that says which part failed and in whose words; nothing is left then.
+    wanted: told of the key of a template that is not there and should be. Raises a CasemateError that says
+    which part failed and in whose words; nothing is left then.
     """
     async with AsyncExitStack() as undo:
-        machine = await _boot(request, trace, undo)
-        undo.pop_all()
-    return machine
+        setting = make_setting(request, trace, undo)
+        restored = await _restore_if_possible(setting, trace, undo, wanted)
+        return restored or await _boot(setting, trace, undo)
 
 
-async def _boot(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> Machine:
-    settings, profile, paths = request.settings, request.profile, request.paths
-    accel = acceleration.choose(settings.accel, request.cache / "accel.json")
-    trace.accel = accel.kind
-    if accel.kind != "kvm":
-        hide_kvm(paths)
-        log.warning(f"TCG, not KVM: {accel.reason}; the guest is emulated, which is slow")
-    factor = settings.timeouts.tcg_factor if accel.kind == "tcg" else 1.0
-    with trace.span(phases.IMAGE, phases.POD_READY):
-        store = ImageStore(Path(settings.image_dir))
-        image = undo.enter_context(store.lease(store.resolve(profile.image)))
-        store.verify(image)
-    qemu = programs.qemu(settings)
-    if not os.access(qemu, os.X_OK):
-        raise FailedPrecondition(f"QEMU: {qemu} cannot be executed")
-    check_qemu(qemu, request.cache / "qemu.json")
-    user = undo.enter_context(
-        qemu_user(settings.qemu_user, request.cache.parent / "users", kvm=accel.kind == "kvm")
-    )
-    transport = designer.transport_of(settings.transport)
-    sockets = socket_paths(paths)
-    with trace.span(phases.VIRTIOFSD, phases.POD_READY):
-        undo.enter_context(shared_directories(paths))
-        undo.enter_context(bounded_directory(paths.libvirt))
-        files = virtiofsd.start(
-            programs.virtiofsd(settings),
-            paths.served,
-            sockets.share,
-            paths.libvirt / "log" / "virtiofsd.log",
-            user.uid,
-            request.cache / "virtiofsd.json",
-            profile.memory_bytes,
-        )
-        undo.push_async_callback(files.end)
-    console = Console(sockets.console, paths.console, settings.console_bytes, user.uid)
-    undo.callback(console.close)
-    reading = asyncio.create_task(console.read(), name="console")
-    undo.callback(reading.cancel)
-    listener = listen(sockets.agent, user.uid) if transport == "serial" else listen_vsock()
-    undo.callback(listener.close)
-    port = 0 if transport == "serial" else listener.getsockname()[1]
-    domain = designer.design(
-        profile, image, accel, transport, sockets, qemu, programs.firmware(settings), port
-    )
-    host = Host(paths.libvirt, user, request.cache / f"libvirt-{accel.kind}")
-    pid = await _created(host, domain.xml(), trace, files, user.uid, settings.timeouts.boot_s * factor)
-    created_s = time.monotonic()
-    process = Watched("QEMU", pid)
-    undo.push_async_callback(_libvirt_done, host)
-    undo.push_async_callback(process.end)
-    cid = await asyncio.to_thread(host.vsock_cid, designer.NAME) if transport == "vsock" else None
-    waiting = greet(request.pod_id, request.hostname, listener, cid, settings.timeouts.boot_s * factor)
-    client, hello = await _unless_ended(
-        waiting,
-        process,
-        files,
-        console,
-        partial(host.log_tail, designer.NAME),
-        settings.timeouts.boot_s * factor,
-    )
-    undo.push_async_callback(client.close)
-    answered_s = time.monotonic()
-    trace.add(phases.GUEST_BOOT, created_s, answered_s, parent=phases.POD_READY)
-    trace.add_guest(
-        [(span.name, span.start_ns, span.end_ns) for span in hello.spans],
-        hello.monotonic_ns,
-        answered_s,
-        phases.GUEST_BOOT,
-    )
-    facts = Facts(
-        "boot", accel, transport, image.digest, printable(hello.kernel_release), hello.memory_used_bytes
-    )
-    machine = Machine(
-        facts,
-        client,
-        process,
-        files,
-        console,
-        paths.shared,
-        partial(host.log_tail, designer.NAME),
-        settings.timeouts.agent_call_s * factor,
-        undo.pop_all(),
-    )
+async def _restore_if_possible(
+    setting: Setting, trace: Trace, outer: AsyncExitStack, wanted: "Wanted"
+) -> Machine | None:
+    """A template that is missing or does not work costs a boot and a line in the log, never the pod."""
+    if setting.request.profile.template == "off":
+        return None
+    store = setting.templates
+    key = template_key(setting)
+    if not store.has(key):
+        wanted(key)
+        return None
     try:
-        with trace.span(phases.GUEST_SHARE, phases.POD_READY):
-            await machine.call(
-                api.MOUNT_SHARE,
-                api.MountShareRequest(tag=designer.SHARE_TAG, path=GUEST_SHARE, fstype="virtiofs"),
-            )
-    except BaseException:
-        await machine.stop()
-        raise
-    return machine
+        async with AsyncExitStack() as undo:
+            with store.lease(key) as template:
+                return await _restore(setting, trace, template, undo, outer)
+    except CasemateError as error:
+        log.warning("template %s does not work, so the guest is booted: %s", key, error)
+        store.remove(key)
+        wanted(key)
+        return None
 
 
-async def _created(host: Host, xml: str, trace: Trace, files: Helper, uid: int, limit_s: float) -> int:
-    """QEMU's pid, or at once why there is none: libvirt itself waits for ever for a QEMU that is mute."""
-    making = in_thread(partial(_create, host, xml, trace))
-    gone = asyncio.create_task(files.exited.wait())
-    try:
-        waits: list[asyncio.Future[Any]] = [making, gone]
-        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        if making.done() and making.exception() is None:
-            return making.result()
-        if making.done():
-            # A QEMU that could not reach virtiofsd says so before virtiofsd's own end is known.
-            await asyncio.wait([gone], timeout=REAP_S)
-        if gone.done():
-            raise files_failure(files)
-        if making.done():
-            return making.result()
-        words = host.log_tail(designer.NAME)
-        raise DeadlineExceeded(
-            f"QEMU did not answer libvirt within {limit_s:.0f} s",
-            details=words or None,
-            hint="casemate check",
-        )
-    except BaseException:
-        # The thread waits for what runs as this user, and must not make files that we have removed.
-        system.kill_processes_of(uid)
-        await asyncio.wait([making], timeout=THREAD_END_S)
-        raise
-    finally:
-        gone.cancel()
+async def _restore(
+    setting: Setting, trace: Trace, template: Template, undo: AsyncExitStack, outer: AsyncExitStack
+) -> Machine:
+    attempt = Attempt(setting, trace, undo)
+    memory_bytes = setting.request.profile.memory_bytes
+    undo.enter_context(ram.ram_directory(setting.ram, memory_bytes + ram.SLACK_BYTES))
+    memory = setting.host.memory_file(designer.NAME)
+    with ExitStack() as opened:
+        target = ram.make_ram(memory, memory_bytes, setting.user.uid)
+        opened.callback(os.close, target)
+        state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, state)
+        source = os.open(template.ram, os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, source)
+        # QEMU starts while its RAM is being written.
+        filling = Filling(source, target, trace)
+        filling.start()
+        try:
+            await attempt.run(partial(_create_restored, setting, trace, state, filling))
+        finally:
+            if filling.is_alive():
+                await in_thread(filling.join)
+    _check_ram(setting, memory)
+    limit_s = ANSWER_S * setting.factor
+    client, hello = await attempt.meet(phases.GUEST_RESUME, limit_s, waits_already=True)
+    return attempt.machine(Way.RESTORE, client, hello, outer)
 
 
-def _create(host: Host, xml: str, trace: Trace) -> int:
+class Filling(threading.Thread):
+    """Copies a template's RAM. A thread of its own: another one waits for it, and so may the event loop."""
+
+    def __init__(self, source: int, target: int, trace: Trace) -> None:
+        super().__init__(name="ram-copy", daemon=True)
+        self._source, self._target, self._trace = source, target, trace
+        self._error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            with self._trace.span(phases.RAM_COPY, phases.POD_READY):
+                ram.fill(self._source, self._target)
+        except OSError as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until the copy is whole. Raises Unavailable if it cannot be."""
+        self.join()
+        if self._error is not None:
+            raise Unavailable("the template's RAM cannot be copied", str(self._error)) from self._error
+
+
+def _create_restored(setting: Setting, trace: Trace, state: int, filling: Filling) -> int:
     """In a thread: libvirt's calls block."""
-    host.prepare()
-    with trace.span(phases.LIBVIRT_IMPORT, phases.POD_READY):
-        host.load()
-    with trace.span(phases.LIBVIRT_OPEN, phases.POD_READY):
-        host.open()
+    host = setting.host
+    open_libvirt(host, trace)
     with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
-        return host.create(xml, designer.NAME)
+        pid = host.create(setting.design(Way.RESTORE).xml(), designer.NAME, paused=True)
+    with trace.span(phases.STATE_LOAD, phases.POD_READY):
+        filling.wait()
+        host.load_state(state, LOAD_S * setting.factor)
+    with trace.span(phases.SHARE_PLUG, phases.POD_READY):
+        host.attach(designer.share(setting.sockets).xml())
+    host.resume()
+    return pid
 
 
-async def _libvirt_done(host: Host) -> None:
-    if not await in_thread(partial(host.wait_stopped, STOPPED_S)):
-        log.warning("libvirt did not say within %.0f s that the domain has stopped", STOPPED_S)
+def _check_ram(setting: Setting, memory: Path) -> None:
+    """A file in the wrong place would be made anew, empty, and the guest would run on nothing."""
+    files = [path for path in setting.ram.rglob("*") if path.is_file()]
+    if files != [memory]:
+        raise FailedPrecondition("libvirt keeps a guest's RAM elsewhere", f"{files}, expected {memory}")
 
 
-async def _unless_ended(
+async def _boot(setting: Setting, trace: Trace, outer: AsyncExitStack) -> Machine:
+    async with AsyncExitStack() as undo:
+        attempt = Attempt(setting, trace, undo)
+        await attempt.run(partial(_create_booting, setting, trace))
+        client, hello = await attempt.meet(phases.GUEST_BOOT, setting.boot_s)
+        return attempt.machine(Way.BOOT, client, hello, outer)
+
+
+def _create_booting(setting: Setting, trace: Trace) -> int:
+    """In a thread: libvirt's calls block."""
+    open_libvirt(setting.host, trace)
+    with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
+        return setting.host.create(setting.design(Way.BOOT).xml(), designer.NAME)
+
+
+class Attempt:
+    """One try at a machine, with what serves it: undone by its stack, unless it becomes a machine."""
+
+    def __init__(self, setting: Setting, trace: Trace, undo: AsyncExitStack) -> None:
+        self._setting = setting
+        self._trace = trace
+        self._undo = undo
+        self._files = serve_files(setting, trace, undo)
+        self._console = open_console(setting, undo)
+        self._line = AgentLine(setting, self._console, undo)
+        self._qemu: Watched | None = None
+        self._running_s = 0.0
+
+    async def run(self, start: "Callable[[], int]") -> None:
+        self._qemu = await run_qemu(self._setting, start, self._files, self._undo)
+        self._running_s = time.monotonic()
+
+    async def meet(
+        self, phase: str, limit_s: float, *, waits_already: bool = False
+    ) -> tuple[Client, api.HelloResponse]:
+        """The agent's connection and its answer, the share mounted; or at once why there is none."""
+        assert self._qemu is not None
+        meeting = self._meet(phase, limit_s, waits_already)
+        client, hello = await unless_ended(
+            meeting, self._qemu, self._files, self._console, self._setting.words, limit_s
+        )
+        self._undo.push_async_callback(client.close)
+        return client, hello
+
+    async def _meet(
+        self, phase: str, limit_s: float, waits_already: bool
+    ) -> tuple[Client, api.HelloResponse]:
+        request = self._setting.request
+        connecting = self._line.connect(waits_already=waits_already)
+        client, hello = await greet(request.pod_id, request.hostname, connecting, limit_s)
+        answered_s = time.monotonic()
+        self._trace.add(phase, self._running_s, answered_s, parent=phases.POD_READY)
+        spans = [(span.name, span.start_ns, span.end_ns) for span in hello.spans]
+        self._trace.add_guest(spans, hello.monotonic_ns, answered_s, phase)
+        share = api.MountShareRequest(tag=designer.SHARE_TAG, path=GUEST_SHARE, fstype="virtiofs")
+        try:
+            with self._trace.span(phases.GUEST_SHARE, phases.POD_READY):
+                await client.call(api.MOUNT_SHARE, share, timeout_s=limit_s)
+        except BaseException:
+            await client.close()
+            raise
+        return client, hello
+
+    def machine(self, way: Way, client: Client, hello: api.HelloResponse, outer: AsyncExitStack) -> Machine:
+        """It owns all that both stacks would undo, from then on."""
+        setting, request = self._setting, self._setting.request
+        assert self._qemu is not None
+        everything = outer.pop_all()
+        everything.push_async_exit(self._undo.pop_all())
+        facts = Facts(
+            way.value,
+            setting.accel,
+            setting.transport,
+            setting.image.digest,
+            printable(hello.kernel_release),
+            hello.memory_used_bytes,
+        )
+        return Machine(
+            facts,
+            client,
+            self._qemu,
+            self._files,
+            self._console,
+            request.paths.shared,
+            setting.words,
+            request.settings.timeouts.agent_call_s * setting.factor,
+            everything,
+        )
+
+
+async def unless_ended(
     waiting: "Answered",
     qemu: Watched,
-    files: Helper,
+    files: Helper | None,
     console: Console,
     qemu_words: "QemuWords",
     timeout_s: float,
@@ -216,10 +250,11 @@ async def _unless_ended(
     """The agent's answer, or at once why there will be none."""
     answer = asyncio.ensure_future(waiting)
     taken: tuple[Client, api.HelloResponse] | None = None
-    ends = [asyncio.create_task(watched.exited.wait()) for watched in (qemu, files)]
+    parts = [part for part in (qemu, files) if part is not None]
+    ends = [asyncio.create_task(part.exited.wait()) for part in parts]
     try:
         await asyncio.wait([answer, *ends], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if files.exited.is_set() or qemu.exited.is_set():
+        if any(part.exited.is_set() for part in parts):
             raise await why_ended(qemu, files, console, qemu_words)
         if not answer.done() or isinstance(answer.exception(), DeadlineExceeded):
             raise DeadlineExceeded(
@@ -240,20 +275,6 @@ async def _unless_ended(
             await answer.result()[0].close()  # it came together with the end
 
 
-def hide_kvm(paths: PodPaths) -> None:
-    """A QEMU that emulates needs no /dev/kvm. libvirt asks QEMU anew for its capabilities at every step
-    when the device is there and KVM is not usable (20 times 300 ms, seen with 9.0)."""
-    if os.path.exists("/dev/kvm"):
-        nothing = paths.directory / "nothing"
-        nothing.touch(mode=0)
-        nothing.chmod(0)
-        system.mount(str(nothing), "/dev/kvm", None, system.MS_BIND)
-
-
-def socket_paths(paths: PodPaths) -> designer.Sockets:
-    return designer.Sockets(*(paths.directory / f"{name}.sock" for name in ("console", "agent", "share")))
-
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -261,3 +282,4 @@ if TYPE_CHECKING:
 
     Answered = Coroutine[Any, Any, tuple[Client, api.HelloResponse]]
     QemuWords = Callable[[], str]
+    Wanted = Callable[[str], None]

@@ -16,10 +16,15 @@ from shim.trace import write_json
 ANSWER_S = 5.0
 
 
+def identity(program: str) -> str:
+    """Changes when the file is replaced or written to. Raises OSError."""
+    status = os.stat(program)
+    return f"{program} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
 def version_text(program: str, cache: Path) -> str:
     """What `program --version` prints; empty if it prints nothing within ANSWER_S. Raises OSError."""
-    status = os.stat(program)
-    key = f"{program} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    key = identity(program)
     try:
         stored = json.loads(cache.read_text())
         if stored["key"] == key:

@@ -125,7 +125,7 @@ class AgentVM:
         self._happened = asyncio.Condition()
         self._listening: asyncio.Task[None] | None = None
         self._client: Client | None = None
-        words = f"console=ttyS0 quiet panic=-1 {image.cmdline} {cmdline}"
+        words = f"console=ttyS0 quiet panic=-1 pci=lastbus=0 {image.cmdline} {cmdline}"
         arguments = [
             *("-M", "q35,accel=tcg,sata=off,smbus=off,i8042=off,vmport=off,hpet=off,usb=off,graphics=off"),
             *("-cpu", "max", "-smp", "2", "-m", "256M", "-nodefaults", "-no-user-config", "-display", "none"),

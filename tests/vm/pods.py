@@ -17,6 +17,7 @@ from bench.instance import Instance
 from images import oci
 from shim.paths import PodPaths
 from tests.vm.builds import VERSIONS
+from tests.vm.operator import casemate
 
 FULL = "v2"
 """The containerd the whole list runs on."""
@@ -32,12 +33,20 @@ CGROUP_MOUNT = ("--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro
 
 
 def prepare(instance: Instance, demo: Path, store: Path) -> None:
-    """Import the image, and run it once with runc, so that what containerd opens once in its life is open."""
-    (instance.config_dir / "config.toml").write_text(f'image_dir = "{store}"\n')
+    """Import the image, and run it once with runc, so that what containerd opens once in its life is open.
+
+    Pods of the default shape are restored; nothing is made behind a test's back.
+    """
+    templates = store.parent / "test-templates"
+    (instance.config_dir / "config.toml").write_text(
+        f'image_dir = "{store}"\ntemplate_dir = "{templates}"\nmake_templates = false\n'
+    )
     instance.path("/run/casemate/pods").mkdir(parents=True)
     ctr = Ctr(instance)
     ctr.import_image(demo)
     ctr("run", "--rm", IMAGE, "warm-up", "true").ok()
+    built = casemate(instance, "template", "build")
+    assert built.returncode == 0, built.stderr
 
 
 TERMINAL_PROGRAM = """\

@@ -387,8 +387,8 @@ def test_hello_and_the_end(run: Callable[[Scenario], None]) -> None:
         assert answer.protocol == api.PROTOCOL
         assert answer.python == sys.version.split()[0]
         assert answer.kernel_release == os.uname().release
-        with pytest.raises(InvalidArgument, match="speaks agent protocol 2"):
-            await shim.call(api.HELLO, protocol=2)
+        with pytest.raises(InvalidArgument, match="speaks agent protocol 1"):
+            await shim.call(api.HELLO, protocol=1)
         assert await shim.call(api.SYNC) == Empty()
         assert not shim.service.ending.is_set()
         assert await shim.call(api.SHUTDOWN) == Empty()

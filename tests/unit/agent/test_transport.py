@@ -1,53 +1,53 @@
-"""The agent's way to the shim where the host turns it away at first. Loopback stands for vsock."""
+"""The agent's way to the shim: whom it takes for the shim, and what it says while it waits."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
-import threading
-import time
+from typing import Any
 
 import pytest
 
-from agent.transport import dial
-from rpc.errors import Unavailable
+from agent import transport
+from agent.transport import Line
+from rpc.errors import InvalidArgument
+from tests.unit.rpc.wires import run
 
 
-def reserved() -> socket.socket:
-    """A port that is ours, on which nobody listens yet: to connect is refused."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    return listener
+class Listener:
+    """Connections with the addresses that vsock would say they come from."""
+
+    def __init__(self, *peers: tuple[int, int]) -> None:
+        self.peers = list(peers)
+        self.ends: list[socket.socket] = []
+
+    async def sock_accept(self, _: object) -> tuple[socket.socket, tuple[int, int]]:
+        here, there = socket.socketpair()
+        self.ends.append(there)
+        return here, self.peers.pop(0)
 
 
-def test_the_agent_dials_again_until_the_host_takes_it() -> None:
-    with reserved() as listener:
-        refused = threading.Event()
+def test_only_the_hosts_root_is_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Context 2 is the host's; its ports below 1024 take a capability, as TCP's do."""
+    listener = Listener((1, 77), (3, 77), (2, 1024), (2, 70000), (2, 1023))
 
-        def later() -> None:
-            refused.wait(10)
-            listener.listen()
+    async def life() -> None:
+        monkeypatch.setattr(asyncio, "get_running_loop", lambda: listener)
+        with socket.socket() as unused:
+            connection: Any = await transport._accept(unused)
+        *refused, taken = listener.ends
+        for end in refused:
+            assert end.recv(1) == b""
+        connection.send(b"x")
+        assert taken.recv(1) == b"x"
+        connection.close()
+        for end in listener.ends:
+            end.close()
 
-        thread = threading.Thread(target=later)
-        thread.start()
-        threading.Timer(0.1, refused.set).start()
-        connection = dial(socket.AF_INET, listener.getsockname(), 10)
-        assert connection is not None
-        thread.join()
-        with connection, listener.accept()[0] as accepted:
-            accepted.sendall(b"hello")
-            connection.setblocking(True)
-            assert connection.recv(5) == b"hello"
-
-
-def test_a_host_that_never_takes_it_is_told_in_the_end() -> None:
-    with reserved() as listener:
-        begun = time.monotonic()
-        with pytest.raises(Unavailable, match=r"does not accept the agent") as caught:
-            dial(socket.AF_INET, listener.getsockname(), 0.2)
-        assert 0.1 < time.monotonic() - begun < 5
-        assert caught.value.details == "Connection refused"
+    run(life())
+    assert not listener.peers
 
 
-def test_no_device_is_not_a_refusal() -> None:
-    """ENETUNREACH, as TCP says of a broadcast address and vsock before its device is there."""
-    assert dial(socket.AF_INET, ("255.255.255.255", 1), 5) is None
+def test_an_unknown_transport_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="transport=carrier-pigeon is unknown"):
+        Line({"transport": "carrier-pigeon"})

@@ -18,6 +18,7 @@ from rpc.api import events
 from rpc.codec import Message
 from shim import system
 from shim.anchor import AnchorMaker
+from shim.apprentice import Standby
 from shim.container import Container, Process
 from shim.creation import NewContainer
 from shim.paths import PodPaths
@@ -27,6 +28,7 @@ from shim.services.events import Listener, Publisher
 from shim.trace import Trace
 from shim.vm import sources
 from shim.vm.guest import Machine
+from shim.vm.setting import MachineRequest
 from tests.unit.shim.guests import Guest, GuestAgent, running_guest
 
 NAMESPACES = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network", "cgroup")]
@@ -159,7 +161,8 @@ def empty_pod(directory: Path, recorder: Publisher, anchors: AnchorMaker) -> Pod
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     identity = Identity("default", POD, os.getpid(), system.start_time("self"), proc)
     trace = Trace("default", POD, 1_700_000_000.0)
-    return Pod(identity, load(), paths, trace, anchors, Listener(recorder))
+    standby = Standby(directory / "run/cache/hint", -1)
+    return Pod(identity, load(), paths, trace, anchors, standby, Listener(recorder))
 
 
 async def close(pod: Pod) -> None:
@@ -176,11 +179,11 @@ async def running_pod(directory: Path, *, call_timeout_s: float = 20.0) -> Async
         pod = empty_pod(directory, recorder, anchors)
         async with running_guest(pod.paths.directory, call_timeout_s=call_timeout_s) as guest:
 
-            async def source(_: sources.MachineRequest, trace: Trace) -> Machine:
+            async def source(_: MachineRequest, trace: Trace, __: sources.Wanted) -> Machine:
                 return guest.machine
 
             # Where a machine comes from is a seam: this is one more source.
-            patch.setattr(sources, "boot", source)
+            patch.setattr(sources, "obtain", source)
             pod.begin(config(), 0.0)
             try:
                 yield PodOfTest(pod, guest, recorder, anchors, directory / "bundles")

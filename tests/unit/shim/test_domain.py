@@ -17,7 +17,7 @@ from images.image import GuestImage
 from rpc.errors import FailedPrecondition, ResourceExhausted
 from shim.vm import designer
 from shim.vm.accel import Acceleration
-from shim.vm.designer import Sockets, design, transport_of
+from shim.vm.designer import Sockets, Way, design, transport_of
 from shim.vm.domain import Domain, element, escape, text
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -26,7 +26,13 @@ POD = Path("/run/casemate/pods/0123456789abcdef")
 IMAGE = Path("/var/lib/casemate/images/by-digest/abc")
 KVM, TCG = Acceleration("kvm", "it ran a guest"), Acceleration("tcg", "there is no KVM")
 DEFAULT = Profile(
-    name="default", vcpus=1, memory_bytes=128 << 20, image="default", kernel_cmdline="", cpu_model="auto"
+    name="default",
+    vcpus=1,
+    memory_bytes=128 << 20,
+    image="default",
+    kernel_cmdline="",
+    cpu_model="auto",
+    template="shared",
 )
 
 
@@ -44,7 +50,12 @@ def image(*, initrd: bool) -> GuestImage:
 
 
 def designed(
-    accel: Acceleration, transport: str, *, profile: Profile = DEFAULT, initrd: bool = True
+    accel: Acceleration,
+    transport: str,
+    *,
+    profile: Profile = DEFAULT,
+    initrd: bool = True,
+    way: Way = Way.BOOT,
 ) -> Domain:
     return design(
         profile,
@@ -54,13 +65,15 @@ def designed(
         Sockets(POD / "console.sock", POD / "agent.sock", POD / "share.sock"),
         "/usr/bin/qemu-system-x86_64",
         "/usr/share/qemu/qboot.rom",
-        agent_port=1024 if transport == "vsock" else 0,
+        way,
     )
 
 
 DOMAINS = {
     "tcg-serial": designed(TCG, "serial"),
     "kvm-vsock": designed(KVM, "vsock"),
+    "kvm-vsock-template": designed(KVM, "vsock", way=Way.TEMPLATE),
+    "kvm-vsock-restore": designed(KVM, "vsock", way=Way.RESTORE),
     "kvm-serial-large": designed(
         KVM,
         "serial",
@@ -135,9 +148,9 @@ def test_the_schema_is_not_satisfied_by_anything() -> None:
 @pytest.mark.parametrize("name", DOMAINS)
 def test_no_two_devices_share_a_slot_and_none_takes_the_chipsets(name: str) -> None:
     tree = parse(DOMAINS[name].xml())
-    slots = [int(address.attrib["slot"]) for address in tree.iter("address")]
+    slots = [(int(found.attrib["bus"]), int(found.attrib["slot"])) for found in tree.iter("address")]
     assert len(slots) == len(set(slots))
-    assert not {0, 31} & set(slots)
+    assert not {(0, 0), (0, 31)} & set(slots)
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -160,7 +173,7 @@ def test_the_kernel_is_told_how_to_reach_the_shim() -> None:
     assert "casemate.transport=serial" in words
     assert not [word for word in words if word.startswith("casemate.port")]
     words = (parse(DOMAINS["kvm-vsock"].xml()).findtext("os/cmdline") or "").split()
-    assert {"casemate.transport=vsock", "casemate.port=1024", "console=ttyS0", "panic=-1"} <= set(words)
+    assert {"casemate.transport=vsock", "pci=lastbus=1", "console=ttyS0", "panic=-1"} <= set(words)
 
 
 def test_a_profiles_parameters_come_last() -> None:

@@ -8,9 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -18,7 +16,7 @@ from rpc.api import agent as api
 from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition, Unavailable
 from shim.vm import hello
 from shim.vm.console import listen
-from shim.vm.hello import greet, listen_vsock
+from shim.vm.hello import accept, greet
 from tests.unit.rpc.wires import run
 from tests.unit.shim.guests import GuestAgent
 
@@ -44,7 +42,7 @@ async def _connect(agent: GuestAgent, path: Path) -> None:
 def test_the_agent_is_told_who_it_is_and_what_time_it_is(tmp_path: Path) -> None:
     async def life() -> None:
         async with port(tmp_path) as (listener, agent):
-            client, answer = await greet("web", "web-host", listener, None, 5)
+            client, answer = await greet("web", "web-host", accept(listener), 5)
             assert answer.kernel_release == "6.1.0-cloud"
             assert (agent.hello.pod_id, agent.hello.hostname) == ("web", "web-host")
             assert abs(agent.hello.realtime_ns - time.time_ns()) < 10**10
@@ -66,7 +64,7 @@ def test_the_guests_clock_is_that_of_an_answer_that_did_not_wait(tmp_path: Path)
                 return api.HelloResponse(protocol=api.PROTOCOL, version="1", monotonic_ns=len(asked))
 
             agent.answer(api.HELLO, answer)
-            client, said = await greet("web", "web", listener, None, 5)
+            client, said = await greet("web", "web", accept(listener), 5)
             assert said.monotonic_ns == 2
             assert asked[0].realtime_ns < asked[1].realtime_ns
             assert asked[0].entropy != asked[1].entropy
@@ -80,8 +78,8 @@ def test_an_agent_of_another_version_is_turned_away_with_what_to_do(tmp_path: Pa
         before = len(os.listdir("/proc/self/fd"))
         async with port(tmp_path) as (listener, agent):
             agent.protocol = 99
-            with pytest.raises(FailedPrecondition, match=r"speaks protocol 99, this casemate 1") as caught:
-                await greet("web", "web", listener, None, 5)
+            with pytest.raises(FailedPrecondition, match=r"speaks protocol 99, this casemate 2") as caught:
+                await greet("web", "web", accept(listener), 5)
             assert caught.value.hint == "casemate image build"
         assert len(os.listdir("/proc/self/fd")) == before
 
@@ -93,7 +91,7 @@ def test_an_agent_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
         async with port(tmp_path) as (listener, agent):
             agent.hold(api.HELLO)
             with pytest.raises(DeadlineExceeded):
-                await greet("web", "web", listener, None, 0.1)
+                await greet("web", "web", accept(listener), 0.1)
 
     run(life())
 
@@ -102,7 +100,7 @@ def test_an_agent_that_hangs_up_is_told_from_one_that_answers_badly(tmp_path: Pa
     async def life() -> None:
         path = tmp_path / "agent.sock"
         with listen(path, os.getuid()) as listener:
-            greeting = asyncio.create_task(greet("web", "web", listener, None, 5))
+            greeting = asyncio.create_task(greet("web", "web", accept(listener), 5))
             _, writer = await asyncio.open_unix_connection(path)
             writer.close()
             await writer.wait_closed()
@@ -111,7 +109,7 @@ def test_an_agent_that_hangs_up_is_told_from_one_that_answers_badly(tmp_path: Pa
         async with port(tmp_path / "second") as (listener, agent):
             agent.fails["Hello"] = CasemateError("no clock")
             with pytest.raises(CasemateError, match="no clock"):
-                await greet("web", "web", listener, None, 5)
+                await greet("web", "web", accept(listener), 5)
 
     (tmp_path / "second").mkdir()
     run(life())
@@ -121,58 +119,11 @@ def test_whoever_gives_up_waiting_leaves_nothing(tmp_path: Path) -> None:
     async def life() -> None:
         before = len(os.listdir("/proc/self/fd"))
         with listen(tmp_path / "agent.sock", os.getuid()) as listener:
-            greeting = asyncio.create_task(greet("web", "web", listener, None, 5))
+            greeting = asyncio.create_task(greet("web", "web", accept(listener), 5))
             await asyncio.sleep(0)
             greeting.cancel()
             await asyncio.gather(greeting, return_exceptions=True)
         assert len(os.listdir("/proc/self/fd")) == before
-
-    run(life())
-
-
-STRANGERS = 300  # more than the queue of a listener holds
-
-
-def test_other_vms_of_the_host_are_turned_away_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Loopback addresses stand for context ids here, as not every host has vsock."""
-
-    async def life() -> None:
-        agent = GuestAgent()
-        with socket.socket() as listener:
-            listener.setblocking(False)
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(hello.BACKLOG)
-            own_cid = cast("int", "127.0.0.3")
-            greeting = asyncio.create_task(greet("web", "web", listener, own_cid, 5))
-            number = listener.getsockname()[1]
-            for _ in range(STRANGERS):
-                stranger, refused = await asyncio.open_connection(
-                    "127.0.0.1", number, local_addr=("127.0.0.2", 0)
-                )
-                assert await stranger.read() == b""
-                refused.close()
-                await refused.wait_closed()
-            assert not greeting.done()
-            own = await asyncio.open_connection("127.0.0.1", number, local_addr=("127.0.0.3", 0))
-            serving = asyncio.create_task(agent.server.serve(*own))
-            client, _ = await greeting
-            await client.close()
-            await serving
-
-    run(life())
-    assert [record.getMessage() for record in caplog.records if record.name == "casemate"] == [
-        "refused a connection from vsock context 127.0.0.2: this pod's is 127.0.0.3",
-        f"refused {STRANGERS} connections from other vsock contexts",
-    ]
-
-
-def test_nobody_can_connect_once_the_agent_has(tmp_path: Path) -> None:
-    async def life() -> None:
-        async with port(tmp_path) as (listener, _):
-            client, _ = await greet("web", "web", listener, None, 5)
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_unix_connection(tmp_path / "agent.sock")
-            await client.close()
 
     run(life())
 
@@ -186,22 +137,43 @@ def vsock() -> None:
 
 
 @pytest.mark.usefixtures("vsock")
-def test_a_vsock_port_tells_nothing_of_the_next() -> None:
-    """The kernel's own choice counts upwards."""
-    numbers = []
-    for _ in range(8):
-        with listen_vsock() as listener:
-            numbers.append(listener.getsockname()[1])
-    assert all(number in hello.PORTS for number in numbers)
-    assert min(abs(one - other) for one, other in pairwise(numbers)) > 1
+def test_the_shim_dials_from_a_port_that_takes_privilege() -> None:
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as one, socket.socket(socket.AF_VSOCK) as other:
+        for connection in (one, other):
+            hello._bind_reserved(connection)
+        numbers = {connection.getsockname()[1] for connection in (one, other)}
+    assert len(numbers) == 2
+    assert all(0 < number < hello.RESERVED_PORTS for number in numbers)
 
 
 @pytest.mark.usefixtures("vsock")
-def test_a_vsock_port_that_is_taken_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    with listen_vsock() as first:
-        taken = first.getsockname()[1]
-        monkeypatch.setattr(hello, "PORTS", range(taken, taken + 2))
-        with listen_vsock() as second:
-            assert second.getsockname()[1] == taken + 1
-            with pytest.raises(Unavailable, match="no free vsock port"):
-                listen_vsock()
+def test_a_guest_that_cannot_be_dialled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def life() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(Unavailable, match="vsock context 4294967290"):
+            await hello.dial(4294967290, None)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    run(life())
+
+
+def test_a_guest_is_not_dialled_before_it_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialled: list[int] = []
+
+    def refuse(_: socket.socket) -> None:
+        dialled.append(1)
+        raise OSError(22, "not today")
+
+    async def life() -> None:
+        waits = asyncio.Event()
+        dialling = asyncio.create_task(hello.dial(7, waits))
+        await asyncio.sleep(0)
+        assert not dialled
+        waits.set()
+        with pytest.raises(Unavailable, match="not today"):
+            await dialling
+
+    monkeypatch.setattr(hello, "_bind_reserved", refuse)
+    monkeypatch.setattr(socket, "AF_VSOCK", socket.AF_UNIX)  # where the kernel has none
+    run(life())
+    assert dialled

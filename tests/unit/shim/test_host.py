@@ -35,7 +35,7 @@ NO_MEMORY = "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot all
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    return Host(tmp_path / "libvirt", USER, tmp_path / "seeds")
+    return Host(tmp_path / "libvirt", tmp_path / "ram", USER, tmp_path / "seeds")
 
 
 def write_log(tmp_path: Path, text: str) -> None:
@@ -52,13 +52,14 @@ def test_qemu_runs_as_the_pods_own_user(host: Host, tmp_path: Path) -> None:
         assert 'user = "+2000000007"' in lines
         assert 'group = "kvm"' in lines
         assert "seccomp_sandbox = 1" in lines
+        assert f'memory_backing_dir = "{tmp_path}/ram"' in lines
     assert (tmp_path / "libvirt").stat().st_mode & 0o777 == 0o711
     assert not (tmp_path / "libvirt" / CAPABILITIES).exists()
 
 
 def test_what_was_learnt_about_qemu_serves_the_next_pod(tmp_path: Path) -> None:
     seeds = tmp_path / "seeds"
-    first = Host(tmp_path / "first", USER, seeds)
+    first = Host(tmp_path / "first", tmp_path / "ram", USER, seeds)
     first.prepare()
     learnt = tmp_path / "first" / CAPABILITIES
     learnt.mkdir(parents=True)
@@ -66,7 +67,7 @@ def test_what_was_learnt_about_qemu_serves_the_next_pod(tmp_path: Path) -> None:
     first._keep_seeds()
     assert [path.name for path in seeds.iterdir()] == ["abc.xml"]
 
-    second = Host(tmp_path / "second", USER, seeds)
+    second = Host(tmp_path / "second", tmp_path / "ram", USER, seeds)
     second.prepare()
     assert (tmp_path / "second" / CAPABILITIES / "abc.xml").read_text() == "<qemuCaps/>"
     before = (seeds / "abc.xml").stat().st_ino

@@ -22,6 +22,7 @@ from rpc.errors import (
 from shim.trace import Trace
 from shim.vm import sources
 from shim.vm.guest import Machine
+from shim.vm.setting import MachineRequest
 from tests.unit.rpc.wires import run
 from tests.unit.shim.pods import POD, Recorder, Sleepers, close, config, empty_pod, host, running_pod
 
@@ -219,7 +220,7 @@ def test_a_pod_can_be_stopped_while_its_machine_boots(
     """Whoever waits for the machine is not left waiting."""
     undone: list[str] = []
 
-    async def boot(_: sources.MachineRequest, __: Trace) -> Machine:
+    async def obtain(_: MachineRequest, __: Trace, ___: sources.Wanted) -> Machine:
         try:
             await asyncio.Event().wait()
         finally:
@@ -228,7 +229,7 @@ def test_a_pod_can_be_stopped_while_its_machine_boots(
 
     async def life() -> None:
         with host(tmp_path):
-            monkeypatch.setattr(sources, "boot", boot)
+            monkeypatch.setattr(sources, "obtain", obtain)
             pod = empty_pod(tmp_path, Recorder(), Sleepers())
             pod.begin(config(), 0.0)
             waiting = asyncio.create_task(pod.machine())

@@ -12,7 +12,13 @@ from shim import oci, resources
 
 MIB = 1 << 20
 PROFILE = Profile(
-    name="default", vcpus=2, memory_bytes=256 * MIB, image="default", kernel_cmdline="", cpu_model="auto"
+    name="default",
+    vcpus=2,
+    memory_bytes=256 * MIB,
+    image="default",
+    kernel_cmdline="",
+    cpu_model="auto",
+    template="shared",
 )
 
 

@@ -8,19 +8,23 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from config.load import load
+from images.image import GuestImage
 from rpc.api import agent as api
 from rpc.client import Client
 from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition, Unavailable
 from shim.helper import Helper, Watched, spawn
-from shim.trace import Trace
-from shim.vm import guest, sources
+from shim.paths import PodPaths
+from shim.vm import guest, setting, sources
+from shim.vm.accel import Acceleration
 from shim.vm.console import Console
 from shim.vm.host import Host
+from shim.vm.setting import MachineRequest, Setting, run_qemu
 from shim.vm.users import FIRST_UID, UIDS, QemuUser
 from tests.unit.rpc.wires import ends, run, until
 
@@ -41,7 +45,7 @@ class Parts:
     async def unless_ended(
         self, waiting: sources.Answered, timeout_s: float = 5.0
     ) -> tuple[Client, api.HelloResponse]:
-        return await sources._unless_ended(
+        return await sources.unless_ended(
             waiting, self.qemu, self.files, self.console, lambda: "qemu: own words", timeout_s
         )
 
@@ -172,31 +176,52 @@ def test_an_answer_of_a_machine_that_has_ended_leaves_no_connection(tmp_path: Pa
 
 
 class SlowHost(Host):
-    """libvirt, as it can behave: each step is what a test says."""
+    """libvirt, as it can behave: it says what QEMU said."""
 
-    def __init__(self, directory: Path, create: Callable[[], int]) -> None:
-        super().__init__(directory / "libvirt", USER, directory / "seeds")
-        self._create = create
-
-    def load(self) -> None:
-        pass
-
-    def open(self) -> None:
-        pass
-
-    def create(self, xml: str, name: str) -> int:
-        return self._create()
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory / "libvirt", directory / "ram", USER, directory / "seeds")
 
 
-async def created(machine: Parts, host: Host, limit_s: float = 5.0) -> int:
-    trace = Trace("default", "web", 0.0)
-    return await sources._created(host, "<domain/>", trace, machine.files, NOBODYS_UID, limit_s)
+def setting_of(directory: Path, limit_s: float = 5.0) -> Setting:
+    settings = load()
+    timeouts = settings.timeouts.replace(boot_s=limit_s, tcg_factor=1.0)
+    paths = PodPaths("default", "web", directory)
+    request = MachineRequest(
+        pod_id="web",
+        hostname="web",
+        profile=settings.profiles["default"],
+        settings=settings.replace(timeouts=timeouts),
+        paths=paths,
+        cache=directory / "cache",
+    )
+    image = GuestImage(
+        "default", "sha256:abc", directory, directory / "k", None, directory / "r", "quiet", manifest={}
+    )
+    return Setting(
+        request,
+        Acceleration("tcg", "a test"),
+        image,
+        "/bin/qemu",
+        "/qboot.rom",
+        "serial",
+        USER,
+        SlowHost(directory),
+        directory / "ram",
+    )
+
+
+async def created(machine: Parts, directory: Path, create: Callable[[], int], limit_s: float = 5.0) -> int:
+    async with AsyncExitStack() as undo:
+        process = await run_qemu(setting_of(directory, limit_s), create, machine.files, undo)
+        undo.pop_all()
+    return process.pid
 
 
 def test_qemus_pid_is_handed_on(tmp_path: Path) -> None:
     async def life() -> None:
         async with parts(tmp_path) as machine:
-            assert await created(machine, SlowHost(tmp_path, lambda: 4711)) == 4711
+            pid = machine.qemu.pid
+            assert await created(machine, tmp_path, lambda: pid) == pid
 
     run(life())
 
@@ -208,7 +233,7 @@ def test_why_libvirt_did_not_start_qemu_is_told(tmp_path: Path) -> None:
     async def life() -> None:
         async with parts(tmp_path) as machine:
             with pytest.raises(Unavailable, match="no such machine type"):
-                await created(machine, SlowHost(tmp_path, refuse))
+                await created(machine, tmp_path, refuse)
 
     run(life())
 
@@ -223,7 +248,7 @@ def test_a_virtiofsd_that_ended_is_the_reason_whatever_qemu_says(tmp_path: Path)
                 raise Unavailable("QEMU did not start", "Failed to connect to share.sock")
 
             with pytest.raises(Unavailable, match=r"virtiofsd ended unexpectedly \(killed by signal 9\)"):
-                await created(machine, SlowHost(tmp_path, refuse))
+                await created(machine, tmp_path, refuse)
 
     run(life())
 
@@ -232,7 +257,7 @@ def test_a_qemu_that_is_mute_is_given_up_with_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libvirt waits for its monitor for ever."""
-    monkeypatch.setattr(sources, "THREAD_END_S", 0.1)
+    monkeypatch.setattr(setting, "THREAD_END_S", 0.1)
     gate = threading.Event()
 
     def hang() -> int:
@@ -241,13 +266,11 @@ def test_a_qemu_that_is_mute_is_given_up_with_its_words(
 
     async def life() -> None:
         async with parts(tmp_path) as machine:
-            host = SlowHost(tmp_path, hang)
-            host.prepare = lambda: None  # type: ignore[method-assign]
             log = tmp_path / "libvirt/log/qemu/vm.log"
             log.parent.mkdir(parents=True)
             log.write_text("qemu-system-x86_64: waiting for a miracle\n")
             with pytest.raises(DeadlineExceeded, match="QEMU did not answer libvirt within") as caught:
-                await created(machine, host, 0.1)
+                await created(machine, tmp_path, hang, 0.1)
             assert "waiting for a miracle" in (caught.value.details or "")
             gate.set()
 
@@ -255,11 +278,10 @@ def test_a_qemu_that_is_mute_is_given_up_with_its_words(
 
 
 def test_sockets_are_in_the_pods_directory(tmp_path: Path) -> None:
-    from shim.paths import PodPaths
-
-    paths = PodPaths("default", "web", tmp_path)
-    sockets = sources.socket_paths(paths)
-    assert {path.parent for path in (sockets.console, sockets.agent, sockets.share)} == {paths.directory}
+    made = setting_of(tmp_path)
+    sockets = made.sockets
+    directories = {path.parent for path in (sockets.console, sockets.agent, sockets.share)}
+    assert directories == {made.request.paths.directory}
     assert len({sockets.console, sockets.agent, sockets.share}) == 3
 
 

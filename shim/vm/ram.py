@@ -1,0 +1,101 @@
+"""A guest's RAM as a file of its own: where it lies, and filling it from a template's.
+
+It must not know what is in it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shim import system
+
+BLOCK_BYTES = 4096
+COPY_BYTES = 8 << 20
+SLACK_BYTES = 1 << 20  # for what the file system itself needs
+
+
+@contextmanager
+def ram_directory(path: Path, size_bytes: int) -> Iterator[None]:
+    """A file system in memory for one guest's RAM and nothing more, gone with the context."""
+    path.mkdir(mode=0o711)
+    try:
+        options = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
+        system.mount("casemate", str(path), "tmpfs", options, f"size={size_bytes},nr_inodes=16,mode=0711")
+        try:
+            yield
+        finally:
+            system.umount(str(path), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+    finally:
+        path.rmdir()
+
+
+def make_ram(file: Path, size_bytes: int, owner: int) -> int:
+    """An empty file of the guest's size that belongs to the user QEMU runs as. Returns a descriptor of it."""
+    file.parent.mkdir(mode=0o711, parents=True)
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, size_bytes)
+        os.fchown(fd, owner, -1)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def fill(source: int, target: int) -> None:
+    """Copies what `source` has data of to the same places in `target`; the rest of both is zeros.
+
+    sendfile(2) copies between page caches, outside Python's lock. Raises OSError.
+    """
+    for start, end in extents(source):
+        os.lseek(target, start, os.SEEK_SET)
+        while start < end:
+            copied = os.sendfile(target, source, start, min(end - start, COPY_BYTES))
+            if copied == 0:
+                raise OSError(f"the template's RAM ended at {start}, expected {end}")
+            start += copied
+
+
+def extents(fd: int) -> Iterator[tuple[int, int]]:
+    """The parts of a sparse file that are data: (start, end) in bytes."""
+    end, size = 0, os.fstat(fd).st_size
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError:
+            return  # ENXIO: nothing but a hole is left
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def copy_without_zeros(source: int, target: int) -> int:
+    """As fill(), leaving out every block of zeros, so that the copy is small. Returns the bytes it has.
+
+    Slow (it looks at every byte): for making a template, not for using one.
+    """
+    zeros = bytes(BLOCK_BYTES)
+    written = 0
+    os.ftruncate(target, os.fstat(source).st_size)
+    for start, end in extents(source):
+        for offset in range(start, end, COPY_BYTES):
+            chunk = memoryview(os.pread(source, min(COPY_BYTES, end - offset), offset))
+            for begin, stop in _runs(chunk, zeros):
+                os.pwrite(target, chunk[begin:stop], offset + begin)
+                written += stop - begin
+    return written
+
+
+def _runs(chunk: memoryview, zeros: bytes) -> Iterator[tuple[int, int]]:
+    """Runs of blocks of which none is all zeros."""
+    begin = None
+    for position in range(0, len(chunk), BLOCK_BYTES):
+        block = chunk[position : position + BLOCK_BYTES]
+        empty = block == zeros[: len(block)]
+        if empty and begin is not None:
+            yield begin, position
+            begin = None
+        elif not empty and begin is None:
+            begin = position
+    if begin is not None:
+        yield begin, len(chunk)

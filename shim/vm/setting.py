@@ -1,0 +1,251 @@
+"""What surrounds a machine, wherever it comes from: its image, its user, its directories, libvirt, a console.
+
+Everything here is undone by the exit stack it was made with. It must not know how the machine comes to run.
+"""
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from config import programs
+from config.settings import Profile, Settings
+from images.image import GuestImage
+from images.store import ImageStore
+from rpc.errors import DeadlineExceeded, FailedPrecondition
+from shim import phases, system
+from shim.helper import Helper, Watched, in_thread
+from shim.paths import PodPaths
+from shim.trace import Trace
+from shim.vm import accel as acceleration
+from shim.vm import designer, virtiofsd
+from shim.vm.accel import Acceleration
+from shim.vm.console import Console, listen
+from shim.vm.designer import Sockets, Way
+from shim.vm.domain import Domain
+from shim.vm.guest import files_failure
+from shim.vm.hello import accept, dial
+from shim.vm.host import Host
+from shim.vm.share import bounded_directory, shared_directories
+from shim.vm.template import TemplateStore
+from shim.vm.users import QemuUser, qemu_user
+from shim.vm.versions import check_qemu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+# From a child's last system call to the shim's knowledge of its end.
+REAP_S = 0.2
+THREAD_END_S = 5.0
+STOPPED_S = 2.0
+log = logging.getLogger("casemate")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRequest:
+    """What a pod wants of its machine, and where its files may be. tenant: whose templates may serve it."""
+
+    pod_id: str
+    hostname: str
+    profile: Profile
+    settings: Settings
+    paths: PodPaths
+    cache: Path
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What does not change when one way to a machine fails and another is tried."""
+
+    request: MachineRequest
+    accel: Acceleration
+    image: GuestImage
+    qemu: str
+    firmware: str
+    transport: str
+    user: QemuUser
+    host: Host
+    ram: Path
+
+    @property
+    def factor(self) -> float:
+        """What time limits are multiplied by."""
+        return self.request.settings.timeouts.tcg_factor if self.accel.kind == "tcg" else 1.0
+
+    @property
+    def boot_s(self) -> float:
+        return self.request.settings.timeouts.boot_s * self.factor
+
+    @property
+    def sockets(self) -> Sockets:
+        directory = self.request.paths.directory
+        return Sockets(*(directory / f"{name}.sock" for name in ("console", "agent", "share")))
+
+    def words(self) -> str:
+        """QEMU's own, of late."""
+        return self.host.log_tail(designer.NAME)
+
+    @property
+    def templates(self) -> TemplateStore:
+        return TemplateStore(Path(self.request.settings.template_dir), self.request.cache / "templates")
+
+    def design(self, way: Way, sockets: Sockets | None = None) -> Domain:
+        return designer.design(
+            self.request.profile,
+            self.image,
+            self.accel,
+            self.transport,
+            sockets or self.sockets,
+            self.qemu,
+            self.firmware,
+            way,
+        )
+
+
+def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) -> Setting:
+    """Raises a CasemateError that says what the host lacks."""
+    settings, profile, paths = request.settings, request.profile, request.paths
+    accel = acceleration.choose(settings.accel, request.cache / "accel.json")
+    trace.accel = accel.kind
+    if accel.kind != "kvm":
+        hide_kvm(paths)
+        log.warning(f"TCG, not KVM: {accel.reason}; the guest is emulated, which is slow")
+    with trace.span(phases.IMAGE, phases.POD_READY):
+        store = ImageStore(Path(settings.image_dir))
+        image = undo.enter_context(store.lease(store.resolve(profile.image)))
+        store.verify(image)
+    qemu = programs.qemu(settings)
+    if not os.access(qemu, os.X_OK):
+        raise FailedPrecondition(f"QEMU: {qemu} cannot be executed")
+    check_qemu(qemu, request.cache / "qemu.json")
+    user = undo.enter_context(
+        qemu_user(settings.qemu_user, request.cache.parent / "users", kvm=accel.kind == "kvm")
+    )
+    undo.enter_context(bounded_directory(paths.libvirt))
+    ram = paths.directory / "ram"
+    host = Host(paths.libvirt, ram, user, request.cache / f"libvirt-{accel.kind}")
+    transport = designer.transport_of(settings.transport)
+    firmware = programs.firmware(settings)
+    return Setting(request, accel, image, qemu, firmware, transport, user, host, ram)
+
+
+def hide_kvm(paths: PodPaths) -> None:
+    """A QEMU that emulates needs no /dev/kvm. libvirt asks QEMU anew for its capabilities at every step
+    when the device is there and KVM is not usable (20 times 300 ms, seen with 9.0)."""
+    if os.path.exists("/dev/kvm"):
+        nothing = paths.directory / "nothing"
+        nothing.touch(mode=0)
+        nothing.chmod(0)
+        system.mount(str(nothing), "/dev/kvm", None, system.MS_BIND)
+
+
+def serve_files(setting: Setting, trace: Trace, undo: AsyncExitStack) -> Helper:
+    """Starts virtiofsd on the directory that the pod's files are mounted in."""
+    request = setting.request
+    with trace.span(phases.VIRTIOFSD, phases.POD_READY):
+        undo.enter_context(shared_directories(request.paths))
+        undo.callback(system.unlink_if_there, setting.sockets.share)
+        files = virtiofsd.start(
+            programs.virtiofsd(request.settings),
+            request.paths.served,
+            setting.sockets.share,
+            request.paths.libvirt / "log" / "virtiofsd.log",
+            setting.user.uid,
+            request.cache / "virtiofsd.json",
+            request.profile.memory_bytes,
+        )
+        undo.push_async_callback(files.end)
+    return files
+
+
+def open_console(setting: Setting, undo: AsyncExitStack) -> Console:
+    request = setting.request
+    console = Console(
+        setting.sockets.console, request.paths.console, request.settings.console_bytes, setting.user.uid
+    )
+    undo.callback(console.close)
+    reading = asyncio.create_task(console.read(), name="console")
+    undo.callback(reading.cancel)
+    return console
+
+
+class AgentLine:
+    """How the agent of one machine will be reached."""
+
+    def __init__(self, setting: Setting, console: Console, undo: AsyncExitStack) -> None:
+        self._setting = setting
+        self._console = console
+        self._listener: socket.socket | None = None
+        if setting.transport == "serial":
+            self._listener = listen(setting.sockets.agent, setting.user.uid)
+            undo.callback(system.unlink_if_there, setting.sockets.agent)
+            undo.callback(self._listener.close)
+
+    async def connect(self, *, waits_already: bool = False) -> "socket.socket":
+        """waits_already: the guest is a saved one, whose agent waits since before it was saved."""
+        if self._listener is not None:
+            return await accept(self._listener)
+        cid = await asyncio.to_thread(self._setting.host.vsock_cid, designer.NAME)
+        return await dial(cid, None if waits_already else self._console.agent_waits)
+
+
+async def run_qemu(
+    setting: Setting, start: "Callable[[], int]", files: Helper | None, undo: AsyncExitStack
+) -> Watched:
+    """QEMU once `start`, which runs in a thread, has returned its pid.
+
+    Or at once why there is none: libvirt itself waits for ever for a QEMU that is mute.
+    """
+    making = in_thread(start)
+    gone = asyncio.create_task(files.exited.wait() if files is not None else asyncio.Event().wait())
+    limit_s = setting.request.settings.timeouts.boot_s * setting.factor
+    try:
+        waits: list[asyncio.Future[Any]] = [making, gone]
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        if making.done() and making.exception() is None:
+            process = Watched("QEMU", making.result())
+            undo.push_async_callback(_libvirt_done, setting.host)
+            undo.push_async_callback(process.end)
+            return process
+        if making.done():
+            # A QEMU that could not reach virtiofsd says so before virtiofsd's own end is known.
+            await asyncio.wait([gone], timeout=REAP_S)
+        if files is not None and gone.done():
+            raise files_failure(files)
+        if making.done():
+            making.result()  # raises
+        raise DeadlineExceeded(
+            f"QEMU did not answer libvirt within {limit_s:.0f} s",
+            details=setting.words() or None,
+            hint="casemate check",
+        )
+    except BaseException:
+        # The thread waits for what runs as this user, and must not make files that we have removed.
+        system.kill_processes_of(setting.user.uid)
+        await asyncio.wait([making], timeout=THREAD_END_S)
+        raise
+    finally:
+        gone.cancel()
+
+
+async def _libvirt_done(host: Host) -> None:
+    if not await in_thread(partial(host.wait_stopped, STOPPED_S)):
+        log.warning("libvirt did not say within %.0f s that the domain has stopped", STOPPED_S)
+
+
+def open_libvirt(host: Host, trace: Trace) -> None:
+    """In a thread: libvirt's calls block. Once per host."""
+    if host.is_open:
+        return
+    host.prepare()
+    with trace.span(phases.LIBVIRT_IMPORT, phases.POD_READY):
+        host.load()
+    with trace.span(phases.LIBVIRT_OPEN, phases.POD_READY):
+        host.open()
