@@ -65,13 +65,27 @@ def run(
         # Where the kernel takes its time, beside the imports.
         with ThreadPoolExecutor(1) as beside:
             moving = beside.submit(place.enter, request.spec, journal, (os.getpid(), anchors.pid))
-            from shim.main import serve
+            from shim.main import Daemon, serve
         try:
             moving.result()
         except CasemateError as error:
             refusal = refusal or error
         trace.add(phases.DETACH, bound_s, time.monotonic())
-        serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, standby, refusal)
+        serve(
+            Daemon(
+                request=request,
+                settings=settings,
+                listener=listener,
+                trace=trace,
+                journal=journal,
+                host_proc=host_proc,
+                host=host,
+                anchors=anchors,
+                place=place,
+                standby=standby,
+                refusal=refusal,
+            )
+        )
     except BaseException:  # noqa: BLE001
         # Not swallowed: this process is the daemon, and its log is the only place left to say it.
         import traceback

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import time
+from dataclasses import dataclass
 
 from config.load import unreported
 from rpc.errors import CasemateError
@@ -37,67 +38,61 @@ PUBLISH_END_S = 3.0
 log = logging.getLogger("casemate")
 
 
-def serve(
-    request: Start,
-    settings: "Settings",
-    listener: socket.socket,
-    trace: Trace,
-    journal: Journal,
-    host_proc: int,
-    host: HostNamespaces,
-    anchors: AnchorMaker,
-    place: Place,
-    standby: Standby,
-    refusal: CasemateError | None,
-) -> None:
-    """Runs until containerd says Shutdown, a signal does, or the pod was empty for too long.
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """What the process is and has when its event loop begins. refusal: why there can be no machine.
 
-    refusal: why there can be no machine.
+    host_proc is a directory fd of the host's /proc, host the namespaces that containerd is in.
     """
-    set_up_logging(settings.log_level if not request.debug else "debug", request.bundle)
+
+    request: Start
+    settings: "Settings"
+    listener: socket.socket
+    trace: Trace
+    journal: Journal
+    host_proc: int
+    host: HostNamespaces
+    anchors: AnchorMaker
+    place: Place
+    standby: Standby
+    refusal: CasemateError | None
+
+
+def serve(daemon: Daemon) -> None:
+    """Runs until containerd says Shutdown, a signal does, or the pod was empty for too long."""
+    request = daemon.request
+    set_up_logging(daemon.settings.log_level if not request.debug else "debug", request.bundle)
     for line in unreported:
         log.warning("%s", line)
-    if not place.directories and refusal is None:
+    if not daemon.place.directories and daemon.refusal is None:
         log.warning("the container names no cgroup: the pod's processes stay in containerd's")
-    asyncio.run(
-        _serve(request, settings, listener, trace, journal, host_proc, host, anchors, place, standby, refusal)
-    )
+    asyncio.run(_serve(daemon))
 
 
-async def _serve(
-    request: Start,
-    settings: "Settings",
-    listener: socket.socket,
-    trace: Trace,
-    journal: Journal,
-    host_proc: int,
-    host: HostNamespaces,
-    anchors: AnchorMaker,
-    place: Place,
-    standby: Standby,
-    refusal: CasemateError | None,
-) -> None:
+async def _serve(daemon: Daemon) -> None:
     begun_s = time.monotonic()
+    request, settings, trace = daemon.request, daemon.settings, daemon.trace
     loop = asyncio.get_running_loop()
     shutdown = asyncio.Event()
     loop.add_signal_handler(signal.SIGCHLD, reap_orphans)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shutdown.set)
-    pid = system.host_pid(host_proc)
-    started = system.start_time(pid, host_proc)
-    identity = Identity(request.namespace, request.pod_id, pid, started, host_proc, host)
+    pid = system.host_pid(daemon.host_proc)
+    started = system.start_time(pid, daemon.host_proc)
+    identity = Identity(request.namespace, request.pod_id, pid, started, daemon.host_proc, daemon.host)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
-    pod = Pod(identity, settings, request.paths, trace, anchors, standby, Listener(publisher))
+    listener = Listener(publisher)
+    pod = Pod(identity, settings, request.paths, trace, daemon.anchors, daemon.standby, listener)
     server = Server()
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")
     ending = _end_if_abandoned(pod, settings.timeouts.empty_s, shutdown)
     watching = asyncio.create_task(ending, name="abandoned")
-    if refusal is None:
+    if daemon.refusal is None:
         pod.begin(request.spec, begun_s)
     else:
-        pod.refuse(refusal)
-    listening = await server.listen_unix(listener)
+        pod.refuse(daemon.refusal)
+    listening = await server.listen_unix(daemon.listener)
     trace.add(phases.SERVE, begun_s, time.monotonic())
     try:
         await shutdown.wait()
@@ -110,11 +105,11 @@ async def _serve(
                 await publishing
         except TimeoutError:
             log.error("events were left that containerd did not take")
-        place.leave()  # while the journal is there: should it fail, `casemate gc` does the rest
+        daemon.place.leave()  # while the journal is there: should it fail, `casemate gc` does the rest
         listening.close()
         await server.close()  # tells containerd that we are gone, which has the rest removed
         pod.write_state("ended")
-        journal.close()
+        daemon.journal.close()
         show_other_pods(request.paths)
         retire(request.paths, settings.traces_kept)
         system.unlink_if_there(request.socket_path)
