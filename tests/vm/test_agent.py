@@ -138,7 +138,10 @@ def test_sync_answers(vm: AgentVM) -> None:
 
 def test_a_share_that_cannot_be_mounted_is_an_error(vm: AgentVM) -> None:
     request = api.MountShareRequest(tag="nosuch", path="/run/casemate/other", fstype="virtiofs")
-    with pytest.raises(FailedPrecondition, match="cannot mount virtiofs nosuch"):
+    with pytest.raises(Unavailable, match="no virtiofs device nosuch appeared within"):
+        vm.run(vm.client.call(api.MOUNT_SHARE, request))
+    request = api.MountShareRequest(tag="/dev/vdb", path="/run/casemate/other", fstype="xfs")
+    with pytest.raises(FailedPrecondition, match="cannot mount xfs /dev/vdb on /run/casemate/other"):
         vm.run(vm.client.call(api.MOUNT_SHARE, request))
 
 
