@@ -49,7 +49,7 @@ async def serve_shim(spans: Spans, settings: dict[str, str]) -> None:
             line.say_waiting()
         guest.kill_all()
         try:
-            await system.sync(guest.reaper, system.LAST_SYNC_S)
+            await system.sync(system.LAST_SYNC_S)
         except DeadlineExceeded as error:
             _log.warning("powering off all the same: %s", error)
         system.power_off()

@@ -95,7 +95,7 @@ class AgentService:
         return Empty()
 
     async def sync(self, request: Empty, context: Context) -> Empty:
-        await system.sync(self._guest.reaper, system.SYNC_S)
+        await system.sync(system.SYNC_S)
         return Empty()
 
     async def prepare(self, request: Empty, context: Context) -> Empty:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import signal
 import socket
 import time
+from _thread import start_new_thread
 from fcntl import ioctl
 from struct import pack
 
@@ -21,8 +21,6 @@ from rpc.errors import DeadlineExceeded, FailedPrecondition
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from agent.reaper import Reaper
 
 CLOCK_TOLERANCE_NS = 20_000_000  # below this a step would only hurt: timers, file times, logs
 SYNC_S = 60.0
@@ -135,22 +133,26 @@ def mount_share(tag: str, path: str, fstype: str, options: Sequence[str]) -> Non
     when_there(mount, f"{fstype} device {tag}", PLUGGED_S)
 
 
-async def sync(reaper: Reaper, timeout_s: float) -> None:
-    """Writes out every file system, in a process of its own: it takes its time, and a share whose server is
-    dead would hold up the agent for ever."""
-    pid = os.fork()
-    if not pid:
+async def sync(timeout_s: float) -> None:
+    """Writes out every file system, in a thread: it takes its time, and a share whose server is dead holds it
+    up for ever. That thread then ends with the machine."""
+    loop = asyncio.get_running_loop()
+    written: asyncio.Future[None] = loop.create_future()
+
+    def settle() -> None:
+        if not written.done():
+            written.set_result(None)
+
+    def write_out() -> None:
         os.sync()
-        os._exit(0)
-    ended = reaper.watch(pid)
+        loop.call_soon_threadsafe(settle)
+
+    start_new_thread(write_out, ())
     try:
         async with asyncio.timeout(timeout_s):
-            await asyncio.shield(ended)
+            await written
     except TimeoutError:
         raise DeadlineExceeded(f"the guest's data were not written out within {timeout_s:g} s") from None
-    finally:
-        if not ended.done():
-            os.kill(pid, signal.SIGKILL)
 
 
 def power_off() -> None:
