@@ -92,11 +92,7 @@ class Machine:
         except Disconnected:
             raise await self.why_lost() from None
         except DeadlineExceeded as error:
-            raise DeadlineExceeded(
-                f"the guest's agent did not answer {method.name} within {limit:.0f} s",
-                details=self._console.words(),
-                hint="casemate logs shows the guest's console",
-            ) from error
+            raise unanswered(method.name, limit, self._console) from error
 
     async def events(self, on_event: "OnEvent") -> None:
         """Hands every event of the guest to on_event, until the machine is lost."""
@@ -152,6 +148,14 @@ class Machine:
         finally:
             for task in waits:
                 task.cancel()
+
+
+def unanswered(method: str, limit_s: float | None, console: Console) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the guest's agent did not answer {method} within {limit_s:.0f} s",
+        details=console.words(),
+        hint="casemate logs shows the guest's console",
+    )
 
 
 def files_failure(files: Helper) -> CasemateError:

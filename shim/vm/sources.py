@@ -22,7 +22,7 @@ from shim.trace import Trace, printable
 from shim.vm import designer, ram
 from shim.vm.console import Console
 from shim.vm.designer import Way
-from shim.vm.guest import Facts, Machine, why_ended
+from shim.vm.guest import Facts, Machine, unanswered, why_ended
 from shim.vm.hello import greet
 from shim.vm.setting import (
     AgentLine,
@@ -186,31 +186,41 @@ class Attempt:
     ) -> tuple[Client, api.HelloResponse]:
         """The agent's connection and its answer, the share mounted; or at once why there is none."""
         assert self._qemu is not None
-        meeting = self._meet(phase, limit_s, waits_already)
+        setting, request = self._setting, self._setting.request
+        connecting = self._line.connect(waits_already=waits_already)
         client, hello = await unless_ended(
-            meeting, self._qemu, self._files, self._console, self._setting.words, limit_s
+            greet(request.pod_id, request.hostname, connecting, limit_s),
+            self._qemu,
+            self._files,
+            self._console,
+            setting.words,
+            limit_s,
         )
         self._undo.push_async_callback(client.close)
-        return client, hello
-
-    async def _meet(
-        self, phase: str, limit_s: float, waits_already: bool
-    ) -> tuple[Client, api.HelloResponse]:
-        request = self._setting.request
-        connecting = self._line.connect(waits_already=waits_already)
-        client, hello = await greet(request.pod_id, request.hostname, connecting, limit_s)
         answered_s = time.monotonic()
         self._trace.add(phase, self._running_s, answered_s, parent=phases.POD_READY)
         spans = [(span.name, span.start_ns, span.end_ns) for span in hello.spans]
         self._trace.add_guest(spans, hello.monotonic_ns, answered_s, phase)
-        share = api.MountShareRequest(tag=designer.SHARE_TAG, path=GUEST_SHARE, fstype="virtiofs")
-        try:
-            with self._trace.span(phases.GUEST_SHARE, phases.POD_READY):
-                await client.call(api.MOUNT_SHARE, share, timeout_s=limit_s)
-        except BaseException:
-            await client.close()
-            raise
+        with self._trace.span(phases.GUEST_SHARE, phases.POD_READY):
+            await self._mount_share(client)
         return client, hello
+
+    async def _mount_share(self, client: Client) -> None:
+        assert self._qemu is not None
+        limit_s = self._setting.request.settings.timeouts.agent_call_s * self._setting.factor
+        share = api.MountShareRequest(tag=designer.SHARE_TAG, path=GUEST_SHARE, fstype="virtiofs")
+        mounting = asyncio.ensure_future(client.call(api.MOUNT_SHARE, share, timeout_s=limit_s))
+        try:
+            if await part_ended(mounting, (self._qemu, self._files), None):
+                raise Disconnected("a part of the machine ended")
+            mounting.result()
+        except Disconnected:
+            raise await why_ended(self._qemu, self._files, self._console, self._setting.words) from None
+        except DeadlineExceeded as error:
+            raise unanswered(api.MOUNT_SHARE.name, limit_s, self._console) from error
+        finally:
+            mounting.cancel()
+            await asyncio.gather(mounting, return_exceptions=True)
 
     def machine(self, way: Way, client: Client, hello: api.HelloResponse, outer: AsyncExitStack) -> Machine:
         """It owns all that both stacks would undo, from then on."""
@@ -251,10 +261,8 @@ async def unless_ended(
     answer = asyncio.ensure_future(waiting)
     taken: tuple[Client, api.HelloResponse] | None = None
     parts = [part for part in (qemu, files) if part is not None]
-    ends = [asyncio.create_task(part.exited.wait()) for part in parts]
     try:
-        await asyncio.wait([answer, *ends], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if any(part.exited.is_set() for part in parts):
+        if await part_ended(answer, parts, timeout_s):
             raise await why_ended(qemu, files, console, qemu_words)
         if not answer.done() or isinstance(answer.exception(), DeadlineExceeded):
             raise DeadlineExceeded(
@@ -268,16 +276,29 @@ async def unless_ended(
             raise await why_ended(qemu, files, console, qemu_words) from None
         return taken
     finally:
-        for task in (answer, *ends):
-            task.cancel()
-        await asyncio.gather(answer, *ends, return_exceptions=True)
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
         if taken is None and not answer.cancelled() and answer.exception() is None:
             await answer.result()[0].close()  # it came together with the end
 
 
+async def part_ended(
+    waiting: "asyncio.Future[Any]", parts: "Iterable[Watched]", timeout_s: float | None
+) -> bool:
+    """Waits until it is done, a part has ended, or the time is up. Whether a part has ended."""
+    parts = tuple(parts)
+    ends = [asyncio.create_task(part.exited.wait()) for part in parts]
+    try:
+        await asyncio.wait([waiting, *ends], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for end in ends:
+            end.cancel()
+    return any(part.exited.is_set() for part in parts)
+
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from typing import Any
 
     Answered = Coroutine[Any, Any, tuple[Client, api.HelloResponse]]
