@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rpc.api import agent as api
 from rpc.client import Client
-from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition, Unavailable
+from rpc.errors import CasemateError, DataLoss, DeadlineExceeded, Disconnected, NotFound, Unavailable
 from shim import phases
 from shim.helper import Helper, Watched, in_thread
 from shim.spec import GUEST_SHARE
@@ -43,6 +43,10 @@ LOAD_S = 5.0
 log = logging.getLogger("casemate")
 
 
+class TemplateUnusable(Unavailable):
+    """This template cannot be restored from: a boot might work."""
+
+
 async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Machine:
     """A machine whose agent has answered and whose share is mounted.
 
@@ -58,7 +62,10 @@ async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Mac
 async def _restore_if_possible(
     setting: Setting, trace: Trace, outer: AsyncExitStack, wanted: "Wanted"
 ) -> Machine | None:
-    """A template that is missing or does not work costs a boot and a line in the log, never the pod."""
+    """A template that is missing or does not work costs a boot and a line in the log, never the pod.
+
+    What would fail a boot as well (no virtiofsd, no QEMU) is raised, and not the template's fault.
+    """
     if setting.request.profile.template == "off":
         return None
     store = setting.templates
@@ -70,7 +77,7 @@ async def _restore_if_possible(
         async with AsyncExitStack() as undo:
             with store.lease(key) as template:
                 return await _restore(setting, trace, template, undo, outer)
-    except CasemateError as error:
+    except (TemplateUnusable, NotFound, DataLoss) as error:
         log.warning("template %s does not work, so the guest is booted: %s", key, error)
         store.remove(key)
         wanted(key)
@@ -101,7 +108,12 @@ async def _restore(
                 await in_thread(filling.join)
     _check_ram(setting, memory)
     limit_s = ANSWER_S * setting.factor
-    client, hello = await attempt.meet(phases.GUEST_RESUME, limit_s, waits_already=True)
+    try:
+        client, hello = await attempt.meet(phases.GUEST_RESUME, limit_s, waits_already=True)
+    except CasemateError as error:
+        if attempt.files_ended:
+            raise
+        raise TemplateUnusable("the restored guest does not answer", str(error)) from error
     return attempt.machine(Way.RESTORE, client, hello, outer)
 
 
@@ -121,10 +133,10 @@ class Filling(threading.Thread):
             self._error = error
 
     def wait(self) -> None:
-        """Until the copy is whole. Raises Unavailable if it cannot be."""
+        """Until the copy is whole. Raises TemplateUnusable if it cannot be."""
         self.join()
         if self._error is not None:
-            raise Unavailable("the template's RAM cannot be copied", str(self._error)) from self._error
+            raise TemplateUnusable("the template's RAM cannot be copied", str(self._error)) from self._error
 
 
 def _create_restored(setting: Setting, trace: Trace, state: int, filling: Filling) -> int:
@@ -135,7 +147,10 @@ def _create_restored(setting: Setting, trace: Trace, state: int, filling: Fillin
         pid = host.create(setting.design(Way.RESTORE).xml(), designer.NAME, paused=True)
     with trace.span(phases.STATE_LOAD, phases.POD_READY):
         filling.wait()
-        host.load_state(state, LOAD_S * setting.factor)
+        try:
+            host.load_state(state, LOAD_S * setting.factor)
+        except CasemateError as error:
+            raise TemplateUnusable("QEMU does not take the template's state", str(error)) from error
     with trace.span(phases.SHARE_PLUG, phases.POD_READY):
         host.attach(designer.share(setting.sockets).xml())
     host.resume()
@@ -146,7 +161,7 @@ def _check_ram(setting: Setting, memory: Path) -> None:
     """A file in the wrong place would be made anew, empty, and the guest would run on nothing."""
     files = [path for path in setting.ram.rglob("*") if path.is_file()]
     if files != [memory]:
-        raise FailedPrecondition("libvirt keeps a guest's RAM elsewhere", f"{files}, expected {memory}")
+        raise TemplateUnusable("libvirt keeps a guest's RAM elsewhere", f"{files}, expected {memory}")
 
 
 async def _boot(setting: Setting, trace: Trace, outer: AsyncExitStack) -> Machine:
@@ -176,6 +191,10 @@ class Attempt:
         self._line = AgentLine(setting, self._console, undo)
         self._qemu: Watched | None = None
         self._running_s = 0.0
+
+    @property
+    def files_ended(self) -> bool:
+        return self._files.exited.is_set()
 
     async def run(self, start: "Callable[[], int]") -> None:
         self._qemu = await run_qemu(self._setting, start, self._files, self._undo)
