@@ -1,8 +1,10 @@
 # What a newcomer, an operator and CI do with this checkout. Each target is one program of scripts/.
 #   PREFIX=/opt/casemate   where the product goes
+#   BASE=main              the commit that make bench-compare compares this checkout with
 #   ARGS=...               more arguments for pytest: make test ARGS="-m unit -k codec"
 
 PREFIX ?= /opt/casemate
+BASE ?= main
 # The system's own Python: Debian's python3-libvirt is built for it.
 PYTHON := /usr/bin/python3
 SCRIPT := $(PYTHON) -BEs -m scripts
@@ -12,7 +14,7 @@ BIN := .venv/bin
 PROMISED := rpc/*,config/*,shim/journal.py,shim/process.py,shim/container.py,shim/pod.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage check install uninstall bench dev lock format clean bare
+.PHONY: help demo test coverage check install uninstall bench bench-compare dev lock format clean bare
 
 $(PYTHON):
 	@[ "$$(id -u)" = 0 ] || { echo "$(PYTHON) is missing: run this as root, or install python3" >&2; exit 1; }
@@ -21,7 +23,7 @@ $(PYTHON):
 	@DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install python3 >/dev/null
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(PYTHON) ## as root: install what is missing, and run a container in a virtual machine of its own
 	@$(SCRIPT).demo --prefix=$(PREFIX)
@@ -43,8 +45,11 @@ install: $(PYTHON) ## as root: the product in PREFIX, its executables in /usr/lo
 uninstall: $(PYTHON) ## as root: take away what install and demo made; Debian packages stay
 	@$(SCRIPT).uninstall
 
-bench: $(PYTHON) ## as root: measure against runc and write docs/performance.md
+bench: $(PYTHON) ## as root: measure against other runtimes and write docs/performance.md
 	@$(SCRIPT).bench $(ARGS)
+
+bench-compare: $(PYTHON) ## as root: this checkout and another commit in turns (BASE=main)
+	@$(SCRIPT).bench --base $(BASE) $(ARGS)
 
 dev: $(PYTHON) ## the checkout's own environment, .venv
 	@$(SCRIPT).dev

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.instance import Instance
+from rpc.errors import DeadlineExceeded, Unavailable
 
 NAMESPACE = f"vm-{os.getpid()}"
 """Of this process alone: cgroups are named after it, and other tests may run on this machine."""
@@ -30,7 +31,11 @@ DEPRECATION = re.compile(rb'time="[^"]*" level=warning msg="DEPRECATION: .*\n')
 _numbers = itertools.count(1)
 
 
-class CtrTimeout(AssertionError):
+class CtrFailed(Unavailable):
+    """ctr did not do what it was asked; the text is its own."""
+
+
+class CtrTimeout(DeadlineExceeded):
     """ctr did not return in time; it was killed."""
 
 
@@ -53,14 +58,17 @@ class Result:
     def ok(self) -> "Result":
         """Itself, if ctr returned 0."""
         if self.code != 0:
-            raise AssertionError(f"{self}")
+            raise CtrFailed(self._brief(), details=self._details())
         return self
 
+    def _brief(self) -> str:
+        return f"ctr {' '.join(self.argv)} returned {self.code} after {self.seconds:.2f} s"
+
+    def _details(self) -> str:
+        return f"stdout: {self.stdout[-2000:]!r}\nstderr: {self.err[-4000:]}"
+
     def __str__(self) -> str:
-        return (
-            f"ctr {' '.join(self.argv)} returned {self.code} after {self.seconds:.2f} s\n"
-            f"stdout: {self.stdout[-2000:]!r}\nstderr: {self.err[-4000:]}"
-        )
+        return f"{self._brief()}\n{self._details()}"
 
 
 class Running:
@@ -130,7 +138,7 @@ class Terminal:
             if not readable:
                 raise CtrTimeout(f"no {pattern!r} within {timeout_s} s in {self.seen!r} of {self.argv}")
             if not self._read():
-                raise AssertionError(f"the terminal ended before {pattern!r}: {self.seen!r} of {self.argv}")
+                raise CtrFailed(f"the terminal ended before {pattern!r}: {self.seen!r} of {self.argv}")
         self.seen = self.seen[match.end() :]
         return match
 
@@ -141,9 +149,7 @@ class Terminal:
             if not select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))[0]:
                 raise CtrTimeout(f"no {end!r} within {timeout_s} s in {self.seen[-200:]!r} of {self.argv}")
             if not self._read():
-                raise AssertionError(
-                    f"the terminal ended before {end!r}: {self.seen[-200:]!r} of {self.argv}"
-                )
+                raise CtrFailed(f"the terminal ended before {end!r}: {self.seen[-200:]!r} of {self.argv}")
         before, self.seen = self.seen.split(end, 1)
         return before
 
@@ -248,6 +254,6 @@ def read_until(fd: int, wanted: bytes, timeout_s: float, what: str) -> bytes:
             raise CtrTimeout(f"no {wanted!r} within {timeout_s} s in {seen!r} of {what}")
         data = os.read(fd, 65536)
         if not data:
-            raise AssertionError(f"output ended before {wanted!r}: {seen!r} of {what}")
+            raise CtrFailed(f"output ended before {wanted!r}: {seen!r} of {what}")
         seen += data
     return seen

@@ -15,13 +15,14 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from bench import supervisor
 from config.places import CONFIG_DIR_VARIABLE
+from rpc.errors import Unavailable
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RUNTIME = "io.containerd.casemate.v2"
@@ -53,7 +54,7 @@ main()
 """
 
 
-class InstanceError(Exception):
+class InstanceError(Unavailable):
     """The private containerd did not do what it should; the text carries its own last words."""
 
 
@@ -72,26 +73,46 @@ class Binaries:
 def system_binaries() -> Binaries | None:
     """The distribution's containerd, or None where it is not installed."""
     path = shutil.which("containerd")
+    return None if path is None else containerd_in(Path(path).parent)
+
+
+def containerd_in(directory: Path) -> Binaries | None:
+    """The containerd of a directory of executables, or None where there is none."""
+    path = shutil.which("containerd", path=str(directory))
     if path is None:
         return None
     words = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout.split()
-    version = words[2].lstrip("v").partition("~")[0]
-    return Binaries("system", version, Path(path).parent)
+    return Binaries("system", words[2].lstrip("v").partition("~")[0], directory)
 
 
-def shim_script() -> str:
-    """What stands for the installed shim: the base interpreter of whoever runs us, this checkout, our
+def shim_script(checkout: Path) -> str:
+    """What stands for the installed shim: the base interpreter of whoever runs us, a checkout, our
     packages.
     """
-    path = [str(CHECKOUT), sysconfig.get_path("purelib"), SYSTEM_PYTHON_PACKAGES]
+    path = [str(checkout), sysconfig.get_path("purelib"), SYSTEM_PYTHON_PACKAGES]
     return SHIM.format(python=os.path.realpath(sys.executable), path=path)
 
 
 class Instance:
-    """One containerd, its supervisor, and a working directory that both sides see under the same path."""
+    """One containerd, its supervisor, and a working directory that both sides see under the same path.
 
-    def __init__(self, binaries: Binaries, environment: Mapping[str, str] | None = None) -> None:
+    checkout: whose shim it finds. without_mounts: what of the host's mounts it shall not see. more_path:
+    where it looks for executables when it does not find them elsewhere.
+    """
+
+    def __init__(
+        self,
+        binaries: Binaries,
+        environment: Mapping[str, str] | None = None,
+        *,
+        checkout: Path = CHECKOUT,
+        without_mounts: Sequence[str] = (),
+        more_path: Sequence[str] = (),
+    ) -> None:
         self.binaries = binaries
+        self.checkout = checkout
+        self.without_mounts = tuple(without_mounts)
+        self.more_path = tuple(more_path)
         self.environment = dict(environment or {})
         self.base = Path(tempfile.mkdtemp(prefix="casemate-", dir="/var/tmp"))
         self.log = self.base / "containerd.log"
@@ -111,12 +132,14 @@ class Instance:
                 (self.base / name).mkdir(parents=True)
             self.base.chmod(0o711)  # a container's user may have to traverse it to a bind mount
             shim = self.base / "bin" / "containerd-shim-casemate-v2"
-            shim.write_text(shim_script())
+            shim.write_text(shim_script(self.checkout))
             shim.chmod(0o755)
             config = CONFIG.format(root=self.base / "root", opt=self.base / "opt")
             (self.base / "containerd.toml").write_text(config)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-I", supervisor.__file__, *self.without_mounts],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
             )
             self.supervisor_pid = self._await("ready", 10.0)["pid"]
             self.start()
@@ -192,9 +215,10 @@ class Instance:
 
     def env(self) -> dict[str, str]:
         """The environment of containerd, of what it starts, and of ctr."""
-        standard = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        standard = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+        path = (str(self.base / "bin"), str(self.binaries.directory), *standard, *self.more_path)
         return {
-            "PATH": f"{self.base / 'bin'}:{self.binaries.directory}:{standard}",
+            "PATH": ":".join(path),
             "HOME": "/root",
             "LANG": "C.UTF-8",
             "TMPDIR": str(self.base / "tmp"),

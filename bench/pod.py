@@ -1,6 +1,6 @@
 """What one pod cost: the spans of its trace and the memory of its processes on the host.
 
-It reads what a shim wrote and what the kernel counts. How a pod is started is bench/runs.py's.
+It reads what a shim wrote and what the kernel counts. How a pod is started is bench/stand.py's.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shim import phases
-from shim.trace import GUEST, Span
+from shim.trace import Span
 
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
 
@@ -53,10 +53,6 @@ def read_waterfall(path: Path) -> Waterfall:
     return Waterfall(tuple(Span(**span) for span in json.loads(path.read_text())["spans"]))
 
 
-def is_guests(span: Span) -> bool:
-    return span.where == GUEST
-
-
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
     """Bytes of proportional set size. guest_ram_bytes: the part of it that is the guest's own RAM."""
@@ -64,6 +60,7 @@ class ProcessMemory:
     name: str
     pss_bytes: int
     guest_ram_bytes: int
+    pid: int = 0
 
 
 def memory_of(pids: Iterable[int], guest_memory_bytes: int) -> tuple[ProcessMemory, ...]:
@@ -71,11 +68,15 @@ def memory_of(pids: Iterable[int], guest_memory_bytes: int) -> tuple[ProcessMemo
     found = []
     for pid in pids:
         proc = Path(f"/proc/{pid}")
-        rollup = re.search(r"^Pss:\s+(\d+) kB", (proc / "smaps_rollup").read_text(), re.MULTILINE)
-        if rollup is None:
-            continue  # a zombie has no memory
-        ram = _pss_of_mappings((proc / "smaps").read_text(), guest_memory_bytes)
-        found.append(ProcessMemory((proc / "comm").read_text().strip(), int(rollup[1]) << 10, ram))
+        try:
+            rollup = re.search(r"^Pss:\s+(\d+) kB", (proc / "smaps_rollup").read_text(), re.MULTILINE)
+            if rollup is None:
+                continue  # a zombie has no memory
+            ram = _pss_of_mappings((proc / "smaps").read_text(), guest_memory_bytes)
+            name = (proc / "comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        found.append(ProcessMemory(name, int(rollup[1]) << 10, ram, pid))
     return tuple(sorted(found, key=lambda memory: -memory.pss_bytes))
 
 

@@ -19,6 +19,7 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MNT_DETACH = 0x2
 PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -30,13 +31,15 @@ def _check(result: int, what: str) -> None:
         raise OSError(error, f"{what}: {os.strerror(error)}")
 
 
-def isolate() -> None:
+def isolate(without_mounts: list[str]) -> None:
     """Our own mounts and network: what the containerd below us leaves behind can be told from anybody
-    else's.
+    else's. without_mounts are taken away in our namespace; the host keeps them.
     """
     _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWNET), "unshare")
     _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "make / private")
     _check(_libc.mount(b"tmpfs", b"/run", b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755"), "tmpfs on /run")
+    for path in without_mounts:
+        _check(_libc.umount2(os.fsencode(path), MNT_DETACH), f"umount {path}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # Orphans come to us, not to PID 1: "which processes are left" has an exact answer.
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
@@ -146,7 +149,7 @@ class Supervisor:
 
 
 def main() -> None:
-    isolate()
+    isolate(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is for the tests; the end of stdin is for us
     supervisor = Supervisor()

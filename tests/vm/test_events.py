@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.ctr import Ctr, read_until
+from bench.ctr import Ctr, CtrTimeout, read_until
 from rpc.api import task
 from rpc.errors import Unimplemented
 from tests.vm import faults, taskapi
@@ -52,7 +52,7 @@ def listening(ctr: Ctr) -> Iterator[Events]:
         while not events.seen:
             assert time.monotonic() < deadline, "ctr events says nothing"
             ctr("namespaces", "label", ctr.namespace, "heard=yes").ok()
-            with contextlib.suppress(AssertionError):
+            with contextlib.suppress(CtrTimeout):
                 assert running.process.stdout is not None
                 events.seen += read_until(running.process.stdout.fileno(), b"\n", 0.2, "events")
         yield events

@@ -1,0 +1,232 @@
+"""What runs come to, in sections of text, tables and pictures: said once, written as Markdown or HTML.
+
+Every number is a sample's, or stats.py's. A ratio stands only where the runs were interleaved; where they
+were not, the refusal stands in its place.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from bench import stats, svg, targets
+from bench.document import Document, Life
+from bench.measures import MEASURES, MIB, RATE
+from rpc.errors import CasemateError
+
+TITLES = {
+    "boot": "Start",
+    "exec": "Exec",
+    "delete": "End",
+    "density": "Idle pods",
+    "io": "Sequential reading",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells may hold `code` and **bold**, nothing else of Markdown."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """name is a file's, without its suffix."""
+
+    name: str
+    about: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Pictures that belong side by side."""
+
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    title: str
+    parts: tuple["str | Table | Picture | Row", ...]
+
+
+def sections(documents: Sequence[Document]) -> list[Section]:
+    """documents must not be empty; of several of one kind each has a section of its own."""
+    ordered = sorted(documents, key=lambda one: (list(TITLES).index(one.kind), one.began_at))
+    kinds = [one.kind for one in ordered]
+    found = [
+        Section("Machine", tuple(_machine(ordered))),
+        Section("Targets", (targets_table(targets.judge(ordered)),)),
+    ]
+    for number, document in enumerate(ordered):
+        earlier = kinds[:number].count(document.kind)
+        name = document.kind + (f"-{earlier + 1}" if earlier else "")
+        found.append(Section(TITLES[document.kind], tuple(_run(document, name))))
+    files = ordered[-1].files
+    if files:
+        rows = [*files.items(), ("all", sum(files.values()))]
+        table = Table(("file", "MiB"), tuple((name, f"{size / MIB:.1f}") for name, size in rows))
+        found.append(Section("The guest image", (table,)))
+    return found
+
+
+def _machine(documents: Sequence[Document]) -> Iterator[str]:
+    """Of each different machine or set of versions a paragraph: runs of two machines may stand together."""
+    yield from dict.fromkeys(accelerated(document) for document in documents)
+    said: dict[str, list[Document]] = {}
+    for one in documents:
+        host = one.host
+        machine = (
+            f"{host['cpus']} CPUs ({host['cpu_model']}), {host['memory_bytes'] / (1 << 30):.0f} GiB, "
+            f"Linux {host['kernel']}, cgroups {host['cgroups']}. "
+            + ", ".join(f"{name} {version}" for name, version in one.versions.items())
+            + "."
+        )
+        said.setdefault(machine, []).append(one)
+    for machine, runs in said.items():
+        day = datetime.fromtimestamp(min(one.began_at for one in runs), UTC).date()
+        most = max(max(one.host["load"], one.host["load_after"]) for one in runs)
+        yield f"{machine} Measured on {day}, the load at most {most:.1f} (these runs' own included)."
+
+
+def accelerated(document: Document) -> str:
+    """Which acceleration the guests had."""
+    way = document.accel
+    if way is None:
+        return "No runtime of this run says what accelerates its guests."
+    if way.accel == "tcg":
+        return (
+            f"**The guests ran under TCG**, QEMU's emulation ({way.accel_reason}): what a guest does takes "
+            "many times longer than under KVM."
+        )
+    return f"The guests ran under {way.accel.upper()} ({way.accel_reason})."
+
+
+def targets_table(judged: Sequence[targets.Judged]) -> Table:
+    """Every target, what was measured, the most it may be, and the verdict."""
+    rows = []
+    for one in judged:
+        unit = one.target.unit
+        value = f"{one.found.value:.2f} {unit} ({one.found.detail})" if one.found else "-"
+        limits = ", ".join(f"{most:g} {unit} ({accel.upper()})" for accel, most in one.target.limits.items())
+        verdict = one.verdict.value + (f": {one.reason}" if one.reason else "")
+        bold = one.verdict is targets.Verdict.MISSED
+        rows.append((one.target.text, value, limits, f"**{verdict}**" if bold else verdict))
+    return Table(("", "measured", "at most", ""), tuple(rows))
+
+
+def _run(document: Document, name: str) -> Iterator[str | Table | Picture | Row]:
+    yield conditions(document)
+    yield table(document)
+    if any(sample < stats.FEW for sample in _counts(document)):
+        yield f"With fewer than {stats.FEW} samples p95 and p99 are little more than the worst one."
+    yield from _strips(document, name)
+    if document.processes:
+        yield "Of which processes, divided by the pods:"
+        yield _shares(document)
+        bars: dict[str, dict[str, float]] = {}
+        for share in document.processes:
+            bars.setdefault(share.way, {})[share.name] = share.pss_bytes / MIB
+        about = "PSS of one of the idle pods, by process"
+        yield Picture(f"{name}-processes", about, svg.stacks(about, "MiB", bars))
+    if document.lives:
+        yield (
+            "The runs of the median time, phase by phase on one scale, from the client's exec: "
+            "grey the client, blue the host, green the guest. `casemate trace` draws any pod's."
+        )
+        yield Row(tuple(_waterfalls(document.lives, name)))
+
+
+def conditions(document: Document) -> str:
+    """How it was measured, in one paragraph."""
+    options = document.options
+    said = [f"{options['rounds']} rounds of {', '.join(way.name for way in document.ways)}, in turns"]
+    if options.get("parallel", 1) > 1:
+        said.append(f"{options['parallel']} clients at once")
+    if "pods" in options:
+        said.append(f"{options['pods']} pods up, idle for {options['settle_s']:g} s")
+    if "size_bytes" in options:
+        said.append(f"files of {options['size_bytes'] // MIB} MiB that the guest has not seen before")
+    for way in document.ways:
+        if way.sources:
+            size = f"{way.vcpus} vCPU, {way.memory_bytes // MIB} MiB"
+            said.append(f"machines of {way.name}: {' and '.join(way.sources)} ({size}, {way.accel.upper()})")
+    return "; ".join(said) + f". Ratios are to {document.reference}, with their 95 % confidence interval."
+
+
+def table(document: Document) -> Table:
+    """Of every measure and way: median, p95, p99, least to most, ratio to the first way.
+
+    95 and 99 of 100 samples are no worse than p95 and p99, which are the slow end of a rate, too.
+    """
+    rows = []
+    for measure in document.measures():
+        about = MEASURES[measure]
+        text = f"{about.text} ({about.unit})"
+        for way in document.ways:
+            values = document.values(way.name, measure)
+            if not values:
+                continue
+            found = stats.summary(values, most_is_best=about.unit == RATE)
+            shown = [about.show(value) for value in (found.median, found.p95, found.p99)]
+            spread = f"{about.show(found.least)} to {about.show(found.most)}"
+            rows.append((text, way.name, *shown, spread, ratio(document, measure, way.name)))
+            text = ""
+    return Table(("", "", "median", "p95", "p99", "least to most", "ratio"), tuple(rows))
+
+
+def ratio(document: Document, measure: str, way: str) -> str:
+    """A ratio with its interval; the reason in its place where there is none to be had."""
+    if way == document.reference or not document.values(document.reference, measure):
+        return ""
+    try:
+        found = stats.ratio(document.samples, measure, way, document.reference)
+    except CasemateError as error:
+        return f"refused: {error.details or error.brief}"
+    digits = 2 if found.value >= 1 else 3
+    return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def _counts(document: Document) -> Iterator[int]:
+    for measure in document.measures():
+        for way in document.ways:
+            if count := len(document.values(way.name, measure)):
+                yield count
+
+
+def _strips(document: Document, name: str) -> Iterator[Picture]:
+    groups = []
+    for measure in document.measures():
+        values = {way.name: document.values(way.name, measure) for way in document.ways}
+        there = {way: found for way, found in values.items() if found}
+        medians = {way: stats.summary(found).median for way, found in there.items()}
+        groups.append(svg.Group(MEASURES[measure], there, medians))
+    about = f"{TITLES[document.kind]}: every sample and the medians"
+    if groups:
+        yield Picture(name, about, svg.strips(about, groups))
+
+
+def _shares(document: Document) -> Table:
+    rows = [
+        (share.way, share.name, f"{share.pss_bytes / MIB:.1f}", f"{share.guest_ram_bytes / MIB:.1f}")
+        for share in document.processes
+    ]
+    return Table(("", "process", "PSS (MiB)", "of it guest RAM"), tuple(rows))
+
+
+def _waterfalls(lives: Sequence[Life], name: str) -> Iterator[Picture]:
+    most_s = max(life.gone_s - life.exec_s for life in lives)
+    for life in lives:
+        about = f"a container's life: {life.way}"
+        yield Picture(f"{name}-waterfall-{_file_name(life.way)}", about, svg.waterfall(life, most_s))
+
+
+def _file_name(way: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in way)
+
+
+def plain(text: str) -> str:
+    """Without the marks of Markdown, for a terminal or a picture."""
+    return text.replace("`", "").replace("**", "")

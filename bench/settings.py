@@ -1,0 +1,44 @@
+"""The configuration of a private casemate: what this host has, and whether machines may be restored.
+
+A checkout that is measured may be older or newer than this one: only keys that its own default.toml has are
+written.
+"""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from config.settings import Settings
+
+DEFAULTS = Path("config/default.toml")
+OF_THE_HOST = ("accel", "transport", "qemu", "qemu_user", "virtiofsd", "firmware")
+"""What an operator tells of a host; how pods are made is the packaged default."""
+TEMPLATE = "template"
+"""The profile's key that says which template a pod may be restored from; "off" has it booted."""
+
+
+def known(checkout: Path) -> dict[str, Any]:
+    """Every key that a checkout of casemate has, with its default."""
+    return tomllib.loads((checkout / DEFAULTS).read_text())
+
+
+def restores(checkout: Path, template: str) -> bool:
+    """Whether pods of a checkout come to be restored. template: what a way asks for, "" for the default."""
+    default = known(checkout)["profiles"]["default"].get(TEMPLATE, "off")
+    return bool((template or default) != "off")
+
+
+def written(
+    checkout: Path, host: Settings, *, images: Path, templates: Path, image: str, template: str
+) -> str:
+    """TOML. image is a name or digest, template a value of that key or "" for the default."""
+    keys = known(checkout)
+    general = {name: getattr(host, name) for name in OF_THE_HOST}
+    general |= {"image_dir": str(images), "template_dir": str(templates)}
+    profile = {"image": image} | ({TEMPLATE: template} if template else {})
+    lines = [f"{name} = {json.dumps(value)}" for name, value in general.items() if name in keys]
+    lines.append("[profiles.default]")
+    there = keys["profiles"]["default"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in profile.items() if name in there]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,82 @@
+"""How fast a container reads: a file of its image and one of a bind-mounted volume, from beginning to end.
+
+The guest has never seen the file, so that it always comes from the host: from its disk, where the host's
+page cache could be emptied of it, or from that cache. Not measured: block devices, which pods do not have.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from bench import measures, payload
+from bench.stand import RUN_S, Runner, Stand
+from bench.timing import progress
+from bench.turns import Action, Sample, Value, take_turns
+from rpc.errors import DataLoss, FailedPrecondition
+
+READER = """\
+import os, sys, time
+for path in sys.argv[1:]:
+    file, buffer, got = os.open(path, os.O_RDONLY), bytearray(1 << 20), 0
+    began = time.monotonic()
+    while count := os.readv(file, [buffer]):
+        got += count
+    print(got, time.monotonic() - began)
+"""
+"""Runs in the container; its clock is the guest's."""
+IN_ROOTFS, IN_VOLUME = f"/{payload.NAME}", f"/volume/{payload.NAME}"
+
+
+def read_sequentially(stand: Stand, rounds: int, size_bytes: int) -> tuple[Sample, ...]:
+    """The stand's image must hold the payload, of size_bytes. Values are bytes per second."""
+    for runner in stand.runners.values():
+        directory = _volume(runner)
+        if not directory.exists():
+            directory.mkdir()
+            payload.random_file(directory / payload.NAME, size_bytes)
+
+    def turn(runner: Runner) -> list[Value]:
+        volume = _volume(runner) / payload.NAME
+        cold = [payload.evict(path) for path in (*_in_snapshots(runner), volume)]
+        values = _read(runner, size_bytes, (measures.ROOTFS_COLD, measures.VOLUME_COLD))
+        if not all(cold):
+            stand.say("files cannot be taken out of this host's page cache: no reading from its disk")
+            values = []
+        return values + _read(runner, size_bytes, (measures.ROOTFS_WARM, measures.VOLUME_WARM))
+
+    actions: dict[str, Action] = {way: partial(turn, runner) for way, runner in stand.runners.items()}
+    what = f"reading {size_bytes // measures.MIB} MiB"
+    return tuple(take_turns(actions, rounds, on_round=progress(stand.say, what, rounds)))
+
+
+def _read(runner: Runner, size_bytes: int, names: Sequence[str]) -> list[Value]:
+    """One container that reads both files."""
+    before = runner.look()
+    name = runner.ctr.new_id("b")
+    mount = f"type=bind,src={_volume(runner)},dst=/volume,options=rbind:ro"
+    argv = runner.argv(
+        name, "python3", "-c", READER, IN_ROOTFS, IN_VOLUME, options=("--rm", "--mount", mount)
+    )
+    output = runner.ctr(*argv, timeout_s=RUN_S).ok().out
+    runner.wait_gone(before)
+    source = runner.note(name).source
+    values = []
+    for measure, line in zip(names, output.splitlines(), strict=True):
+        got, seconds = line.split()
+        if int(got) != size_bytes:
+            raise DataLoss(f"{runner.way.name} read {got} bytes of a file of {size_bytes}")
+        values.append(Value(measure, size_bytes / float(seconds), source))
+    return values
+
+
+def _volume(runner: Runner) -> Path:
+    return runner.instance.work / "volume"
+
+
+def _in_snapshots(runner: Runner) -> list[Path]:
+    """Where the image's file is on the host."""
+    snapshots = runner.instance.base / "root/io.containerd.snapshotter.v1.overlayfs/snapshots"
+    found = list(snapshots.glob(f"*/fs/{payload.NAME}"))
+    if not found:
+        raise FailedPrecondition("containerd has not unpacked the image with overlayfs", hint=str(snapshots))
+    return found

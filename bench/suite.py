@@ -1,0 +1,139 @@
+"""One run of `casemate bench`: a stand, what is measured on it, and the document that comes of it."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import machine, measures, payload, settings, storage, timing
+from bench.density import density
+from bench.document import KINDS, Document, Life, ProcessShare, WayFacts
+from bench.instance import CHECKOUT, containerd_in
+from bench.stand import Runner, Say, Stand, demo_archive, scratch_directory
+from bench.turns import FEWEST_ROUNDS, Sample
+from bench.ways import Way, parse_all
+from rpc.errors import InvalidArgument, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says. containerd: the directory of one that is not on the PATH."""
+
+    ways: tuple[str, ...]
+    rounds: int = 10
+    parallel: int = 1
+    pods: int = 10
+    settle_s: float = 5.0
+    size_bytes: int = 64 * measures.MIB
+    containerd: Path | None = None
+    archive: Path | None = None
+
+    def check(self) -> list[Way]:
+        """The ways that are meant. Raises InvalidArgument."""
+        ways = parse_all(self.ways)
+        if self.rounds < FEWEST_ROUNDS and len(self.ways) > 1:
+            raise InvalidArgument(f"{self.rounds} round of several runtimes interleaves nothing: 2 at least")
+        if self.size_bytes < measures.MIB or self.size_bytes % measures.MIB:
+            raise InvalidArgument("the file to be read has to be of whole MiB")
+        return ways
+
+
+def default_ways(all_of_them: bool = False) -> tuple[str, ...]:
+    """runc first: ratios are to it. All of them: also crun if it is installed, and a casemate that boots."""
+    names = ["runc", "casemate"]
+    if all_of_them:
+        import shutil
+
+        names[1:1] = ["crun"] if shutil.which("crun") else []
+        names += ["casemate-boot"] if settings.restores(CHECKOUT, "") else []
+    return tuple(names)
+
+
+def run(kinds: Sequence[str], options: Options, say: Say) -> list[Document]:
+    """One document for each of kinds, all measured on one stand. Raises CasemateError."""
+    ways = options.check()
+    binaries = containerd_in(options.containerd) if options.containerd else None
+    if options.containerd and binaries is None:
+        raise NotFound(f"no containerd in {options.containerd}")
+    with contextlib.ExitStack() as undo:
+        scratch = undo.enter_context(scratch_directory())
+        archive = options.archive
+        if archive is None:
+            archive = scratch / "demo.tar"
+            demo_archive(archive)
+        if "io" in kinds:
+            file, image = scratch / payload.NAME, scratch / "image.tar"
+            payload.random_file(file, options.size_bytes)
+            payload.add_layer(archive, file, image)
+            file.unlink()
+            archive = image
+        stand = undo.enter_context(Stand(ways, archive, say, binaries=binaries))
+        stand.warm_up()
+        return [_measure(kind, stand, options) for kind in kinds]
+
+
+def _measure(kind: str, stand: Stand, options: Options) -> Document:
+    host, began_at, began_s = machine.facts(), time.time(), time.monotonic()
+    for runner in stand.runners.values():
+        runner.facts_seen.clear()
+    samples: tuple[Sample, ...]
+    lives: tuple[Life, ...] = ()
+    processes: tuple[ProcessShare, ...] = ()
+    said: dict[str, Any] = {"runtimes": list(options.ways), "rounds": options.rounds}
+    match kind:
+        case "boot":
+            timed = timing.boot(stand, options.rounds, options.parallel)
+            samples, lives, said["parallel"] = timed.samples, timed.lives, options.parallel
+        case "exec":
+            timed = timing.execute(stand, options.rounds, options.parallel)
+            samples, said["parallel"] = timed.samples, options.parallel
+        case "delete":
+            samples = timing.delete(stand, options.rounds).samples
+        case "density":
+            weighed = density(stand, options.rounds, options.pods, options.settle_s)
+            samples, processes = weighed.samples, weighed.processes
+            said |= {"pods": options.pods, "settle_s": options.settle_s}
+        case "io":
+            samples = storage.read_sequentially(stand, options.rounds, options.size_bytes)
+            said["size_bytes"] = options.size_bytes
+        case _:
+            raise InvalidArgument(f"{kind} is none of {', '.join(KINDS)}")
+    return Document(
+        kind=kind,
+        ways=tuple(_facts(runner) for runner in stand.runners.values()),
+        samples=samples,
+        host=host | {"load_after": machine.facts()["load"]},
+        versions=machine.versions(stand.ways, stand.binaries.version, stand.settings.qemu),
+        options=said,
+        lives=lives,
+        processes=processes,
+        files=_files(stand),
+        began_at=began_at,
+        took_s=time.monotonic() - began_s,
+    )
+
+
+def _facts(runner: Runner) -> WayFacts:
+    way = runner.way
+    seen = sorted(runner.facts_seen, key=lambda facts: facts.source)
+    if not seen:
+        return WayFacts(way.name, way.runtime)
+    return WayFacts(
+        way.name,
+        way.runtime,
+        machine.commit(way.surroundings.checkout),
+        seen[0].accel,
+        seen[0].accel_reason,
+        tuple(dict.fromkeys(facts.source for facts in seen)),
+        seen[0].vcpus,
+        seen[0].memory_bytes,
+    )
+
+
+def _files(stand: Stand) -> dict[str, int]:
+    """The guest image's files and their bytes."""
+    if stand.guest_image is None:
+        return {}
+    return {name: int(entry["bytes"]) for name, entry in stand.guest_image.manifest["files"].items()}

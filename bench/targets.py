@@ -1,0 +1,211 @@
+"""What casemate is meant to reach, and whether a set of runs shows that it does.
+
+A target that the runs say nothing about is "not measured", with the reason; it is never left out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+from bench import measures, stats
+from bench.document import Document, WayFacts
+from bench.instance import RUNTIME
+from rpc.errors import CasemateError
+
+RUNC = "runc"
+KATA_X_RUNC = 10.3
+"""Kata Containers 4.1.0, `ctr run` of true, medians of 4, in the emulated host whose guests have KVM."""
+GUEST_MEMORY_BYTES, GUEST_VCPUS = 256 * measures.MIB, 1
+PODS = 10
+BOOTED, RESTORED, POOLED = "boot", "restore", "pool"
+"""What state.json calls a machine's source."""
+
+
+class Verdict(StrEnum):
+    REACHED = "reached"
+    MISSED = "missed"
+    NOT_MEASURED = "not measured"
+    NONE = "no target"  # for this acceleration
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """value is in the target's unit; detail is the spread or the confidence interval, for a person."""
+
+    value: float
+    detail: str
+    accel: str
+
+
+class NotMeasured(Exception):
+    """The text is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """limits: the most that is allowed, by what accelerates the guests ("kvm", "tcg")."""
+
+    name: str
+    text: str
+    unit: str
+    limits: Mapping[str, float]
+    find: Callable[[Sequence[Document]], Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    target: Target
+    verdict: Verdict
+    found: Found | None = None
+    limit: float | None = None
+    reason: str = ""
+
+
+def judge(documents: Sequence[Document]) -> list[Judged]:
+    """Every target, in the order of TARGETS."""
+    return [_judge(target, documents) for target in TARGETS]
+
+
+def _judge(target: Target, documents: Sequence[Document]) -> Judged:
+    try:
+        found = target.find(documents)
+    except NotMeasured as reason:
+        return Judged(target, Verdict.NOT_MEASURED, reason=str(reason))
+    limit = target.limits.get(found.accel)
+    if limit is None:
+        return Judged(target, Verdict.NONE, found, reason=f"none is set for {found.accel or 'this'}")
+    return Judged(target, Verdict.REACHED if found.value <= limit else Verdict.MISSED, found, limit)
+
+
+def _newest(documents: Sequence[Document], kind: str) -> list[Document]:
+    found = sorted((one for one in documents if one.kind == kind), key=lambda one: -one.began_at)
+    if not found:
+        raise NotMeasured(f"no run of `casemate bench {kind}`")
+    return found
+
+
+def _way(document: Document, measure: str, source: str) -> WayFacts | None:
+    """The casemate of a run whose pods all came from `source` (any, if that is empty) and had the size."""
+    for way in document.ways:
+        sources = document.sources(way.name, measure)
+        if way.runtime == RUNTIME and sources and (not source or sources == {source}):
+            return way
+    return None
+
+
+def _measured(
+    documents: Sequence[Document], kind: str, measure: str, source: str
+) -> tuple[Document, WayFacts]:
+    """The newest run that has it, with guests of the size that the targets are set for."""
+    for document in _newest(documents, kind):
+        way = _way(document, measure, source)
+        if way is None:
+            continue
+        if (way.vcpus, way.memory_bytes) != (GUEST_VCPUS, GUEST_MEMORY_BYTES):
+            size = f"{way.vcpus} vCPUs and {way.memory_bytes // measures.MIB} MiB"
+            raise NotMeasured(f"the guests had {size}, the target is for 1 and 256 MiB")
+        return document, way
+    came = {"": "no casemate in the run", BOOTED: "no pod was made to boot"}
+    raise NotMeasured(came.get(source, f"no run whose pods all came from: {source}"))
+
+
+def _ratio(kind: str, measure: str, source: str, documents: Sequence[Document]) -> Found:
+    document, way = _measured(documents, kind, measure, source)
+    try:
+        found = stats.ratio(document.samples, measure, way.name, RUNC)
+    except CasemateError as error:
+        raise NotMeasured(str(error)) from None
+    return Found(found.value, f"{found.low:.2f} to {found.high:.2f}", way.accel)
+
+
+def _median(kind: str, measure: str, source: str, documents: Sequence[Document]) -> Found:
+    document, way = _measured(documents, kind, measure, source)
+    if kind == "density" and measure == measures.PSS and document.options.get("pods", 0) < PODS:
+        raise NotMeasured(f"the run had {document.options.get('pods')} pods up, the target is for {PODS}")
+    found = stats.summary(document.values(way.name, measure))
+    about = measures.MEASURES[measure]
+    return Found(
+        found.median / about.scale, f"{about.show(found.least)} to {about.show(found.most)}", way.accel
+    )
+
+
+TARGETS = (
+    Target(
+        "outside",
+        "`ctr run` of `true` outside the guest's own boot and run",
+        "s",
+        {"tcg": 0.6},
+        partial(_median, "boot", measures.OUTSIDE, ""),
+    ),
+    Target(
+        "guest_boot",
+        "guest power-on to the agent's answer",
+        "s",
+        {"tcg": 3.0},
+        partial(_median, "boot", measures.GUEST_BOOT, BOOTED),
+    ),
+    Target(
+        "delete",
+        "deletion of a task that has ended",
+        "s",
+        {"tcg": 0.3},
+        partial(_median, "delete", measures.DELETE, ""),
+    ),
+    Target(
+        "pss.host",
+        "host PSS of an idle pod beyond the guest RAM that it touched",
+        "MiB",
+        {"tcg": 120.0},
+        partial(_median, "density", measures.PSS_HOST, ""),
+    ),
+    Target(
+        "start.restored",
+        "`ctr run` of `true`, the machine restored",
+        "x runc",
+        {"kvm": 1.5, "tcg": 6.0},
+        partial(_ratio, "boot", measures.RUN, RESTORED),
+    ),
+    Target(
+        "start.pooled",
+        "`ctr run` of `true`, the machine from the pool",
+        "x runc",
+        {"kvm": 1.0, "tcg": 1.0},
+        partial(_ratio, "boot", measures.RUN, POOLED),
+    ),
+    Target(
+        "start.booted",
+        f"`ctr run` of `true`, the machine booted: half of Kata's {KATA_X_RUNC} x runc",
+        "x runc",
+        {"kvm": 0.5 * KATA_X_RUNC},
+        partial(_ratio, "boot", measures.RUN, BOOTED),
+    ),
+    Target(
+        "exec",
+        "`ctr task exec` of `true`",
+        "x runc",
+        {"kvm": 1.2, "tcg": 2.0},
+        partial(_ratio, "exec", measures.EXEC, ""),
+    ),
+    Target(
+        "kill",
+        "KILL to everything gone",
+        "x runc",
+        {"kvm": 1.0, "tcg": 1.5},
+        partial(_ratio, "delete", measures.KILL_GONE, ""),
+    ),
+    Target(
+        "pss",
+        f"PSS of an idle pod, {PODS} up",
+        "MiB",
+        {"kvm": 45.0, "tcg": 45.0},
+        partial(_median, "density", measures.PSS, ""),
+    ),
+    Target(
+        "pss.shim",
+        f"PSS of the shim of an idle pod, {PODS} up",
+        "MiB",
+        {"kvm": 12.0, "tcg": 12.0},
+        partial(_median, "density", measures.PSS_SHIM, ""),
+    ),
+)

@@ -1,0 +1,127 @@
+"""The ways a container can be started that are compared, as the command line names them.
+
+    [LABEL=]NAME[@CHECKOUT]
+
+NAME is one of KNOWN or containerd's own name of a runtime (io.containerd.runsc.v1). CHECKOUT is another
+checkout of casemate, whose shim and guest image are used. It computes; what is started is stand.py's.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.instance import CHECKOUT, RUNTIME
+from rpc.errors import InvalidArgument, NotFound
+
+RUNC = "io.containerd.runc.v2"
+KATA = "io.containerd.kata.v2"
+UNIFIED = Path("/sys/fs/cgroup/unified")
+SEARCH_PATH = (
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/kata/bin:/opt/kata/runtime-rs/bin"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a containerd must be given for a way; ways with the same share one.
+
+    template: the key of casemate's profiles, empty for its default. without_mounts: of the host's.
+    """
+
+    checkout: Path = CHECKOUT
+    template: str = ""
+    without_mounts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """programs: what must be installed beside containerd's shim of the runtime."""
+
+    name: str
+    runtime: str
+    options: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    surroundings: Surroundings = field(default_factory=Surroundings)
+
+    @property
+    def is_casemate(self) -> bool:
+        return self.runtime == RUNTIME
+
+    @property
+    def shim(self) -> str:
+        """The name of the executable that containerd looks for (its runtime/v2 naming)."""
+        *_, name, version = self.runtime.split(".")
+        return f"containerd-shim-{name}-{version}"
+
+
+def without_empty_unified(unified: Path = UNIFIED) -> tuple[str, ...]:
+    """crun takes the empty v2 hierarchy of a hybrid host for the one that it shall use, and fails."""
+    hybrid = (unified / "cgroup.procs").exists()
+    return (str(unified),) if hybrid else ()
+
+
+def known() -> dict[str, Way]:
+    return {
+        way.name: way
+        for way in (
+            Way("runc", RUNC, programs=("runc",)),
+            Way(
+                "crun",
+                RUNC,
+                options=("--runc-binary", "crun"),
+                programs=("crun",),
+                surroundings=Surroundings(without_mounts=without_empty_unified()),
+            ),
+            Way("casemate", RUNTIME),
+            Way("casemate-boot", RUNTIME, surroundings=Surroundings(template="off")),
+            Way("kata", KATA),
+        )
+    }
+
+
+def parse(text: str) -> Way:
+    """The way that one word of the command line means. Raises InvalidArgument."""
+    label, _, rest = text.rpartition("=")
+    name, at, checkout = rest.partition("@")
+    way = known().get(name)
+    if way is None:
+        if not name.startswith("io.containerd.") or name.count(".") < 3:
+            raise InvalidArgument(
+                f"{name or text!r} is no runtime",
+                hint=f"one of {', '.join(known())}, or a name such as io.containerd.runsc.v1",
+            )
+        way = Way(name, name)
+    surroundings = way.surroundings
+    if at:
+        directory = Path(checkout).resolve()
+        if not way.is_casemate or not (directory / "shim" / "bootstrap.py").is_file():
+            raise InvalidArgument(f"{text}: {checkout} is no checkout of casemate")
+        surroundings = Surroundings(directory, surroundings.template, surroundings.without_mounts)
+    return Way(label or way.name, way.runtime, way.options, way.programs, surroundings)
+
+
+def parse_all(words: Sequence[str]) -> list[Way]:
+    """Raises InvalidArgument for a word that means nothing, or a label that two have."""
+    ways = [parse(word) for word in words]
+    names = [way.name for way in ways]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidArgument(f"two runtimes are called {name}", hint=f"LABEL={name} gives one a label")
+    return ways
+
+
+def check_installed(ways: Sequence[Way], directory: Path) -> None:
+    """directory: containerd's own. Raises NotFound for what containerd would not find."""
+    path = f"{directory}:{os.environ.get('PATH', '')}:{SEARCH_PATH}"
+    for way in ways:
+        for program in (*(() if way.is_casemate else (way.shim,)), *way.programs):
+            if shutil.which(program, path=path) is None:
+                raise NotFound(f"{way.name}: {program} is not installed", hint="leave this runtime out")
+
+
+def path_of(way: Way, directory: Path) -> str:
+    """The directory of its shim, for containerd's PATH; empty where containerd's own PATH has it."""
+    found = None if way.is_casemate else shutil.which(way.shim, path=f"{directory}:{SEARCH_PATH}")
+    return str(Path(found).parent) if found else ""
