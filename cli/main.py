@@ -25,6 +25,7 @@ COMMANDS = {
     "config": "cli.config",
     "image": "cli.image",
     "template": "cli.template",
+    "bench": "cli.bench",
 }
 
 

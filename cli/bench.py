@@ -1,0 +1,244 @@
+"""`casemate bench`: containers of several runtimes, measured in turns; and the report of what was measured.
+
+Only turns words into calls of bench/ and results into text: it measures and decides nothing.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.output import JsonOption, print_json, print_line, print_note, print_table
+from rpc.errors import InvalidArgument
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure containers of several runtimes against each other.",
+)
+
+Runtimes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        metavar="[LABEL=]NAME[@CHECKOUT]",
+        help="Again for each: runc, crun, casemate, casemate-boot (never restored), kata, or containerd's "
+        "name of a runtime. Ratios are to the first. CHECKOUT: another checkout of casemate. "
+        "Default: runc, casemate.",
+    ),
+]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each runtime has its turn.")]
+Parallel = Annotated[int, typer.Option(min=1, max=200, help="So many clients at once in each turn.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write every sample to a file, for `report`."),
+]
+Containerd = Annotated[
+    Path | None,
+    typer.Option(metavar="DIRECTORY", help="Where containerd, ctr and its shims are, if not on the PATH."),
+]
+Archive = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="An OCI archive to run instead of the demo's image: with true, echo, cat, sleep and python3.",
+    ),
+]
+Json = Annotated[bool, JsonOption]
+
+
+@app.command()
+def boot(
+    runtime: Runtimes = None,
+    rounds: Rounds = 10,
+    parallel: Parallel = 1,
+    output: Output = None,
+    containerd: Containerd = None,
+    archive: Archive = None,
+    as_json: Json = False,
+) -> None:
+    """From the client's exec to the first byte of output, to its exit, to nothing left."""
+    _run(
+        "boot",
+        runtime,
+        output,
+        as_json,
+        rounds=rounds,
+        parallel=parallel,
+        containerd=containerd,
+        archive=archive,
+    )
+
+
+@app.command("exec")
+def execute(
+    runtime: Runtimes = None,
+    rounds: Rounds = 10,
+    parallel: Parallel = 1,
+    output: Output = None,
+    containerd: Containerd = None,
+    archive: Archive = None,
+    as_json: Json = False,
+) -> None:
+    """A second process in a container that runs already."""
+    _run(
+        "exec",
+        runtime,
+        output,
+        as_json,
+        rounds=rounds,
+        parallel=parallel,
+        containerd=containerd,
+        archive=archive,
+    )
+
+
+@app.command()
+def delete(
+    runtime: Runtimes = None,
+    rounds: Rounds = 10,
+    output: Output = None,
+    containerd: Containerd = None,
+    archive: Archive = None,
+    as_json: Json = False,
+) -> None:
+    """Deletion of a task that has ended; and from KILL of one that runs to nothing left."""
+    _run("delete", runtime, output, as_json, rounds=rounds, containerd=containerd, archive=archive)
+
+
+@app.command()
+def density(
+    runtime: Runtimes = None,
+    pods: Annotated[int, typer.Option(min=1, max=1000, help="How many are up at once.")] = 10,
+    settle: Annotated[
+        float, typer.Option(min=0, max=3600, help="Seconds that they are left alone before they are weighed.")
+    ] = 5.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    containerd: Containerd = None,
+    archive: Archive = None,
+    as_json: Json = False,
+) -> None:
+    """The memory of idle pods: PSS of all their processes, alone and as one of many; what guests use."""
+    _run(
+        "density",
+        runtime,
+        output,
+        as_json,
+        rounds=rounds,
+        pods=pods,
+        settle_s=settle,
+        containerd=containerd,
+        archive=archive,
+    )
+
+
+@app.command("io")
+def read(
+    runtime: Runtimes = None,
+    size: Annotated[
+        int, typer.Option(min=1, max=65536, metavar="MIB", help="Size of the files, in MiB.")
+    ] = 64,
+    rounds: Rounds = 5,
+    output: Output = None,
+    containerd: Containerd = None,
+    archive: Archive = None,
+    as_json: Json = False,
+) -> None:
+    """Sequential reading of the image's files and of a bind-mounted volume's.
+
+    Not there yet: block devices and TCP, which pods do not have so far.
+    """
+    from bench.measures import MIB
+
+    size_bytes = size * MIB
+    _run(
+        "io",
+        runtime,
+        output,
+        as_json,
+        rounds=rounds,
+        size_bytes=size_bytes,
+        containerd=containerd,
+        archive=archive,
+    )
+
+
+@app.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(help="What the other commands wrote with --output.")],
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page of Markdown, and its pictures beside it."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page of HTML with everything in it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The targets, reached and missed; and pages with tables, every sample, and waterfalls side by side."""
+    from bench import document, targets
+    from bench import report as writer
+
+    documents = [document.read(file) for file in files]
+    if page is not None:
+        for path in writer.write_page(documents, page):
+            print_note(f"wrote {path}")
+    if html is not None:
+        html.write_text(writer.html(documents))
+        print_note(f"wrote {html}")
+    judged = targets.judge(documents)
+    if as_json:
+        print_json(
+            [
+                {
+                    "target": one.target.name,
+                    "text": one.target.text,
+                    "unit": one.target.unit,
+                    "at_most": dict(one.target.limits),
+                    "measured": one.found.value if one.found else None,
+                    "detail": one.found.detail if one.found else None,
+                    "accel": one.found.accel if one.found else None,
+                    "verdict": one.verdict.value,
+                    "reason": one.reason or None,
+                }
+                for one in judged
+            ]
+        )
+        return
+    from bench.page import targets_table
+
+    _print_table(targets_table(judged))
+
+
+def _run(
+    kind: str, runtimes: list[str] | None, output: Path | None, as_json: bool, **options: object
+) -> None:
+    from bench import document, page, suite
+
+    wanted = suite.Options(ways=tuple(runtimes or suite.default_ways()), **options)  # type: ignore[arg-type]
+    try:
+        wanted.check()
+    except InvalidArgument as error:
+        raise typer.BadParameter(str(error)) from None
+    (measured,) = suite.run([kind], wanted, print_note)
+    if output is not None:
+        document.write(measured, output)
+        print_note(f"wrote {output}")
+    if as_json:
+        print_json(measured.to_json())
+        return
+    print_line(page.plain(page.accelerated(measured)))
+    print_line(page.plain(page.conditions(measured)))
+    _print_table(page.table(measured))
+
+
+def _print_table(table: "page.Table") -> None:
+    from bench import page
+
+    print_table(table.head, [[page.plain(cell) for cell in row] for row in table.rows])
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bench import page
