@@ -2,19 +2,21 @@
 #   PREFIX=/opt/casemate   where the product goes
 #   BASE=main              the commit that make bench-compare compares this checkout with
 #   ARGS=...               more arguments for pytest: make test ARGS="-m unit -k codec"
+#   SCRIPT=... SHARE=...   for testbed-run: what runs in the bed, with ARGS; a directory that it sees as /share
 
 PREFIX ?= /opt/casemate
 BASE ?= main
 # The system's own Python: Debian's python3-libvirt is built for it.
 PYTHON := /usr/bin/python3
-SCRIPT := $(PYTHON) -BEs -m scripts
+SCRIPTS := $(PYTHON) -BEs -m scripts
+TESTBED := $(PYTHON) -BEs -m tests.testbed
 # Tools of the checkout's own environment, which `make dev` brings up to date.
 BIN := .venv/bin
 # Whose unit tests run more than nine lines of ten.
 PROMISED := rpc/*,config/*,shim/journal.py,shim/process.py,shim/container.py,shim/pod.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage check install uninstall bench bench-compare dev lock format clean bare
+.PHONY: help demo test coverage check install uninstall bench bench-compare dev lock format clean bare testbed testbed-run testbed-shell test-testbed
 
 $(PYTHON):
 	@[ "$$(id -u)" = 0 ] || { echo "$(PYTHON) is missing: run this as root, or install python3" >&2; exit 1; }
@@ -26,33 +28,33 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(PYTHON) ## as root: install what is missing, and run a container in a virtual machine of its own
-	@$(SCRIPT).demo --prefix=$(PREFIX)
+	@$(SCRIPTS).demo --prefix=$(PREFIX)
 
 test: $(PYTHON) ## as root: install what the tests need, and run them all
-	@$(SCRIPT).test $(ARGS)
+	@$(SCRIPTS).test $(ARGS)
 
 coverage: $(PYTHON) ## as root: how much of the product the unit tests run, and which lines they do not
-	@$(SCRIPT).test -q -m unit --cov --cov-report=term tests/unit
+	@$(SCRIPTS).test -q -m unit --cov --cov-report=term tests/unit
 	@echo "What is promised to be above 90 %:"
 	@$(BIN)/coverage report --fail-under=90 --include='$(PROMISED)'
 
 check: $(PYTHON) ## what CI checks without running the product: style, types, arrows, locks
-	@$(SCRIPT).check
+	@$(SCRIPTS).check
 
 install: $(PYTHON) ## as root: the product in PREFIX, its executables in /usr/local/bin, the guest image
-	@$(SCRIPT).install --prefix=$(PREFIX)
+	@$(SCRIPTS).install --prefix=$(PREFIX)
 
 uninstall: $(PYTHON) ## as root: take away what install and demo made; Debian packages stay
-	@$(SCRIPT).uninstall
+	@$(SCRIPTS).uninstall
 
 bench: $(PYTHON) ## as root: measure against other runtimes and write docs/performance.md
-	@$(SCRIPT).bench $(ARGS)
+	@$(SCRIPTS).bench $(ARGS)
 
 bench-compare: $(PYTHON) ## as root: this checkout and another commit in turns (BASE=main)
-	@$(SCRIPT).bench --base $(BASE) $(ARGS)
+	@$(SCRIPTS).bench --base $(BASE) $(ARGS)
 
 dev: $(PYTHON) ## the checkout's own environment, .venv
-	@$(SCRIPT).dev
+	@$(SCRIPTS).dev
 
 lock: dev ## write requirements/*.txt anew from pyproject.toml (UPGRADE=1: newest of everything)
 	@$(BIN)/python -B -m scripts.lock $(if $(UPGRADE),--upgrade)
@@ -66,4 +68,16 @@ clean: ## the checkout as it was cloned
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 bare: $(PYTHON) ## as root: prove demo and test on a bare Debian, SUITE=bookworm or trixie
-	@$(SCRIPT).bare_machine $(SUITE)
+	@$(SCRIPTS).bare_machine $(SUITE)
+
+testbed: $(PYTHON) ## as root: build an emulated host whose KVM works, with this checkout in it (docs/testbed.md)
+	@$(TESTBED) build
+
+testbed-run: $(PYTHON) ## as root: run SCRIPT with ARGS in a throw-away instance of it
+	@$(TESTBED) run --share='$(SHARE)' '$(SCRIPT)' $(ARGS)
+
+testbed-shell: $(PYTHON) ## as root: a prompt in a throw-away instance of it
+	@$(TESTBED) shell --share='$(SHARE)'
+
+test-testbed: $(PYTHON) ## as root: the tests that run in it; not part of `make test`, as building it takes long
+	@$(SCRIPTS).test -m testbed $(ARGS)

@@ -3,8 +3,10 @@
 On the shim's hot path: imports next to nothing.
 """
 
+import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,3 +28,14 @@ def write_new(path: Path, content: bytes, mode: int = 0o644) -> None:
     except BaseException:
         path.unlink()
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Until the end of the block nobody else is in one for this file, which is made if it is missing."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

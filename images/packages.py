@@ -3,15 +3,13 @@
 Used by guest images and by the OCI images of demo and tests. Must not know what is made of them.
 """
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -19,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from images.apt import mirror_lines, read_sources, source_lines
-from images.files import make_directory
+from images.files import locked, make_directory
 from images.run import run
 from rpc.errors import CasemateError, FailedPrecondition
 
@@ -78,7 +76,7 @@ def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None =
     make_directory(home)
     lines = _lines(request, apt_etc)
     recipe = _digest([_FORMAT, asdict(request)])
-    with _locked(home / f"{recipe}.lock"):
+    with locked(home / f"{recipe}.lock"):
         try:
             entry = home / f"{recipe}-{_digest([lines, _index_digests(lines)])}"
         except CasemateError as error:
@@ -196,13 +194,3 @@ def _index_digests(lines: Sequence[str]) -> list[str]:
 
 def _digest(value: object) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

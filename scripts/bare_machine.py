@@ -9,7 +9,6 @@ import argparse
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,38 +16,14 @@ from pathlib import Path
 from images import apt
 from rpc.errors import CasemateError
 from scripts.host import CHECKOUT, install_packages, main_guard, require_root, run, say
+from scripts.rootspace import Rootspace, copy_sources
 
 HOME = Path("/var/tmp/casemate-bare")
 SUITES = ("bookworm", "trixie")
 FRESH_DEBIAN = "important"  # mmdebstrap's variant: essential, required and important packages
 A_NEWCOMER_HAS = ("ca-certificates", "git", "make")
-# A way to a package source may be told by the environment. Nothing else of it gets in.
-PASSED_ON = ("PIP_", "GOPROXY", "GOSUMDB", "GONOSUMDB", "GOFLAGS", "HTTP_", "HTTPS_", "NO_PROXY", "SSL_CERT_")
-COPIED = ("/etc/resolv.conf", "/etc/pip.conf", "/root/.config/pip/pip.conf", "/root/.config/go/env")
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
 CHECKED_OUT = "/root/casemate"
-
-# Runs in new mount, pid and uts namespaces. pivot_root and not chroot: in a chroot no user namespace
-# can be made, and virtiofsd wants one.
-ENTER = """\
-set -e
-root=$1
-mount --bind "$root" "$root"
-mount --rbind /dev "$root/dev"
-mount --rbind /sys "$root/sys"
-mount -t proc proc "$root/proc"
-mount -t tmpfs -o mode=755,nosuid,nodev tmpfs "$root/run"
-mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/tmp"
-hostname bare-debian
-cd "$root"
-mkdir -p .outside
-pivot_root . .outside
-cd /
-umount -l /.outside
-rmdir /.outside
-shift
-exec "$@"
-"""
 
 
 def make_root(suite: str) -> Path:
@@ -74,12 +49,7 @@ def make_root(suite: str) -> Path:
 def unpack(archive: Path, root: Path) -> None:
     root.mkdir(parents=True)
     run(["tar", "--extract", "--file", archive, "--directory", root, "--numeric-owner"])
-    for name in COPIED:
-        if os.path.exists(name):
-            target = root / name.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            shutil.copyfile(name, target)
+    copy_sources(root)
     if CERTIFICATES.is_dir():
         shutil.copytree(CERTIFICATES, root / str(CERTIFICATES).lstrip("/"), dirs_exist_ok=True)
         run(["chroot", root, "update-ca-certificates"], quiet=True)
@@ -89,37 +59,9 @@ def unpack(archive: Path, root: Path) -> None:
 
 def inside(root: Path, command: str) -> int:
     """Run a shell command in the bare machine; every process of it ends with it."""
-    names = ["--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private"]
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name.upper().startswith(PASSED_ON)
-        and (not value.startswith("/") or (root / value.lstrip("/")).exists())
-    }
-    plain = {
-        "HOME": "/root",
-        "TERM": "dumb",
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    }
     say(f"in {root.name}: {command}")
     start = time.monotonic()
-    code = subprocess.run(
-        [
-            "unshare",
-            *names,
-            "sh",
-            "-c",
-            ENTER,
-            "enter",
-            str(root),
-            "bash",
-            "-c",
-            f"cd {CHECKED_OUT} && {command}",
-        ],
-        env={**passed, **plain},
-        stdin=subprocess.DEVNULL,
-        check=False,
-    ).returncode
+    code = Rootspace(root).run(["bash", "-c", command], cwd=CHECKED_OUT)
     say(f"in {root.name}: exit code {code} after {time.monotonic() - start:.1f} s: {command}")
     return code
 

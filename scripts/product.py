@@ -178,9 +178,9 @@ def write_launchers(prefix: Path, manifest: Manifest) -> None:
         scratch.rename(path)
 
 
-def ensure_image() -> None:
-    """The guest image: built once, and again when what goes into it changed."""
-    store, options = ImageStore(IMAGES), builder.Options()
+def ensure_image(home: Path = IMAGES) -> None:
+    """The guest image in this store: built once, and again when what goes into it changed."""
+    store, options = ImageStore(home), builder.Options()
     if builder.current(store, options) is None:
         say("building the guest image")
         builder.build(store, options, progress=say)

@@ -1,0 +1,68 @@
+"""`make testbed`, `make testbed-run`, `make testbed-shell`: build the bed, and use instances of it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rpc.errors import CasemateError, NotFound
+from scripts.host import main_guard, require_root, say
+from tests.testbed import debian, installation, kernel, machine
+
+
+def ensure() -> machine.Bed:
+    """The bed with this checkout installed in it: built where it is not yet, quick where it is."""
+    return machine.Bed(debian.host(), kernel.ensure(), installation.disk())
+
+
+def build(_: argparse.Namespace) -> int:
+    bed = ensure()
+    say(f"testbed: ready: {bed.disk.parent}")
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    script = Path(arguments.script)
+    if not script.is_file():
+        raise NotFound(f"SCRIPT={script}: no such file")
+    first = script.read_bytes()[:2]
+    program = [] if first == b"#!" else ["bash"]
+    command = [*program, f"/exchange/{script.name}", *arguments.arguments]
+    return machine.run(ensure(), command, shape(arguments), [script])
+
+
+def shell(arguments: argparse.Namespace) -> int:
+    return machine.run(ensure(), ["bash", "--login"], shape(arguments, shell=True))
+
+
+def shape(arguments: argparse.Namespace, *, shell: bool = False) -> machine.Shape:
+    share = Path(arguments.share).resolve() if arguments.share else None
+    if share and not share.is_dir():
+        raise NotFound(f"SHARE={share}: no such directory")
+    return machine.Shape(arguments.cpus, arguments.memory_mib, arguments.limit_s, share, shell)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make testbed", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    commands.add_parser("build").set_defaults(do=build)
+    for name, do in {"run": run, "shell": shell}.items():
+        command = commands.add_parser(name)
+        command.set_defaults(do=do)
+        command.add_argument("--share", default="", help="a directory that the bed sees as /share")
+        command.add_argument("--cpus", type=int, default=machine.CPUS)
+        command.add_argument("--memory-mib", type=int, default=machine.MEMORY_MIB)
+        command.add_argument("--limit-s", type=float, default=machine.LIMIT_S)
+        if do is run:
+            command.add_argument("script")
+            command.add_argument("arguments", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    try:
+        require_root("testbed")
+        code: int = arguments.do(arguments)
+    except CasemateError as error:
+        return main_guard(error)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""Starts throw-away instances of the bed, each for one command: QEMU, its time limits, its end.
+
+QEMU is run straight out of the bed's own root file system, by that system's dynamic linker, because the
+machine's own may be years older. Must not know what is installed in the bed.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from rpc.errors import Unavailable
+from scripts.host import CHECKOUT, say
+from tests.testbed.installation import INIT
+
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+# A first heartbeat takes 5 s of a quiet machine.
+BOOT_S = 120.0
+# Without a heartbeat for that long, the emulator hangs: of some dozens of runs with guests one does.
+HUNG_S = 60.0
+LOOK_S = 1.0
+# TCG's TSC is the machine's own, constant and in step on all CPUs, but CPUID does not say so. KVM then
+# keeps the first, rough measurement of its rate, and where a busy machine spoilt that, gives guests a TSC
+# that stands still (kvm_set_tsc_khz: "user requested TSC rate below hardware speed").
+CMDLINE = "console=ttyS0 loglevel=4 panic=-1 root=/dev/vda rw tsc=reliable setcpuid=constant_tsc,nonstop_tsc"
+TIMED_OUT = 124  # as timeout(1) has it
+CPUS, MEMORY_MIB, LIMIT_S = 2, 8192, 540.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bed:
+    """What an instance is made of: the tree that QEMU comes from, the kernel, the disk."""
+
+    host: Path
+    kernel: Path
+    disk: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """limit_s: what the command has, from the start of QEMU. share: a directory seen as /share."""
+
+    cpus: int = CPUS
+    memory_mib: int = MEMORY_MIB
+    limit_s: float = LIMIT_S
+    share: Path | None = None
+    shell: bool = False
+
+
+class End(Enum):
+    DONE = "ended"
+    NO_BOOT = "did not boot"
+    HUNG = "hung"
+    LATE = "was not done in time"
+
+
+def run(bed: Bed, command: Sequence[str], shape: Shape, files: Sequence[Path] = ()) -> int:
+    """Run a command as root in an instance of its own; what it prints goes where our output goes.
+
+    files are copied to /exchange first. Returns its exit code, or TIMED_OUT. An instance that the
+    emulator hung is told of and tried once more; Unavailable if that hangs, too.
+    """
+    end = End.DONE
+    for attempt in ("first", "second"):
+        with _exchange(command, files) as exchange:
+            end = _instance(bed, shape, exchange)
+            if end is End.DONE:
+                return int((exchange / "exit-code").read_text())
+            console = (exchange / "console.log").read_text(errors="replace")
+        say(f"testbed: the {attempt} instance {end.value}; its kernel's last words:")
+        print("\n".join(console.splitlines()[-15:]), flush=True)
+        if end is End.LATE:
+            say(f"testbed: stopped after {shape.limit_s:.0f} s")
+            return TIMED_OUT
+    raise Unavailable(f"the test bed {end.value}, twice")
+
+
+@contextmanager
+def _exchange(command: Sequence[str], files: Sequence[Path]) -> Iterator[Path]:
+    """The directory by which both sides speak: command, heartbeat, exit-code; the kernel's console."""
+    with tempfile.TemporaryDirectory(prefix="casemate-testbed-", dir="/var/tmp") as name:
+        exchange = Path(name)
+        (exchange / "command").write_bytes(b"".join(word.encode() + b"\0" for word in command))
+        for file in files:
+            shutil.copy(file, exchange / file.name)
+        yield exchange
+
+
+def _instance(bed: Bed, shape: Shape, exchange: Path) -> End:
+    arguments = qemu(bed, shape, exchange)
+    environment = {
+        **os.environ,
+        "QEMU_MODULE_DIR": str(bed.host / LIBRARIES / "qemu"),
+        "TMPDIR": str(exchange),  # of the disk's snapshot
+    }
+    stdin = None if shape.shell else subprocess.DEVNULL
+    process = subprocess.Popen(arguments, env=environment, stdin=stdin)
+    try:
+        return _watch(process, shape, exchange)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _watch(process: "subprocess.Popen[bytes]", shape: Shape, exchange: Path) -> End:
+    start = time.monotonic()
+    heard, beat = start, 0
+    while True:
+        try:
+            process.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            return End.DONE if (exchange / "exit-code").exists() else End.NO_BOOT if not beat else End.HUNG
+        now = time.monotonic()
+        try:
+            latest = (exchange / "heartbeat").stat().st_mtime_ns
+        except FileNotFoundError:
+            latest = 0
+        if latest != beat:
+            heard, beat = now, latest
+        if now - heard > (HUNG_S if beat else BOOT_S):
+            return End.HUNG if beat else End.NO_BOOT
+        if not shape.shell and now - start > shape.limit_s:
+            return End.LATE
+
+
+def qemu(bed: Bed, shape: Shape, exchange: Path) -> list[str]:
+    """The command line. TCG's `max` CPU has AMD's SVM and nested paging: the bed has a /dev/kvm."""
+    host = bed.host
+    flags = "testbed.shell" if shape.shell else ""
+    shares = [("checkout", CHECKOUT, ",readonly=on"), ("exchange", exchange, "")]
+    if shape.share is not None:
+        shares.append(("share", shape.share, ""))
+        flags += " testbed.share"
+    arguments: list[str | Path] = [
+        *(host / "lib64/ld-linux-x86-64.so.2", "--library-path", host / LIBRARIES),
+        *(host / "usr/bin/qemu-system-x86_64", "-L", host / "usr/share/qemu"),
+        *("-L", host / "usr/share/seabios"),
+        *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"),
+        *("-smp", str(shape.cpus), "-m", f"{shape.memory_mib}M"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-kernel", bed.kernel),
+        *("-append", f"{CMDLINE} init={INIT} {flags}"),
+        *("-drive", f"file={bed.disk},format=raw,if=none,id=disk,snapshot=on,cache=unsafe"),
+        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-device", "virtio-rng-pci"),
+        *("-chardev", f"file,id=console,path={exchange}/console.log", "-serial", "chardev:console"),
+        *("-chardev", "stdio,id=output,signal=off" if shape.shell else "stdio,id=output"),
+        *("-device", "virtio-serial-pci", "-device", "virtconsole,chardev=output"),
+    ]
+    for tag, path, options in shares:
+        arguments += ["-fsdev", f"local,id={tag},path={path},security_model=none{options}"]
+        arguments += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    return [str(argument) for argument in arguments]
