@@ -65,6 +65,8 @@ async def serve_connection(guest: Guest, spans: Spans, line: Line, tasks: asynci
     serving = tasks.create_task(server.serve(reader, writer))
     ending = tasks.create_task(service.ending.wait())
     await asyncio.wait((serving, ending), return_when=asyncio.FIRST_COMPLETED)
+    if service.prepared:
+        await serving  # until the maker has hung up, or it would be taken for the next one
     await server.close()  # gives the shim the answer to SHUTDOWN
     ending.cancel()
     await serving

@@ -14,6 +14,7 @@ from config.load import load
 from rpc.errors import FailedPrecondition, InvalidArgument, NotFound
 from shim.paths import run_dir
 from shim.vm.template import Template, TemplateStore, last_used
+from shim.vm.template import load as load_template
 
 app = typer.Typer(no_args_is_help=True, help="Templates: machines that were booted once and are restored.")
 
@@ -99,7 +100,8 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Remove templates. Pods that were restored from them go on; the next ones of their shape are booted."""
-    removed = [_find(key).key for key in keys]
+    # Also one that cannot be read.
+    removed = [_one_of(_store().keys(), key) for key in keys]
     for key in removed:
         _store().remove(key)
     if as_json:
@@ -110,11 +112,15 @@ def rm(
 
 
 def _find(key: str) -> Template:
-    found = [template for template in _store().list() if key and template.key.startswith(key)]
+    return load_template(_store().root / _one_of(_store().keys(), key))
+
+
+def _one_of(keys: tuple[str, ...], wanted: str) -> str:
+    found = [key for key in keys if wanted and key.startswith(wanted)]
     if not found:
-        raise NotFound(f"no template {key}", hint="casemate template list")
+        raise NotFound(f"no template {wanted}", hint="casemate template list")
     if len(found) > 1:
-        raise InvalidArgument(f"{key} is ambiguous", ", ".join(template.key for template in found))
+        raise InvalidArgument(f"{wanted} is ambiguous", ", ".join(sorted(found)))
     return found[0]
 
 

@@ -138,6 +138,7 @@ class Host:
         assert libvirt is not None
         assert connection is not None
         self._stopped.clear()
+        self._domain = None
         self._created += 1
         try:
             if self._created == 1:
@@ -235,8 +236,9 @@ class Host:
             raise Unavailable(f"QEMU refuses {name}", details=str(answer["error"].get("desc")))
 
     def wait_stopped(self, limit_s: float) -> bool:
-        """Until libvirt is done with a domain whose QEMU has ended: it writes to its root until then."""
-        return self._stopped.wait(limit_s)
+        """Until libvirt is done with a domain whose QEMU has ended, if one was created: it writes to its root
+        until then."""
+        return self._domain is None or self._stopped.wait(limit_s)
 
     def vsock_cid(self, name: str) -> int:
         """The context id that libvirt gave the domain's vsock device."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rpc.api import agent as api
 from rpc.api.types import Empty
-from rpc.errors import DeadlineExceeded
+from rpc.errors import CasemateError, DeadlineExceeded
 from shim.helper import in_thread
 from shim.trace import Trace
 from shim.vm import designer, ram
@@ -41,17 +41,22 @@ log = logging.getLogger("casemate")
 async def make_template(request: MachineRequest, trace: Trace) -> Template | None:
     """The template of a request's shape, made now. None if it is there, or another process makes it.
 
-    Raises a CasemateError that says which part failed and in whose words; nothing is left then.
+    Raises a CasemateError that says which part failed and in whose words, or an OSError. What is left then
+    is a note of it, so that pods do not try again at once.
     """
     async with AsyncExitStack() as undo:
         setting = make_setting(request, trace, undo)
         key = template_key(setting)
         staging = undo.enter_context(setting.templates.making(key))
-        if staging is None or setting.templates.has(key):
+        if staging is None or setting.templates.version(key):
             return None
         begun_s = time.monotonic()
-        about = await _save_booted(setting, trace, staging)
-        template = setting.templates.publish(staging, about)
+        try:
+            about = await _save_booted(setting, trace, staging)
+            template = setting.templates.publish(staging, about)
+        except (CasemateError, OSError):
+            setting.templates.note_failure(key)
+            raise
         log.info("template %s made in %.1f s", key, time.monotonic() - begun_s)
         return template
 

@@ -3,6 +3,7 @@
 It must not know what is in it.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,11 @@ def make_ram(file: Path, size_bytes: int, owner: int) -> int:
 def fill(source: int, target: int) -> None:
     """Copies what `source` has data of to the same places in `target`; the rest of both is zeros.
 
-    sendfile(2) copies between page caches, outside Python's lock. Raises OSError.
+    sendfile(2) copies between page caches, outside Python's lock. Raises OSError, also if their sizes differ.
     """
+    found, expected = os.fstat(source).st_size, os.fstat(target).st_size
+    if found != expected:
+        raise OSError(f"the template's RAM has {found} bytes, expected {expected}")
     for start, end in extents(source):
         os.lseek(target, start, os.SEEK_SET)
         while start < end:
@@ -63,8 +67,10 @@ def extents(fd: int) -> Iterator[tuple[int, int]]:
     while end < size:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:
-            return  # ENXIO: nothing but a hole is left
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # nothing but a hole is left
+            raise
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end
 
@@ -72,7 +78,7 @@ def extents(fd: int) -> Iterator[tuple[int, int]]:
 def copy_without_zeros(source: int, target: int) -> int:
     """As fill(), leaving out every block of zeros, so that the copy is small. Returns the bytes it has.
 
-    Slow (it looks at every byte): for making a template, not for using one.
+    Slow (it looks at every byte): for making a template, not for using one. Raises OSError.
     """
     zeros = bytes(BLOCK_BYTES)
     written = 0
@@ -81,9 +87,16 @@ def copy_without_zeros(source: int, target: int) -> int:
         for offset in range(start, end, COPY_BYTES):
             chunk = memoryview(os.pread(source, min(COPY_BYTES, end - offset), offset))
             for begin, stop in _runs(chunk, zeros):
-                os.pwrite(target, chunk[begin:stop], offset + begin)
+                _write(target, chunk[begin:stop], offset + begin)
                 written += stop - begin
     return written
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    """All of it: a disk that becomes full takes a part first."""
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _runs(chunk: memoryview, zeros: bytes) -> Iterator[tuple[int, int]]:

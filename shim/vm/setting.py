@@ -230,6 +230,8 @@ async def run_qemu(
         # The thread waits for what runs as this user, and must not make files that we have removed.
         system.kill_processes_of(setting.user.uid)
         await asyncio.wait([making], timeout=THREAD_END_S)
+        if making.done():
+            await _libvirt_done(setting.host)  # or it would refuse another domain of the name
         raise
     finally:
         gone.cancel()

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from shim.vm.setting import (
     run_qemu,
     serve_files,
 )
-from shim.vm.template import Template
+from shim.vm.template import Opened, TemplateStore
 from shim.vm.template_key import template_key
 
 # A restored guest answers in tens of milliseconds; one that does not is booted instead.
@@ -52,60 +52,79 @@ async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Mac
 
     wanted: told of the key of a template that is not there and should be. Raises a CasemateError that says
     which part failed and in whose words; nothing is left then.
+
+    A template that does not work costs a boot and a line in the log, never the pod. What would fail a boot as
+    well (no virtiofsd, no QEMU) is raised, and not the template's fault.
     """
     async with AsyncExitStack() as undo:
         setting = make_setting(request, trace, undo)
-        restored = await _restore_if_possible(setting, trace, undo, wanted)
-        return restored or await _boot(setting, trace, undo)
+        if request.profile.template == "off":
+            return await _boot(setting, trace, undo)
+        store, key = setting.templates, template_key(setting)
+        version = store.version(key)
+        to_blame = False
+        if version:
+            try:
+                return await _restore_from(key, setting, trace, undo)
+            except (TemplateUnusable, NotFound, DataLoss) as error:
+                to_blame = True
+                _say_why(key, error)
+                if isinstance(error, TemplateUnusable):
+                    store.note_useless(key)
+            except OSError as error:
+                _say_why(key, error)  # the host's trouble, which a boot may do without
+        machine = await _boot(setting, trace, undo)
+        if to_blame:
+            _discard(store, key, version)
+        if to_blame or not version:
+            _wish(store, key, wanted)
+        return machine
 
 
-async def _restore_if_possible(
-    setting: Setting, trace: Trace, outer: AsyncExitStack, wanted: "Wanted"
-) -> Machine | None:
-    """A template that is missing or does not work costs a boot and a line in the log, never the pod.
+def _say_why(key: str, error: Exception) -> None:
+    log.warning("the guest is booted, as it cannot be restored from template %s: %s", key, error)
 
-    What would fail a boot as well (no virtiofsd, no QEMU) is raised, and not the template's fault.
-    """
-    if setting.request.profile.template == "off":
-        return None
-    store = setting.templates
-    key = template_key(setting)
-    if not store.has(key):
-        wanted(key)
-        return None
+
+def _discard(store: TemplateStore, key: str, version: str) -> None:
+    """Only once the same host has booted a guest is it known that the template was to blame."""
     try:
-        async with AsyncExitStack() as undo:
-            with store.lease(key) as template:
-                return await _restore(setting, trace, template, undo, outer)
-    except (TemplateUnusable, NotFound, DataLoss) as error:
-        log.warning("template %s does not work, so the guest is booted: %s", key, error)
-        store.remove(key)
+        store.remove(key, version)
+    except OSError as error:
+        log.warning("template %s cannot be removed: %s", key, error)
+
+
+def _wish(store: TemplateStore, key: str, wanted: "Wanted") -> None:
+    if store.failed_lately(key):
+        log.warning("no template %s is made: it failed lately. `casemate template build` tries again", key)
+    else:
         wanted(key)
-        return None
+
+
+async def _restore_from(key: str, setting: Setting, trace: Trace, outer: AsyncExitStack) -> Machine:
+    async with AsyncExitStack() as undo:
+        with setting.templates.opened(key) as template:
+            return await _restore(setting, trace, template, undo, outer)
 
 
 async def _restore(
-    setting: Setting, trace: Trace, template: Template, undo: AsyncExitStack, outer: AsyncExitStack
+    setting: Setting, trace: Trace, template: Opened, undo: AsyncExitStack, outer: AsyncExitStack
 ) -> Machine:
     attempt = Attempt(setting, trace, undo)
     memory_bytes = setting.request.profile.memory_bytes
     undo.enter_context(ram.ram_directory(setting.ram, memory_bytes + ram.SLACK_BYTES))
     memory = setting.host.memory_file(designer.NAME)
-    with ExitStack() as opened:
-        target = ram.make_ram(memory, memory_bytes, setting.user.uid)
-        opened.callback(os.close, target)
-        state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
-        opened.callback(os.close, state)
-        source = os.open(template.ram, os.O_RDONLY | os.O_CLOEXEC)
-        opened.callback(os.close, source)
+    target = ram.make_ram(memory, memory_bytes, setting.user.uid)
+    try:
         # QEMU starts while its RAM is being written.
-        filling = Filling(source, target, trace)
+        filling = Filling(template.ram, target, trace)
         filling.start()
         try:
-            await attempt.run(partial(_create_restored, setting, trace, state, filling))
+            await attempt.run(partial(_create_restored, setting, trace, template.state, filling))
         finally:
             if filling.is_alive():
                 await in_thread(filling.join)
+    finally:
+        os.close(target)
     _check_ram(setting, memory)
     limit_s = ANSWER_S * setting.factor
     try:
@@ -151,9 +170,12 @@ def _create_restored(setting: Setting, trace: Trace, state: int, filling: Fillin
             host.load_state(state, LOAD_S * setting.factor)
         except CasemateError as error:
             raise TemplateUnusable("QEMU does not take the template's state", str(error)) from error
-    with trace.span(phases.SHARE_PLUG, phases.POD_READY):
-        host.attach(designer.share(setting.sockets).xml())
-    host.resume()
+    try:
+        with trace.span(phases.SHARE_PLUG, phases.POD_READY):
+            host.attach(designer.share(setting.sockets).xml())
+        host.resume()
+    except CasemateError as error:
+        raise TemplateUnusable("the restored guest cannot be completed", str(error)) from error
     return pid
 
 

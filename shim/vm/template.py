@@ -6,20 +6,22 @@
     ROOT/tmp/               what is being made or removed
 
 KEY stands for everything that has to be the same for a machine to go on from where the template stopped.
-A template in use holds a shared lock on its directory. It must not know how one is made or restored.
+Whoever uses a template has its files open, so it may be removed or replaced at any time. It must not know
+how one is made or restored.
 """
 
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from rpc.errors import DataLoss, InvalidArgument, NotFound
-from shim.trace import write_json
+from shim.trace import write_json, write_whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,31 +30,34 @@ if TYPE_CHECKING:
 FORMAT = 1
 RAM, STATE, MANIFEST = "ram", "state", "manifest.json"
 STAGING = "tmp"
-MOST_STATE_BYTES = 64 << 20
+MOST_MANIFEST_BYTES = 1 << 16
 KEY_DIGITS = 32
+# How long pods make no template of a key for which that, or restoring from it, has failed.
+RETRY_S = 600.0
 
 
 def key_of(parts: "dict[str, Any]") -> str:
-    """32 hexadecimal digits that stand for all of the parts. See designer.template_parts()."""
+    """32 hexadecimal digits that stand for all of the parts. See template_key.parts()."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True)
     return sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One that is there. Its files are opened by whoever uses it."""
+    """One that is there."""
 
     key: str
     directory: Path
     about: "dict[str, Any]"
 
-    @property
-    def ram(self) -> Path:
-        return self.directory / RAM
 
-    @property
-    def state(self) -> Path:
-        return self.directory / STATE
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Descriptors of a verified template's files, at their beginning. They stay good when it is removed."""
+
+    template: Template
+    ram: int
+    state: int
 
 
 class TemplateStore:
@@ -64,40 +69,41 @@ class TemplateStore:
 
     # --- using ---
 
-    def has(self, key: str) -> bool:
-        return (self.root / key / MANIFEST).exists()
+    def version(self, key: str) -> str:
+        """Tells a template from the next one with its key; empty if there is none."""
+        try:
+            return _mark((self.root / key / MANIFEST).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
 
     @contextmanager
-    def lease(self, key: str) -> Iterator[Template]:
-        """A verified template that is not removed while in the context. Raises NotFound, DataLoss."""
-        directory = self.root / key
-        try:
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFound(f"no template {key}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            template = load(directory)
-            self._verify(template)
+    def opened(self, key: str) -> Iterator[Opened]:
+        """The files of a template, verified. Raises NotFound, DataLoss."""
+        with _opened(self.root / key) as files:
+            template = _parse(self.root / key, files[MANIFEST])
+            self._verify(template, files)
             with suppress(OSError):
-                os.utime(fd)  # when it was last used, for the collection of those that are not
-            yield template
-        finally:
-            os.close(fd)
+                os.utime(self.root / key)  # when it was last used, for the collection of those that are not
+            for name in (RAM, STATE):
+                os.lseek(files[name], 0, os.SEEK_SET)  # QEMU reads on from where the verification stopped
+            yield Opened(template, files[RAM], files[STATE])
 
-    def _verify(self, template: Template) -> None:
+    def _verify(self, template: Template, files: "dict[str, int]") -> None:
         """Reads the files only if they changed since they were last read, or the host was booted."""
-        stamp = _stamp(template)
+        stamp = _stamp(files)
         if self._recall(template.key) == stamp:
             return
-        for path, name in ((template.state, STATE), (template.ram, RAM)):
-            found = digest_of(path)
-            if found != template.about["sha256"][name]:
+        for name in (STATE, RAM):
+            try:
+                found, expected = digest_of(files[name]), template.about["sha256"][name]
+            except OSError as error:
+                raise DataLoss(f"{template.directory / name} cannot be read", str(error)) from error
+            if found != expected:
                 raise DataLoss(
-                    f"{path} of a template is damaged",
-                    f"its digest is {found}, expected {template.about['sha256'][name]}",
+                    f"{template.directory / name} of a template is damaged",
+                    f"its digest is {found}, expected {expected}",
                 )
-        self.remember(template)
+        self._remember(template.key, stamp)
 
     def _recall(self, key: str) -> str:
         try:
@@ -105,13 +111,38 @@ class TemplateStore:
         except OSError:
             return ""  # not verified yet, or it could not be remembered
 
-    def remember(self, template: Template) -> None:
-        """That its digests are right, as long as its files stay as they are."""
-        with suppress(OSError):  # it is verified again next time
+    def _remember(self, key: str, stamp: str) -> None:
+        """That the digests of the files with this stamp are right."""
+        with suppress(OSError):  # they are verified again next time
             self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial = self._memory / f".{template.key}.{os.urandom(4).hex()}"
-            partial.write_text(_stamp(template))
-            partial.replace(self._memory / template.key)
+            write_whole(self._memory / key, stamp.encode())
+
+    # --- failing ---
+
+    def note_useless(self, key: str) -> None:
+        """Restoring from an undamaged template has failed. If it was made lately, another one would be no
+        better: see failed_lately()."""
+        with suppress(FileNotFoundError):
+            if 0 <= time.time() - (self.root / key / MANIFEST).stat().st_mtime < RETRY_S:
+                self.note_failure(key)
+
+    def note_failure(self, key: str) -> None:
+        """Making a template of this key has failed: see failed_lately()."""
+        with suppress(OSError):  # then it is tried again at once
+            self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._failure(key).touch(mode=0o600)
+            os.utime(self._failure(key))
+
+    def failed_lately(self, key: str) -> bool:
+        """Whether pods should do without a template for now: what failed is likely to fail again."""
+        try:
+            age_s = time.time() - self._failure(key).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return 0 <= age_s < RETRY_S
+
+    def _failure(self, key: str) -> Path:
+        return self._memory / f"{key}.failed"
 
     # --- changing ---
 
@@ -121,13 +152,11 @@ class TemplateStore:
 
         What is in it when the context ends without publish() is removed.
         """
+        _check_key(key)
         staging = self.root / STAGING / key
         (self.root / STAGING).mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self.root / STAGING / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with _locked(self.root / STAGING / f"{key}.lock") as ours:
+            if not ours:
                 yield None
                 return
             _remove_tree(staging)  # of a maker that was killed
@@ -136,28 +165,37 @@ class TemplateStore:
                 yield staging
             finally:
                 _remove_tree(staging)
-        finally:
-            os.close(lock)
 
     def publish(self, staging: Path, about: "dict[str, Any]") -> Template:
         """Makes what is in the directory of making() a template, at once; it replaces one of the same key."""
-        digests = {name: digest_of(staging / name) for name in (STATE, RAM)}
-        document = {"format": FORMAT, **about, "sha256": digests}
-        write_json(staging / MANIFEST, document)
-        for name in (STATE, RAM, MANIFEST):
-            _sync(staging / name)
+        digests = {}
+        for name in (STATE, RAM):
+            fd = os.open(staging / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+                digests[name] = digest_of(fd)
+            finally:
+                os.close(fd)
+        write_json(staging / MANIFEST, {"format": FORMAT, **about, "sha256": digests})
+        _sync(staging / MANIFEST)
+        _sync(staging)
         key = staging.name
         self.remove(key)
         staging.rename(self.root / key)
         _sync(self.root)
-        template = load(self.root / key)
-        self.remember(template)
+        with _opened(self.root / key) as files:
+            self._remember(key, _stamp(files))
+            template = _parse(self.root / key, files[MANIFEST])
+        with suppress(OSError):  # it is there: that it could not be made before is of no interest
+            self._failure(key).unlink()
         return template
 
-    def remove(self, key: str) -> bool:
-        """False if there is none. One that is being restored from goes on in what it has opened."""
-        if not key or not set(key) <= set("0123456789abcdef"):
-            raise InvalidArgument(f"{key!r} is no key of a template")
+    def remove(self, key: str, version: str = "") -> bool:
+        """False if there is none, or none of that version. Whoever restores from it has it open, and goes
+        on."""
+        _check_key(key)
+        if version and self.version(key) != version:
+            return False
         doomed = self.root / STAGING / f"{key}.{os.urandom(4).hex()}"
         doomed.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -165,22 +203,25 @@ class TemplateStore:
         except FileNotFoundError:
             return False
         _remove_tree(doomed)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # its stamp fits no other template
             (self._memory / key).unlink()
         return True
 
     # --- looking ---
 
-    def list(self) -> tuple[Template, ...]:
-        """All that can be read, the one used last first."""
+    def keys(self) -> tuple[str, ...]:
+        """Of all that are there, those that cannot be read too."""
         try:
-            names = [name for name in os.listdir(self.root) if name != STAGING]
+            return tuple(name for name in os.listdir(self.root) if _is_key(name))
         except FileNotFoundError:
             return ()
+
+    def list(self) -> tuple[Template, ...]:
+        """All that can be read, the one used last first."""
         found = []
-        for name in names:
+        for key in self.keys():
             with suppress(DataLoss, NotFound):
-                found.append(load(self.root / name))
+                found.append(load(self.root / key))
         return tuple(sorted(found, key=lambda template: -last_used(template)))
 
     def gc(self, wanted: "Callable[[Template], bool]", most: int) -> tuple[str, ...]:
@@ -192,10 +233,9 @@ class TemplateStore:
         return doomed
 
     def doomed(self, wanted: "Callable[[Template], bool]", most: int) -> tuple[str, ...]:
-        """The keys of those that gc() would remove."""
-        there = self.list()
-        kept = {template.key for template in [known for known in there if wanted(known)][:most]}
-        return tuple(template.key for template in there if template.key not in kept)
+        """The keys of those that gc() would remove: also of what cannot be read, as no pod will."""
+        kept = {template.key for template in [known for known in self.list() if wanted(known)][:most]}
+        return tuple(key for key in self.keys() if key not in kept)
 
     def _sweep(self) -> None:
         try:
@@ -203,10 +243,11 @@ class TemplateStore:
         except FileNotFoundError:
             return
         for name in names:
-            if name.endswith(".lock"):
+            key = name.partition(".")[0]
+            if not _is_key(key):
                 continue
-            with self.making(name.partition(".")[0]) as staging:
-                if staging is not None and (self.root / STAGING / name).is_dir():
+            with self.making(key) as staging:  # it removes what a maker of this key has left
+                if staging is not None and name not in (staging.name, f"{key}.lock"):
                     _remove_tree(self.root / STAGING / name)
 
 
@@ -221,7 +262,18 @@ def last_used(template: Template) -> float:
 def load(directory: Path) -> Template:
     """Raises NotFound, DataLoss."""
     try:
-        about = json.loads((directory / MANIFEST).read_text())
+        fd = os.open(directory / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"no template in {directory}") from error
+    try:
+        return _parse(directory, fd)
+    finally:
+        os.close(fd)
+
+
+def _parse(directory: Path, manifest: int) -> Template:
+    try:
+        about = json.loads(os.pread(manifest, MOST_MANIFEST_BYTES, 0))
         digests = about["sha256"]
         if (
             about["format"] != FORMAT
@@ -229,52 +281,95 @@ def load(directory: Path) -> Template:
             or not isinstance(digests[STATE], str)
         ):
             raise ValueError("of another format")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFound(f"no template in {directory}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataLoss(f"{directory / MANIFEST} cannot be read", str(error)) from error
     return Template(directory.name, directory, about)
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 over where a file's data lie and what they are; its holes cost nothing. Raises NotFound."""
+def digest_of(fd: int) -> str:
+    """SHA-256 over where a file's data lie and what they are; its holes cost nothing. Raises OSError."""
     from shim.vm.ram import BLOCK_BYTES, COPY_BYTES, extents
 
     digest = sha256()
     zeros = bytes(BLOCK_BYTES)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NotFound(f"{path} of a template is missing") from error
-    try:
-        digest.update(os.fstat(fd).st_size.to_bytes(8, "little"))
-        for start, end in extents(fd):
-            for offset in range(start, end, COPY_BYTES):
-                chunk = memoryview(os.pread(fd, min(COPY_BYTES, end - offset), offset))
-                for position in range(0, len(chunk), BLOCK_BYTES):
-                    block = chunk[position : position + BLOCK_BYTES]
-                    # Which zeros are holes is the file system's affair.
-                    if block != zeros[: len(block)]:
-                        digest.update((offset + position).to_bytes(8, "little"))
-                        digest.update(block)
-    finally:
-        os.close(fd)
+    digest.update(os.fstat(fd).st_size.to_bytes(8, "little"))
+    for start, end in extents(fd):
+        for offset in range(start, end, COPY_BYTES):
+            chunk = memoryview(os.pread(fd, min(COPY_BYTES, end - offset), offset))
+            for position in range(0, len(chunk), BLOCK_BYTES):
+                block = chunk[position : position + BLOCK_BYTES]
+                # Which zeros are holes is the file system's affair.
+                if block != zeros[: len(block)]:
+                    digest.update((offset + position).to_bytes(8, "little"))
+                    digest.update(block)
     return digest.hexdigest()
 
 
-def _stamp(template: Template) -> str:
+@contextmanager
+def _opened(directory: Path) -> "Iterator[dict[str, int]]":
+    """Descriptors of a template's files, all of one template, by their names. Raises NotFound."""
+    with ExitStack() as opened:
+        try:
+            top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, top)
+            files = {}
+            for name in (RAM, STATE, MANIFEST):
+                files[name] = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=top)
+                opened.callback(os.close, files[name])
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(f"{directory} is no template", f"no file {error.filename}") from error
+        except OSError as error:
+            raise DataLoss(f"the files of {directory} cannot be opened", str(error)) from error
+        yield files
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether the lock is ours; then its file is removed at the end."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if not _is_file(path, fd):
+                continue  # its holder removed it between our open and our lock
+            try:
+                yield True
+            finally:
+                path.unlink()
+            return
+        finally:
+            os.close(fd)
+
+
+def _is_file(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _is_key(name: str) -> bool:
+    return len(name) == KEY_DIGITS and set(name) <= set("0123456789abcdef")
+
+
+def _check_key(key: str) -> None:
+    if not _is_key(key):
+        raise InvalidArgument(f"{key!r} is no key of a template")
+
+
+def _mark(status: os.stat_result) -> str:
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+
+
+def _stamp(files: "dict[str, int]") -> str:
     """Changes with every change of the files, and with every boot of the host."""
     with open("/proc/sys/kernel/random/boot_id") as file:
-        words = [file.read().strip()]
-    for path in (template.state, template.ram, template.directory / MANIFEST):
-        try:
-            status = path.stat()
-        except FileNotFoundError as error:
-            raise NotFound(f"{path} of a template is missing") from error
-        words.append(
-            f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-        )
-    return " ".join(words)
+        boot_id = file.read().strip()
+    return " ".join([boot_id, *(_mark(os.fstat(files[name])) for name in (STATE, RAM, MANIFEST))])
 
 
 def _sync(path: Path) -> None:

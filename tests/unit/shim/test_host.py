@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -173,6 +173,8 @@ def test_the_end_of_a_domain_is_waited_for(host: Host, monkeypatch: pytest.Monke
     module.VIR_DOMAIN_EVENT_STOPPED = 5  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "libvirt", module)
     host.load()
+    assert host.wait_stopped(0.01)  # there is none
+    host._domain = SimpleNamespace()
     host._on_lifecycle(None, None, 2, 0, None)
     assert not host.wait_stopped(0.01)
     threading.Thread(target=host._on_lifecycle, args=(None, None, 5, 0, None)).start()
