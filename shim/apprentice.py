@@ -124,7 +124,12 @@ def _wait(settings: "Settings", words: int) -> "NoReturn":
             status, _ = make(settings, Profile(**wanted["profile"]), wanted["tenant"])
         else:
             status = 0
+    except BaseException:  # noqa: BLE001 - the pod's log is the only place left to say it
+        import traceback
+
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(status)
 
 
