@@ -258,9 +258,10 @@ class Host:
 
     def failure(self, what: str, name: str) -> CasemateError:
         """QEMU did not start: its own words if it had any."""
+        words = self.log_tail(name)
         # libvirt quotes QEMU itself when it was still waiting for the monitor.
-        words = "" if "monitor" in what else self.log_tail(name)
-        details = f"{what}\n{words}" if words else what
+        told = any(line in what for line in words.splitlines())
+        details = f"{what}\n{words}" if words and not told else what
         return Unavailable("QEMU did not start", details=details, hint="casemate check")
 
     def log_tail(self, name: str) -> str:

@@ -224,5 +224,6 @@ def test_pods_are_alike_by_what_they_ask_of_us(settings: Settings) -> None:
     ]
     assert len({likeness(), *others}) == 6
     # A bundle is a client's: whatever it holds instead of annotations, the pod says what is wrong with it.
-    assert {likeness({"annotations": odd}) for odd in (None, [], "x", 7)} == {likeness(None)}
+    strange: list[object] = [None, [], "x", 7]
+    assert {likeness({"annotations": odd}) for odd in strange} == {likeness(None)}
     assert likeness({"annotations": {"dev.casemate.vcpus": ["2"], 3: 4}})

@@ -137,6 +137,8 @@ def test_a_failure_has_libvirts_words_and_qemus(host: Host, tmp_path: Path) -> N
     assert error.details == "internal error: process exited\nqemu-system-x86_64: no such device"
     quoting = "internal error: QEMU unexpectedly closed the monitor: qemu-system-x86_64: no such device"
     assert host.failure(quoting, "vm").details == quoting
+    late = "failed to connect to monitor socket: Connection refused"
+    assert host.failure(late, "vm").details == f"{late}\nqemu-system-x86_64: no such device"
 
 
 def libvirt_of(version: int) -> ModuleType:

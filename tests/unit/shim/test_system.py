@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,30 @@ def test_pids_are_the_hosts(child: subprocess.Popen[bytes]) -> None:
     os.close(fd)
     assert system.host_pid_of(proc, proc) == 0  # no pidfd at all
     os.close(proc)
+
+
+NOBODYS_UID = 2_000_131_071
+UNDUMPABLE = """
+import ctypes, os, sys
+os.setuid(int(sys.argv[1]))
+assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0  # PR_SET_DUMPABLE
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_runs_as_a_user_is_killed_also_where_proc_belongs_to_root() -> None:
+    argv = [sys.executable, "-ISc", UNDUMPABLE, str(NOBODYS_UID)]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    assert os.stat(f"/proc/{process.pid}").st_uid == 0
+    system.kill_processes_of(NOBODYS_UID - 1)
+    assert process.poll() is None
+    system.kill_processes_of(NOBODYS_UID)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_thread_can_be_named() -> None:
