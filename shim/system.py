@@ -175,17 +175,12 @@ def kill_process(pidfd: int, number: int = signal.SIGKILL) -> None:
 
 
 def kill_processes_of(uid: int) -> None:
-    """SIGKILL to every process of our PID namespace that this user runs, but us.
-
-    Not by who owns /proc/PID: that is root for one that is not dumpable, as QEMU is (proc(5)).
-    """
+    """SIGKILL to every process of our PID namespace that this user runs, but us."""
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            with open(f"/proc/{name}/status") as file:
-                owner = next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
-            if owner == uid:
+            if os.stat(f"/proc/{name}").st_uid == uid:
                 os.kill(int(name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -231,6 +231,7 @@ async def run_qemu(
         system.kill_processes_of(setting.user.uid)
         await asyncio.wait([making], timeout=THREAD_END_S)
         if making.done():
+            system.kill_processes_of(setting.user.uid)  # what it has started since
             await _libvirt_done(setting.host)  # or it would refuse another domain of the name
         raise
     finally:

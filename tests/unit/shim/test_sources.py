@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +20,7 @@ from images.image import GuestImage
 from rpc.api import agent as api
 from rpc.client import Client
 from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, FailedPrecondition, Unavailable
+from shim import system
 from shim.helper import Helper, Watched, spawn
 from shim.paths import PodPaths
 from shim.vm import guest, setting, sources
@@ -249,6 +252,37 @@ def test_a_virtiofsd_that_ended_is_the_reason_whatever_qemu_says(tmp_path: Path)
 
             with pytest.raises(Unavailable, match=r"virtiofsd ended unexpectedly \(killed by signal 9\)"):
                 await created(machine, tmp_path, refuse)
+
+    run(life())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_qemu_that_was_started_after_all_is_ended(tmp_path: Path) -> None:
+    """virtiofsd's end is known at once, and libvirt goes on to start what nobody wants any more."""
+
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            files = machine.files.pid
+            started: list[subprocess.Popen[bytes]] = []
+
+            def start() -> int:
+                os.kill(files, 9)
+                gone.wait(10)
+                started.append(subprocess.Popen(["/bin/sleep", "1000"], user=USER.uid))
+                return started[0].pid
+
+            gone = threading.Event()
+            killing = system.kill_processes_of
+
+            def kill(uid: int) -> None:
+                killing(uid)
+                gone.set()
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(system, "kill_processes_of", kill)
+                with pytest.raises(Unavailable, match="virtiofsd ended"):
+                    await created(machine, tmp_path, start)
+            assert started[0].wait(10) == -signal.SIGKILL
 
     run(life())
 
