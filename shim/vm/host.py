@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,7 @@ seccomp_sandbox = 1
 memory_backing_dir = "{memory}"
 """
 CAPABILITIES = Path("cache/qemu/capabilities")
+FILE_SINCE = (9, 1)  # QEMU
 LOG_HEAD = ": starting up libvirt version: "
 log = logging.getLogger("casemate")
 
@@ -196,7 +197,7 @@ class Host:
     def _migrate(self, command: str, state: int, limit_s: float) -> None:
         """All but RAM: that is a file, and shared memory is left out (capability x-ignore-shared).
 
-        By descriptor: QEMU before 8.2 knows no `file:`, and libvirt's sandbox kills it for `exec:`.
+        By descriptor: QEMU cannot open the file itself, and libvirt's sandbox kills it for `exec:`.
         """
         import libvirt_qemu
 
@@ -216,9 +217,7 @@ class Host:
         try:
             capability = {"capability": "x-ignore-shared", "state": True}
             self._command("migrate-set-capabilities", {"capabilities": [capability]})
-            request = json.dumps({"execute": "getfd", "arguments": {"fdname": "state"}})
-            libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, [state], 0)
-            self._command(command, {"uri": "fd:state"})
+            self._command(command, {"uri": self._hand_over(state)})
             if not ended.wait(limit_s):
                 raise Unavailable(f"QEMU did not end {command} within {limit_s:.0f} s")
         finally:
@@ -226,14 +225,31 @@ class Host:
         if said != ["completed"]:
             raise self.failure(f"{command} failed", domain.name())
 
-    def _command(self, name: str, arguments: "dict[str, Any]") -> None:
-        """One of QEMU's monitor, which libvirt has no function for."""
+    def _hand_over(self, state: int) -> str:
+        """Gives QEMU a file's descriptor. The address by which it migrates to or from that file.
+
+        `fd:` of a file is deprecated since QEMU 9.1, and refused by 11.1 (seen), which wants `file:`.
+        """
+        version = self._command("query-version", {})["qemu"]
+        if (version["major"], version["minor"]) < FILE_SINCE:
+            self._command("getfd", {"fdname": "state"}, [state])
+            return "fd:state"
+        return f"file:/dev/fdset/{self._command('add-fd', {}, [state])['fdset-id']}"
+
+    def _command(self, name: str, arguments: "dict[str, Any]", descriptors: Sequence[int] = ()) -> "Any":
+        """One of QEMU's monitor that libvirt has no function for. Returns its answer; raises Unavailable."""
         import libvirt_qemu
 
         request = json.dumps({"execute": name, "arguments": arguments})
-        answer = json.loads(libvirt_qemu.qemuMonitorCommand(self._domain_or_fail(), request, 0))
+        domain = self._domain_or_fail()
+        if descriptors:
+            text, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, list(descriptors), 0)
+        else:
+            text = libvirt_qemu.qemuMonitorCommand(domain, request, 0)
+        answer = json.loads(text)
         if "error" in answer:
             raise Unavailable(f"QEMU refuses {name}", details=str(answer["error"].get("desc")))
+        return answer["return"]
 
     def wait_stopped(self, limit_s: float) -> bool:
         """Until libvirt is done with a domain whose QEMU has ended, if one was created: it writes to its root
