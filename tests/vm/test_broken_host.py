@@ -14,8 +14,9 @@ from tests.vm.faults import refused
 from tests.vm.pods import FULL, IMAGE, Pods, every_version, prepare
 
 NOTICED_S = 8.0
-"""A whole `ctr run` that fails, on a machine that is busy: 1 s on an idle one. Far from any time limit of ours."""
-"""The second within which it must be noticed, and what ctr, a shim and libvirt's driver take to start."""
+"""The second within which it must be noticed, and what ctr, a shim and libvirt's driver take to start on a
+busy machine; far below any time limit of ours.
+"""
 
 
 @every_version
