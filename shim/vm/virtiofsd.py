@@ -4,6 +4,7 @@ It must not know what is in the directory.
 """
 
 import os
+import resource
 from pathlib import Path
 
 from rpc.errors import Unavailable
@@ -31,7 +32,7 @@ def start(
     with listen(socket_path, owner) as listener:
         listener.setblocking(True)
         options = _c_options(directory) if is_c(program, cache) else _rust_options(directory)
-        options.append(f"--rlimit-nofile={open_files(memory_bytes)}")
+        options.append(f"--rlimit-nofile={allowed(open_files(memory_bytes))}")
         return spawn("virtiofsd", [program, *options], fds={SOCKET_FD: listener.fileno()}, log=str(log))
 
 
@@ -41,6 +42,21 @@ def open_files(memory_bytes: int) -> int:
     Linux spends about a KiB on each (struct fuse_inode and a dentry): one that says it remembers more lies.
     """
     return min(memory_bytes >> 10, MOST_FILES)
+
+
+def allowed(files: int) -> int:
+    """As many of them as this process may have its children open: the Rust virtiofsd ends where it may not.
+
+    More than the hard limit takes CAP_SYS_RESOURCE, which root in a container or a VM of a cloud may lack.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or files <= hard:
+        return files
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, files))
+    except ValueError:  # how Python tells EPERM here
+        return hard
+    return files
 
 
 def _c_options(directory: Path) -> list[str]:

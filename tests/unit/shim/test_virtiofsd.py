@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import stat
 from collections.abc import Callable
@@ -69,9 +70,27 @@ def test_each_kind_is_given_its_own_options(
         assert ("sandbox=namespace" if is_c else "--sandbox=namespace") in arguments
         assert ("announce_submounts" if is_c else "--announce-submounts") in arguments
         assert any("thread-pool" in argument for argument in arguments) is not is_c
-        assert "--rlimit-nofile=131072" in arguments
+        assert f"--rlimit-nofile={virtiofsd.allowed(131072)}" in arguments
 
     run(life())
+
+
+def test_no_more_files_are_asked_for_than_may_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Rust virtiofsd does not start where it may not raise its limit."""
+
+    def refuse(_: int, __: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 20000))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert virtiofsd.allowed(131072) == 20000
+    assert virtiofsd.allowed(4096) == 4096
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    assert virtiofsd.allowed(131072) == 131072
+    assert raised == [(1024, 131072)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert virtiofsd.allowed(131072) == 131072
 
 
 def test_its_kind_is_asked_once_and_again_when_the_program_changes(tmp_path: Path, program: Program) -> None:
