@@ -36,6 +36,7 @@ dynamic_ownership = 0
 user = "{user}"
 group = "{group}"
 seccomp_sandbox = 1
+max_core = 0
 memory_backing_dir = "{memory}"
 """
 CAPABILITIES = Path("cache/qemu/capabilities")

@@ -52,6 +52,7 @@ def test_qemu_runs_as_the_pods_own_user(host: Host, tmp_path: Path) -> None:
         assert 'user = "+2000000007"' in lines
         assert 'group = "kvm"' in lines
         assert "seccomp_sandbox = 1" in lines
+        assert "max_core = 0" in lines
         assert f'memory_backing_dir = "{tmp_path}/ram"' in lines
     assert (tmp_path / "libvirt").stat().st_mode & 0o777 == 0o711
     assert not (tmp_path / "libvirt" / CAPABILITIES).exists()
