@@ -130,7 +130,7 @@ async def _restore(
     try:
         client, hello = await attempt.meet(phases.GUEST_RESUME, limit_s, waits_already=True)
     except CasemateError as error:
-        if attempt.files_ended:
+        if attempt.files_failed:
             raise
         raise TemplateUnusable("the restored guest does not answer", str(error)) from error
     return attempt.machine(Way.RESTORE, client, hello, outer)
@@ -215,8 +215,10 @@ class Attempt:
         self._running_s = 0.0
 
     @property
-    def files_ended(self) -> bool:
-        return self._files.exited.is_set()
+    def files_failed(self) -> bool:
+        """virtiofsd has ended by itself: it ends with QEMU, too."""
+        qemu_ended = self._qemu is not None and self._qemu.exited.is_set()
+        return self._files.exited.is_set() and not qemu_ended
 
     async def run(self, start: "Callable[[], int]") -> None:
         self._qemu = await run_qemu(self._setting, start, self._files, self._undo)
