@@ -61,6 +61,7 @@ class Host:
         self._domain: libvirt_module.virDomain | None = None
         self._created = 0
         self._stopped = threading.Event()
+        self._migrated = threading.Event()
 
     @property
     def is_open(self) -> bool:
@@ -161,6 +162,7 @@ class Host:
         assert self._libvirt is not None
         if event == self._libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._stopped.set()
+            self._migrated.set()  # or not: whoever waits looks
 
     def save_state(self, state: int, limit_s: float) -> None:
         """Suspends the domain and writes all but its RAM to the descriptor `state`. Raises Unavailable."""
@@ -202,7 +204,9 @@ class Host:
         """
         import libvirt_qemu
 
-        domain, ended, said = self._domain_or_fail(), threading.Event(), []
+        domain, ended = self._domain_or_fail(), self._migrated
+        said: list[str] = []
+        ended.clear()
 
         def on_event(
             _: object, __: object, ___: str, ____: int, _____: int, details: str, ______: object
