@@ -154,6 +154,18 @@ def test_a_containers_life(run: Callable[[Scenario], None]) -> None:
     run(scenario)
 
 
+def test_a_guest_that_has_containers_does_not_become_a_template(run: Callable[[Scenario], None]) -> None:
+    async def scenario(shim: Shim) -> None:
+        await shim.create("c", "sleep", "100")
+        with pytest.raises(FailedPrecondition, match="cannot become a template"):
+            await shim.client.call(api.PREPARE, Empty())
+        assert not shim.service.prepared
+        assert not shim.service.ending.is_set()
+        await end(shim, "c")
+
+    run(scenario)
+
+
 def test_the_cgroup_is_ours_to_name(run: Callable[[Scenario], None]) -> None:
     async def scenario(shim: Shim) -> None:
         await shim.create("c", "sleep", "100")
