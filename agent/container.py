@@ -16,6 +16,7 @@ from agent.crun import CrunFailed
 from agent.files import remove, remove_directory, write
 from agent.launch import launch, make_stdio
 from agent.process import Process
+from agent.submounts import Submounts
 from rpc.errors import AlreadyExists, CasemateError, FailedPrecondition, NotFound
 
 TYPE_CHECKING = False
@@ -46,6 +47,7 @@ class Container:
         self._oom_watch = -1
         self._oom_kills = 0
         self._launched = 0
+        self._submounts: Submounts | None = None
 
     @property
     def init(self) -> Process:
@@ -73,6 +75,7 @@ class Container:
         process = Process(self.id, "", make_stdio(terminal=terminal, stdin=stdin))
         try:
             os.makedirs(self.bundle)
+            self._submounts = Submounts(spec, self._guest.share)
             write(f"{self.bundle}/config.json", json.dumps(spec).encode())
             with sysctls.network_set(network, self._guest.sysctl_root, shared=self._guest.has_others(self)):
                 ended = await self._launch(
@@ -253,6 +256,8 @@ class Container:
         self._guest.oom_watch.remove(self._oom_watch)
         self.cgroup.kill()
         await self._crun("delete", "--force", self.id)
+        if self._submounts is not None:
+            self._submounts.release()
         remove_directory(self.bundle)
 
     async def _abandon(self) -> None:

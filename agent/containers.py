@@ -52,6 +52,7 @@ class Guest:
         self.events = EventQueue()
         self.directory = directory
         self.cgroup_root = cgroup_root
+        self.share = ""  # where the host's files are, once they are
         self.sysctl_root = sysctl_root
         self._tasks = tasks
         self._containers: dict[str, Container] = {}

@@ -92,6 +92,7 @@ class AgentService:
         if request.fstype == "overlay":
             boot.load_feature("overlay")
         system.mount_share(request.tag, request.path, request.fstype, request.options)
+        self._guest.share = request.path
         return Empty()
 
     async def sync(self, request: Empty, context: Context) -> Empty:
