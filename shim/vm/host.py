@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     import libvirt as libvirt_module
 
 # Of qemu.conf(5). "file": no virtlogd; no dynamic ownership: what QEMU opens is readable for it already,
-# and must not change hands; no cgroups: QEMU stays in the pod's, as the shim.
+# and must not change hands; no cgroups: QEMU stays in the pod's, as the shim; no hugetlbfs, which guests
+# do not use: each driver would leave a directory of its own in it.
 QEMU_CONF = """\
 stdio_handler = "file"
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
+hugetlbfs_mount = []
 remember_owner = 0
 dynamic_ownership = 0
 user = "{user}"
