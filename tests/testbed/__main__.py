@@ -1,17 +1,33 @@
 """`make testbed`, `make testbed-run`, `make testbed-shell`: build the bed, and use instances of it."""
 
 import argparse
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rpc.errors import CasemateError, NotFound
 from scripts.host import main_guard, require_root, say
-from tests.testbed import debian, installation, kernel, machine
+from scripts.host import run as run_command
+from tests.testbed import cache, debian, installation, kernel, machine
+
+TEMPLATE = ("casemate", "template", "build")
 
 
 def ensure() -> machine.Bed:
     """The bed with this checkout installed in it: built where it is not yet, quick where it is."""
-    return machine.Bed(debian.host(), kernel.ensure(), installation.disk())
+    installed = machine.Bed(debian.host(), kernel.ensure(), installation.disk())
+
+    def build(target: Path) -> None:
+        disk = target / installed.disk.name
+        run_command(["cp", "--sparse=always", installed.disk, disk])
+        bed = replace(installed, disk=disk)
+        if code := machine.run(bed, TEMPLATE, machine.Shape(kept=True)):
+            raise CasemateError(f"exit code {code} in the test bed from: {shlex.join(TEMPLATE)}")
+
+    # a template is of a CPU, too
+    recipe = [installed.disk.parent.name, installed.kernel.parent.name, machine.CPU, *TEMPLATE]
+    return replace(installed, disk=cache.entry("template", recipe, build) / installed.disk.name)
 
 
 def build(_: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""casemate in the bed: its dependencies, then this checkout by its own `make install`, then the disk.
+"""casemate in the bed: its dependencies, then this checkout by what `make install` does, then the disk.
 
 Installed from the outside, in a root space over the host's file system, because the bed itself has no
 network. Must not know how a bed is started.
@@ -31,6 +31,8 @@ MAKE_DEPENDENCIES = (
     "from scripts import product, venv; "
     "venv.ensure(product.DEFAULT_PREFIX, product.product_locks(), what='what casemate depends on')"
 )
+# What `make install` does, but for the template, which only the host that uses it can make.
+INSTALL = "from scripts import product; product.install(product.DEFAULT_PREFIX); product.ensure_image()"
 IMPORT = (
     "from scripts import containerd, demo; from scripts.manifest import Manifest, stop_daemon; "
     "manifest = Manifest.read(); containerd.ensure(manifest); demo.ensure_image(manifest); "
@@ -54,7 +56,7 @@ def disk() -> Path:
     containers = _containers(host)
     recipe = [
         *(dependencies.name, containers.name, product.source_stamp(product.DEFAULT_PREFIX)),
-        *(FIRST_INIT, INIT, SLOW, DISK_BYTES, *LEFT),
+        *(FIRST_INIT, INIT, INSTALL, SLOW, DISK_BYTES, *LEFT),
     ]
 
     def build(target: Path) -> None:
@@ -67,7 +69,7 @@ def disk() -> Path:
             path.parent.mkdir(parents=True)
             path.write_text(text)
         init.chmod(0o755)
-        space.check([venv.SYSTEM_PYTHON, "-BEs", "-m", "scripts.install"], cwd=PLACE)
+        space.check([venv.SYSTEM_PYTHON, "-BEs", "-c", INSTALL], cwd=PLACE)
         _clear(changes)
         _write_disk(replace(space, lower=space.lower[1:]), target / DISK)
 

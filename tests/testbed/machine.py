@@ -29,6 +29,8 @@ LOOK_S = 1.0
 # keeps the first, rough measurement of its rate, and where a busy machine spoilt that, gives guests a TSC
 # that stands still (kvm_set_tsc_khz: "user requested TSC rate below hardware speed").
 CMDLINE = "console=ttyS0 loglevel=4 panic=-1 root=/dev/vda rw tsc=reliable setcpuid=constant_tsc,nonstop_tsc"
+# TCG runs `rep movsb` and `rep stosb` byte by byte: kernels and the C library must not think them fast.
+CPU = "max,-erms,-fsrm,-fsrs,-fzrm"
 TIMED_OUT = 124  # as timeout(1) has it
 CPUS, MEMORY_MIB, LIMIT_S = 2, 8192, 540.0
 
@@ -44,13 +46,16 @@ class Bed:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """limit_s: what the command has, from the start of QEMU. share: a directory seen as /share."""
+    """limit_s: what the command has, from the start of QEMU. share: a directory seen as /share. kept: what
+    is written to the disk stays there.
+    """
 
     cpus: int = CPUS
     memory_mib: int = MEMORY_MIB
     limit_s: float = LIMIT_S
     share: Path | None = None
     shell: bool = False
+    kept: bool = False
 
 
 class End(Enum):
@@ -63,7 +68,7 @@ class End(Enum):
 def run(bed: Bed, command: Sequence[str], shape: Shape, files: Sequence[Path] = ()) -> int:
     """Run a command as root in an instance of its own; what it prints goes where our output goes.
 
-    files are copied to /exchange first. Returns its exit code, or TIMED_OUT. An instance that the
+    files are copied to /exchange first, executable. Returns its exit code, or TIMED_OUT. An instance that the
     emulator hung is told of and tried once more; Unavailable if that hangs, too.
     """
     end = End.DONE
@@ -88,7 +93,8 @@ def _exchange(command: Sequence[str], files: Sequence[Path]) -> Iterator[Path]:
         exchange = Path(name)
         (exchange / "command").write_bytes(b"".join(word.encode() + b"\0" for word in command))
         for file in files:
-            shutil.copy(file, exchange / file.name)
+            shutil.copyfile(file, exchange / file.name)
+            (exchange / file.name).chmod(0o755)
         yield exchange
 
 
@@ -132,9 +138,10 @@ def _watch(process: "subprocess.Popen[bytes]", shape: Shape, exchange: Path) -> 
 
 
 def qemu(bed: Bed, shape: Shape, exchange: Path) -> list[str]:
-    """The command line. TCG's `max` CPU has AMD's SVM and nested paging: the bed has a /dev/kvm."""
+    """The command line. TCG's CPU has AMD's SVM and nested paging: the bed has a /dev/kvm."""
     host = bed.host
     flags = "testbed.shell" if shape.shell else ""
+    snapshot = "off" if shape.kept else "on"
     shares = [("checkout", CHECKOUT, ",readonly=on"), ("exchange", exchange, "")]
     if shape.share is not None:
         shares.append(("share", shape.share, ""))
@@ -143,12 +150,12 @@ def qemu(bed: Bed, shape: Shape, exchange: Path) -> list[str]:
         *(host / "lib64/ld-linux-x86-64.so.2", "--library-path", host / LIBRARIES),
         *(host / "usr/bin/qemu-system-x86_64", "-L", host / "usr/share/qemu"),
         *("-L", host / "usr/share/seabios"),
-        *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"),
+        *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", CPU),
         *("-smp", str(shape.cpus), "-m", f"{shape.memory_mib}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", bed.kernel),
         *("-append", f"{CMDLINE} init={INIT} {flags}"),
-        *("-drive", f"file={bed.disk},format=raw,if=none,id=disk,snapshot=on,cache=unsafe"),
+        *("-drive", f"file={bed.disk},format=raw,if=none,id=disk,snapshot={snapshot},cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=disk"),
         *("-device", "virtio-rng-pci"),
         *("-chardev", f"file,id=console,path={exchange}/console.log", "-serial", "chardev:console"),
