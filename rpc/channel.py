@@ -82,6 +82,15 @@ class Channel:
         except OSError as error:
             raise Disconnected("connection lost", str(error)) from None
 
+    async def until_peer_closes(self, limit_s: float) -> None:
+        """Drops what still comes. Nobody else may be reading."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while await self._reader.read(_DISCARD_BYTES):
+                    pass
+        except (TimeoutError, OSError):
+            return
+
     async def close(self, flush_s: float) -> None:
         """Close; what was written is given to the peer, if it takes it within flush_s."""
         self._writer.close()

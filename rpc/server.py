@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("casemate.rpc")
 _FLUSH_S = 1.0
+# Go's client may take the end of the connection for the end of a call whose answer it has already (ttrpc
+# 1.2.10, Client.dispatch selects between the two): a peer that was just answered is let close first.
+_LINGER_S = 0.05
 _MAX_ERROR_CHARS = 1 << 14
 
 
@@ -173,6 +176,7 @@ class _Connection:
         self._last_id: int | None = None
         self._reading: asyncio.Task[None]
         self._grace_s = 0.0
+        self._stopped = False
         self.ended = asyncio.Event()
         """Handlers are done, what they answered was written, the connection is closed."""
 
@@ -184,6 +188,7 @@ class _Connection:
 
     async def stop(self, grace_s: float) -> None:
         self._grace_s = grace_s
+        self._stopped = True
         self._reading.cancel()
         await self.ended.wait()
 
@@ -197,6 +202,8 @@ class _Connection:
         answering = [task for stream_id, task in self._running.items() if stream_id in self._answering]
         if answering and (await asyncio.wait(answering, timeout=_FLUSH_S))[1]:
             self.channel.abort()  # the peer does not take its answers
+        elif self._stopped:
+            await self.channel.until_peer_closes(_LINGER_S)
 
     async def _read_requests(self, group: asyncio.TaskGroup) -> None:
         try:
