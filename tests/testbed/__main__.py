@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def shell(arguments: argparse.Namespace) -> int:
-    return machine.run(ensure(), ["bash", "--login"], shape(arguments, shell=True))
+    columns, lines = shutil.get_terminal_size()
+    prompt = f"stty rows {lines} columns {columns}; exec bash --login"
+    return machine.run(ensure(), ["bash", "-c", prompt], shape(arguments, shell=True))
 
 
 def shape(arguments: argparse.Namespace, *, shell: bool = False) -> machine.Shape:
