@@ -16,6 +16,9 @@ from bench.turns import FEWEST_ROUNDS, Sample
 from bench.ways import Way, parse_all
 from rpc.errors import InvalidArgument, NotFound
 
+# Memory hardly varies, and each weighing takes as many starts as there are pods.
+MOST_WEIGHINGS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -92,7 +95,8 @@ def _measure(kind: str, stand: Stand, options: Options) -> Document:
         case "delete":
             samples = timing.delete(stand, options.rounds).samples
         case "density":
-            weighed = density(stand, options.rounds, options.pods, options.settle_s)
+            rounds = min(options.rounds, MOST_WEIGHINGS)
+            weighed = density(stand, rounds, options.pods, options.settle_s)
             samples, processes = weighed.samples, weighed.processes
             said |= {"pods": options.pods, "settle_s": options.settle_s}
         case "io":
