@@ -321,7 +321,7 @@ def test_a_terminals_logger_knows_at_once_that_there_is_no_stderr(
     tmp_path: Path, logger: Callable[[str], str]
 ) -> None:
     async def test() -> None:
-        uri = logger("#!/bin/sh\nexec 5>&-\ncat <&4\ntouch {dir}/ended\nexec cat <&3 >{dir}/out\n")
+        uri = logger("#!/bin/sh\nexec 5>&-\ncat <&4\n: >{dir}/ended\nexec cat <&3 >{dir}/out\n")
         stdio = await opened(stdout=uri, stderr=uri, terminal=True)
         assert stdio.stderr is None
         await until((tmp_path / "ended").exists)
