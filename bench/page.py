@@ -142,7 +142,8 @@ def _run(document: Document, name: str) -> Iterator[str | Table | Picture | Row]
 def conditions(document: Document) -> str:
     """How it was measured, in one paragraph."""
     options = document.options
-    said = [f"{options['rounds']} rounds of {', '.join(way.name for way in document.ways)}, in turns"]
+    rounds = len({sample.round for sample in document.samples})
+    said = [f"{rounds} rounds of {', '.join(way.name for way in document.ways)}, in turns"]
     if options.get("parallel", 1) > 1:
         said.append(f"{options['parallel']} clients at once")
     if "pods" in options:

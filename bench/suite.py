@@ -98,7 +98,7 @@ def _measure(kind: str, stand: Stand, options: Options) -> Document:
             rounds = min(options.rounds, MOST_WEIGHINGS)
             weighed = density(stand, rounds, options.pods, options.settle_s)
             samples, processes = weighed.samples, weighed.processes
-            said |= {"pods": options.pods, "settle_s": options.settle_s}
+            said |= {"rounds": rounds, "pods": options.pods, "settle_s": options.settle_s}
         case "io":
             samples = storage.read_sequentially(stand, options.rounds, options.size_bytes)
             said["size_bytes"] = options.size_bytes
