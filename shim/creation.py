@@ -79,7 +79,8 @@ async def make_container(
         undo.callback(remove_tree, directory)
         root = directory / "rootfs"
         root.mkdir(mode=0o755)
-        undo.enter_context(rootfs.mounted(new.mounts, root, paths.directory / f"layers-{new.container_id}"))
+        mounts = rootfs.mounts_of(new.mounts, new.bundle, wanted.rootfs)
+        undo.enter_context(rootfs.mounted(mounts, root, paths.directory / f"layers-{new.container_id}"))
         for entry in guest.shared:
             undo.enter_context(rootfs.bound(entry, directory))
     pid, shown_pid = anchors.make(str(root))

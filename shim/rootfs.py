@@ -66,6 +66,19 @@ def split_options(options: Sequence[str]) -> tuple[int, str]:
     return flags, ",".join(data)
 
 
+def mounts_of(mounts: Sequence[Mount], bundle: str, root: str) -> Sequence[Mount]:
+    """What makes the root file system.
+
+    A client that has no snapshot (`ctr run --rootfs`) sends no mounts, and means root.path of its
+    config.json, relative to the bundle. Raises InvalidArgument if there is neither.
+    """
+    if mounts:
+        return mounts
+    if not root:
+        raise InvalidArgument("rootfs: neither mounts nor root.path")
+    return [Mount(type="bind", source=os.path.join(bundle, root), options=["rbind", "rw"])]
+
+
 @contextmanager
 def mounted(mounts: Sequence[Mount], target: Path, links: Path) -> Iterator[None]:
     """containerd's mounts of a snapshot, in their order, at target; unmounted in the other order.
@@ -113,9 +126,7 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
         with _working_in(short):
             system.mount(mount.source, target, mount.type, flags, data)
     except OSError as error:
-        raise InvalidArgument(
-            f"rootfs: cannot mount {mount.type} {mount.source}", details=error.strerror
-        ) from error
+        raise InvalidArgument(f"rootfs: cannot mount {mount.type} {mount.source}", error.strerror) from error
 
 
 def shorten_layers(data: str, links: Path) -> str:

@@ -4,6 +4,7 @@ guest's kernel.
 
 import os
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,25 @@ def test_a_read_only_root(pods: Pods) -> None:
     result = pods.run("sh", "-c", "echo x > /etc/x", options=("--read-only",))
     assert result.code != 0
     assert "Read-only file system" in result.err
+
+
+def test_a_directory_can_be_the_root_file_system(pods: Pods) -> None:
+    """`ctr run --rootfs`: no snapshot, no mounts, only root.path."""
+    root = pods.ctr.instance.work / "a-root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/sh")
+    command = ("/bin/sh", "-c", "echo mine > /made; echo /*")
+    name = pods.ctr.new_id()
+    result = pods.ctr("run", "--rm", "--runtime", pods.runtime, "--rootfs", str(root), name, *command).ok()
+    assert {"/bin", "/made", "/proc"} <= set(result.out.split())
+    assert (root / "made").read_text() == "mine\n"
+
+
+def test_a_root_file_system_that_is_not_there_is_named(pods: Pods) -> None:
+    name = pods.ctr.new_id()
+    result = pods.ctr("run", "--rm", "--runtime", pods.runtime, "--rootfs", "/no/such/root", name, "true")
+    assert result.code != 0
+    assert "/no/such/root: No such file or directory" in result.err
 
 
 def test_only_loopback_without_a_network(pods: Pods) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc.api.types import Mount
-from rpc.errors import Unimplemented
+from rpc.errors import InvalidArgument, Unimplemented
 from shim import rootfs, system
-from shim.rootfs import mounted, shorten_layers, split_options
+from shim.rootfs import mounted, mounts_of, shorten_layers, split_options
 
 # Where links are: RUN/pods/KEY/l0 with the RUN of every host.
 USUAL = "/run/casemate/pods/0123456789abcdef/l0"
@@ -54,6 +54,22 @@ def test_options_of_mount_8_alone_are_refused_by_name(option: str) -> None:
     with pytest.raises(Unimplemented, match=f"mount option {option}") as caught:
         split_options(["ro", option])
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(("path", "source"), [("rootfs", "/bundle/rootfs"), ("/srv/root", "/srv/root")])
+def test_without_a_snapshot_it_is_the_path_in_the_spec(path: str, source: str) -> None:
+    (mount,) = mounts_of([], "/bundle", path)
+    assert (mount.type, mount.source, mount.options) == ("bind", source, ["rbind", "rw"])
+
+
+def test_a_snapshots_mounts_are_all_there_is() -> None:
+    snapshot = [Mount(type="overlay", source="overlay", options=["lowerdir=/a:/b"])]
+    assert mounts_of(snapshot, "/bundle", "rootfs") is snapshot
+
+
+def test_neither_mounts_nor_a_path_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="neither"):
+        mounts_of([], "/bundle", "")
 
 
 @given(st.lists(st.text(min_size=1, max_size=20)))
