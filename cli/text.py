@@ -27,7 +27,8 @@ def _escape(match: re.Match[str]) -> str:
 
 def clean(text: str) -> str:
     """text without escape sequences, every other control character shown as \\xNN."""
-    text = _SEQUENCE.sub("", text).replace("\r\n", "\n")
+    # Line ends first: where sequences go, what stood before and after one is not to become a line end.
+    text = _SEQUENCE.sub("", text.replace("\r\n", "\n"))
     return _CONTROL.sub(_escape, text)
 
 

@@ -224,24 +224,30 @@ class Host:
         try:
             capability = {"capability": "x-ignore-shared", "state": True}
             self._command("migrate-set-capabilities", {"capabilities": [capability]})
-            self._command(command, {"uri": self._hand_over(state)})
-            if not ended.wait(limit_s):
-                raise Unavailable(f"QEMU did not end {command} within {limit_s:.0f} s")
+            with self._handed_over(state) as address:
+                self._command(command, {"uri": address})
+                if not ended.wait(limit_s):
+                    raise Unavailable(f"QEMU did not end {command} within {limit_s:.0f} s")
+                if said != ["completed"]:
+                    raise self.failure(f"{command} failed", domain.name())
         finally:
             libvirt_qemu.qemuMonitorEventDeregister(self._connection, callback)
-        if said != ["completed"]:
-            raise self.failure(f"{command} failed", domain.name())
 
-    def _hand_over(self, state: int) -> str:
+    @contextmanager
+    def _handed_over(self, state: int) -> Iterator[str]:
         """Gives QEMU a file's descriptor. The address by which it migrates to or from that file.
 
-        `fd:` of a file is deprecated since QEMU 9.1, and refused by 11.1 (seen), which wants `file:`.
+        `fd:` of a file is deprecated since QEMU 9.1, and refused by 11.1 (seen), which wants `file:`. That
+        leaves QEMU its descriptor until it is told otherwise. After an error QEMU is ended.
         """
         version = self._command("query-version", {})["qemu"]
         if (version["major"], version["minor"]) < FILE_SINCE:
             self._command("getfd", {"fdname": "state"}, [state])
-            return "fd:state"
-        return f"file:/dev/fdset/{self._command('add-fd', {}, [state])['fdset-id']}"
+            yield "fd:state"
+            return
+        fdset = self._command("add-fd", {}, [state])["fdset-id"]
+        yield f"file:/dev/fdset/{fdset}"
+        self._command("remove-fd", {"fdset-id": fdset})
 
     def _command(self, name: str, arguments: "dict[str, Any]", descriptors: Sequence[int] = ()) -> "Any":
         """One of QEMU's monitor that libvirt has no function for. Returns its answer; raises Unavailable."""

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cli.text import Cleaner, clean, one_line
@@ -66,6 +66,8 @@ stream = st.binary(max_size=60) | st.lists(
 
 
 @given(stream, st.lists(st.integers(0, 60), max_size=5))
+@example(b"\r\x1b[@\n", [2])
+@example(b"\r\x1b[@\n", [4])
 def test_a_stream_cut_anywhere_is_safe_and_complete(data: bytes, cuts: list[int]) -> None:
     cleaner = Cleaner()
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
