@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import select
+from contextlib import suppress
 
 from rpc.api.cgroups import (
     CPUStat,
@@ -54,6 +55,12 @@ class Cgroup:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):  # no cgroup, no process
                 raise
+
+    def remove(self) -> None:
+        """It and those below it, if they are there. Raises OSError, EBUSY while a process is in one."""
+        for directory, _, _ in os.walk(self.directory, topdown=False):
+            with suppress(FileNotFoundError):
+                os.rmdir(directory)
 
     def pids(self) -> list[int]:
         found = []

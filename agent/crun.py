@@ -60,7 +60,12 @@ class Crun:
     def __init__(self, reaper: Reaper, state_dir: str, binary: str = BINARY) -> None:
         self._reaper = reaper
         self._binary = binary
+        self._state_dir = state_dir
         self._base = [binary, "--root", state_dir, "--cgroup-manager=cgroupfs", "--log-format=json"]
+
+    def state(self, container_id: str) -> str:
+        """The directory in which crun keeps what it knows of a container."""
+        return f"{self._state_dir}/{container_id}"
 
     async def run(
         self, log: str, *arguments: str, stdio: Sequence[int] = (), timeout_s: float = TIMEOUT_S

@@ -6,6 +6,7 @@ the pid is in the pid file; errors are in the log and in the exit status.
 
 import json
 import os
+import select
 import signal
 import sys
 from contextlib import suppress
@@ -20,11 +21,12 @@ def fail(log: str, message: str) -> None:
 
 
 def leave_behind(process: dict[str, Any], pid_file: str, fifo: Path | None) -> int:
+    waiting = None if fifo is None else os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     pid = os.fork()
     if pid == 0:
-        if fifo is not None:
-            with fifo.open() as waiting:
-                waiting.read(1)
+        if waiting is not None:
+            select.select([waiting], [], [])
+            os.read(waiting, 1)
         os.execvpe(process["args"][0], process["args"], {"PATH": os.environ["PATH"]})
     Path(pid_file).write_text(str(pid))
     return pid
@@ -45,14 +47,16 @@ def main() -> None:
     state = Path(options["--root"]) / name
     if command == "create":
         state.mkdir(parents=True)
-        os.mkfifo(state / "fifo")
+        os.mkfifo(state / "exec.fifo")
         spec = json.loads(Path(options["--bundle"], "config.json").read_text())
         if "fail" in spec["annotations"]:
             fail(options["--log"], spec["annotations"]["fail"])
-        pid = leave_behind(spec["process"], options["--pid-file"], state / "fifo")
+        pid = leave_behind(spec["process"], options["--pid-file"], state / "exec.fifo")
         (state / "pid").write_text(str(pid))
     elif command == "start":
-        (state / "fifo").open("w").close()
+        with (state / "exec.fifo").open("w") as waited_for:
+            (state / "exec.fifo").unlink()
+            waited_for.write("\0")
     elif command == "exec":
         leave_behind(json.loads(Path(options["--process"]).read_text()), options["--pid-file"], None)
     elif command in ("pause", "resume"):

@@ -1,0 +1,143 @@
+"""What the agent does in crun's place is what the crun of this very guest image would have done."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from images.store import ImageStore
+from rpc.errors import FailedPrecondition
+from tests.vm.agentvm import AgentVM, make_disk, process, spec
+
+STATE = "/run/casemate/crun"
+# The image's own crun, run where busybox is at home: by the image's dynamic linker.
+CRUN = ("/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "/usr/bin/crun", "--root", STATE)
+
+
+@pytest.fixture(scope="module")
+def vm(image_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentVM]:
+    image = ImageStore(image_store).resolve("default")
+    directory = tmp_path_factory.mktemp("vm")
+    with AgentVM(image, make_disk(directory), directory) as machine:
+        machine.run(machine.begin())
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def watcher(vm: AgentVM) -> Iterator[str]:
+    """A container that has the guest's own files and processes, to look at the agent's work with."""
+    what = spec("sleep", "1000")
+    del what["hostname"]
+    what["linux"]["namespaces"] = [{"type": "mount"}]
+    for path in ("/usr", "/run/casemate", "/sys"):
+        what["mounts"].append({"destination": path, "type": "bind", "source": path, "options": ["rbind"]})
+
+    async def begin() -> None:
+        await vm.create("watcher", what)
+        await vm.start("watcher")
+
+    vm.run(begin())
+    yield "watcher"
+    vm.run(vm.finish("watcher"))
+
+
+class Watcher:
+    def __init__(self, vm: AgentVM, name: str) -> None:
+        self._vm, self._name, self._count = vm, name, 0
+
+    async def __call__(self, *args: str) -> tuple[int, str]:
+        self._count += 1
+        status, out = await self._vm.exec_once(self._name, f"look{self._count}", process(*args))
+        return status, out.decode()
+
+    async def status(self, name: str) -> str:
+        """What crun itself says that a container is."""
+        code, out = await self(*CRUN, "state", name)
+        assert code == 0, f"crun state {name}: {code}"
+        return str(json.loads(out)["status"])
+
+    async def commands(self, name: str) -> set[str]:
+        """Those of crun's that were run for a container: each has left its log."""
+        _, out = await self("ls", f"/run/casemate/containers/{name}")
+        return {word.removesuffix(".log") for word in out.split() if word.endswith(".log")}
+
+
+@pytest.fixture
+def look(vm: AgentVM, watcher: str) -> Watcher:
+    return Watcher(vm, watcher)
+
+
+def test_start_and_delete_without_crun_are_what_crun_takes_for_them(vm: AgentVM, look: Watcher) -> None:
+    async def scenario() -> None:
+        await vm.create("plain", spec("sleep", "1000"))
+        assert await look.status("plain") == "created"
+        await vm.start("plain")
+        assert await look.status("plain") == "running"
+        assert await look.commands("plain") == {"init"}
+        await vm.signal("plain", 9)
+        await vm.exit_of("plain")
+        assert await look.status("plain") == "stopped"
+        await vm.delete("plain")
+        assert (await look("ls", f"{STATE}/plain"))[0] == 1
+        assert (await look("ls", "/sys/fs/cgroup/containers/plain"))[0] == 1
+        assert (await look(*CRUN, "state", "plain"))[0] == 1
+
+    vm.run(scenario())
+
+
+def test_hooks_of_start_and_delete_are_run(vm: AgentVM, look: Watcher) -> None:
+    """The shim lets no hook through; should it ever, crun is asked as before."""
+
+    def hook(word: str) -> list[dict[str, Any]]:
+        return [{"path": "/usr/bin/busybox", "args": ["touch", f"/run/casemate/{word}"]}]
+
+    async def scenario() -> None:
+        hooks = {"poststart": hook("poststart"), "poststop": hook("poststop")}
+        await vm.create("hooked", spec("sleep", "1000") | {"hooks": hooks})
+        assert (await look("ls", "/run/casemate/poststart"))[0] == 1
+        await vm.start("hooked")
+        assert await look("ls", "/run/casemate/poststart") == (0, "/run/casemate/poststart\n")
+        await vm.finish("hooked")
+        assert await look("ls", "/run/casemate/poststop") == (0, "/run/casemate/poststop\n")
+        assert (await look("ls", f"{STATE}/hooked"))[0] == 1
+
+    vm.run(scenario())
+
+
+def test_without_the_fifo_crun_is_asked_to_start(vm: AgentVM, look: Watcher) -> None:
+    async def scenario() -> None:
+        await vm.create("other", spec("sleep", "1000"))
+        assert (await look("rm", f"{STATE}/other/exec.fifo"))[0] == 0
+        with pytest.raises(Exception, match=r"crun start failed.*exec\.fifo"):
+            await vm.start("other")
+        assert await vm.finish("other") == 137
+
+    vm.run(scenario())
+
+
+def test_a_container_whose_init_died_is_not_started(vm: AgentVM, look: Watcher) -> None:
+    """Of the two moments at which that can be seen, this is the later: nobody has the FIFO open."""
+
+    async def scenario() -> None:
+        pid = await vm.create("dead", spec("sleep", "1000"))
+        assert (await look("kill", "-9", str(pid)))[0] == 0
+        with pytest.raises(FailedPrecondition, match="stopped"):
+            await vm.start("dead")
+        assert await vm.exit_of("dead") == 137
+        await vm.delete("dead")
+
+    vm.run(scenario())
+
+
+def test_a_cgroup_that_the_container_made_below_its_own_goes_with_it(vm: AgentVM, look: Watcher) -> None:
+    async def scenario() -> None:
+        await vm.create("parent", spec("sleep", "1000"))
+        await vm.start("parent")
+        assert (await look("mkdir", "-p", "/sys/fs/cgroup/containers/parent/a/b"))[0] == 0
+        assert await vm.finish("parent") == 137
+        assert (await look("ls", "/sys/fs/cgroup/containers/parent"))[0] == 1
+        assert (await look("ls", f"{STATE}/parent"))[0] == 1
+
+    vm.run(scenario())
