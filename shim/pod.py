@@ -101,6 +101,7 @@ class Pod:
                 paths=self.paths,
                 cache=Path(places.cache_dir()),
                 tenant=tenant,
+                own_files=spec.has_own_files(wanted),
             ),
             self.trace,
             wishes.append,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rpc.errors import InvalidArgument, Unimplemented
 from shim import resources
+from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.fields import Table, leave_out, refuse
 from shim.oci import Document, Mount, Spec
 
@@ -103,6 +104,12 @@ def refuse_host_access(spec: Spec) -> None:
             f"hooks {', '.join(spec.hooks)}: not run by this version",
             hint="for networking, use CNI or a network namespace that exists already",
         )
+
+
+def has_own_files(spec: Spec) -> bool:
+    """Whether the container of a pod that is to be its only one sees no file that others are to change."""
+    shared = any(mount.is_bind for mount in spec.mounts) or os.path.isabs(spec.rootfs)
+    return not shared and spec.annotations.keys().isdisjoint(GROUP_ANNOTATIONS)
 
 
 def process_for_guest(process: Document) -> tuple[Document, tuple[str, ...]]:

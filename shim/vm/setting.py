@@ -49,7 +49,10 @@ log = logging.getLogger("casemate")
 
 @dataclass(frozen=True, slots=True)
 class MachineRequest:
-    """What a pod wants of its machine, and where its files may be. tenant: whose templates may serve it."""
+    """What a pod wants of its machine, and where its files may be.
+
+    tenant: whose templates may serve it. own_files: as spec.has_own_files() has it.
+    """
 
     pod_id: str
     hostname: str
@@ -58,6 +61,7 @@ class MachineRequest:
     paths: PodPaths
     cache: Path
     tenant: str = ""
+    own_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,7 @@ def serve_files(setting: Setting, trace: Trace, undo: AsyncExitStack) -> Helper:
             setting.user.uid,
             request.cache / "virtiofsd.json",
             request.profile.memory_bytes,
+            own_files=request.own_files,
         )
         undo.push_async_callback(files.end)
     return files

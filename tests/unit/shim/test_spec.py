@@ -50,6 +50,26 @@ def test_a_network_namespace_is_the_pods_and_not_the_containers() -> None:
     assert guest.document["linux"]["namespaces"] == rest
 
 
+BIND = {"destination": "/volume", "type": "bind", "source": "/", "options": ["rbind", "ro"]}
+PROC = {"destination": "/proc", "type": "proc", "source": "proc"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({}, True),
+        ({"mounts": [PROC]}, True),
+        ({"mounts": [PROC, BIND]}, False),
+        ({"root": {"path": "/srv/tree"}}, False),
+        ({"annotations": {"io.kubernetes.cri.sandbox-id": "web"}}, False),
+        ({"annotations": {"io.containerd.runc.v2.group": "web"}}, False),
+        ({"annotations": {"any.other": "web"}}, True),
+    ],
+)
+def test_whose_files_a_pods_only_container_sees(changes: dict[str, Any], own: bool) -> None:
+    assert spec.has_own_files(oci.parse(config(**changes))) is own
+
+
 def test_a_device_of_the_hosts_is_refused_by_name() -> None:
     with pytest.raises(Unimplemented, match="device /dev/sda: ") as caught:
         for_guest(linux(devices=[{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]))

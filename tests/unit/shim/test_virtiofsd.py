@@ -47,14 +47,22 @@ with socket.socket(fileno=3) as listener:
     return write
 
 
+@pytest.mark.parametrize("own_files", [True, False])
 @pytest.mark.parametrize(("version", "is_c"), [(C, True), (RUST, False)])
 def test_each_kind_is_given_its_own_options(
-    tmp_path: Path, program: Program, version: str, is_c: bool
+    tmp_path: Path, program: Program, version: str, is_c: bool, own_files: bool
 ) -> None:
     async def life() -> None:
         path, log, address = program(version), tmp_path / "log", tmp_path / "share.sock"
         files = virtiofsd.start(
-            str(path), tmp_path / "served", address, log, os.getuid(), tmp_path / "cache.json", 128 << 20
+            str(path),
+            tmp_path / "served",
+            address,
+            log,
+            os.getuid(),
+            tmp_path / "cache.json",
+            128 << 20,
+            own_files=own_files,
         )
         assert stat.S_IMODE(address.stat().st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as qemu:
@@ -69,6 +77,10 @@ def test_each_kind_is_given_its_own_options(
         assert wanted in arguments
         assert ("sandbox=namespace" if is_c else "--sandbox=namespace") in arguments
         assert ("announce_submounts" if is_c else "--announce-submounts") in arguments
+        kept = {"cache=always", "timeout=1"} if own_files else {"cache=auto"}
+        assert {word for word in arguments if "cache" in word or "timeout" in word} == (
+            kept if is_c else {"--cache=auto"}
+        )
         assert any("thread-pool" in argument for argument in arguments) is not is_c
         assert f"--rlimit-nofile={virtiofsd.allowed(131072)}" in arguments
 
@@ -119,7 +131,14 @@ def test_a_cache_that_cannot_be_used_is_made_anew(tmp_path: Path, program: Progr
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"virtiofsd: /nowhere/virtiofsd cannot be executed") as caught:
         virtiofsd.start(
-            "/nowhere/virtiofsd", tmp_path, tmp_path / "s", tmp_path / "log", os.getuid(), tmp_path / "c", 1
+            "/nowhere/virtiofsd",
+            tmp_path,
+            tmp_path / "s",
+            tmp_path / "log",
+            os.getuid(),
+            tmp_path / "c",
+            1,
+            own_files=True,
         )
     assert caught.value.hint
     assert not (tmp_path / "s").exists()
@@ -132,7 +151,14 @@ def test_the_socket_is_virtiofsds_alone_afterwards(tmp_path: Path, program: Prog
         before = len(os.listdir("/proc/self/fd"))
         address = tmp_path / "share.sock"
         files = virtiofsd.start(
-            str(program(RUST)), tmp_path, address, tmp_path / "log", os.getuid(), tmp_path / "c", 1 << 27
+            str(program(RUST)),
+            tmp_path,
+            address,
+            tmp_path / "log",
+            os.getuid(),
+            tmp_path / "c",
+            1 << 27,
+            own_files=False,
         )
         await until(lambda: "--fd=3" in (tmp_path / "log").read_text())
         await files.end()
