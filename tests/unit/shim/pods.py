@@ -105,7 +105,7 @@ class PodOfTest:
     def new(self, name: str = POD, document: object = None, **changes: Any) -> NewContainer:
         """What Create asks for; the bundle is written."""
         bundle = self.bundles / name
-        bundle.mkdir(exist_ok=True)
+        (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
         written = bundle / "config.json.new"
         written.write_text(json.dumps(config() if document is None else document))
         written.rename(bundle / "config.json")  # at once: an earlier Create may be reading it
