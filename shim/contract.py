@@ -6,7 +6,6 @@ Apart from bootstrap.py so that a plain `start` does not pay for the imports.
 import json
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 from config.load import load
 from rpc.api.bootstrap import BootstrapParams, BootstrapResult
@@ -20,6 +19,8 @@ from shim.process import KILLED
 
 
 def product_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 20 ms, which `delete` does without
+
     try:
         return version("casemate")
     except PackageNotFoundError:  # a checkout that was never installed
