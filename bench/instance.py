@@ -45,13 +45,14 @@ disabled_plugins = [
   path = "{opt}"
 """
 
-SHIM = """\
+LAUNCHER = """\
 #!{python} -IS
 import sys
 sys.path[1:1] = {path!r}
-from shim.bootstrap import main
+from {module} import main
 main()
 """
+EXECUTABLES = {"containerd-shim-casemate-v2": "shim.bootstrap", "casemated": "node.main"}
 
 
 class InstanceError(Unavailable):
@@ -85,12 +86,12 @@ def containerd_in(directory: Path) -> Binaries | None:
     return Binaries("system", words[2].lstrip("v").partition("~")[0], directory)
 
 
-def shim_script(checkout: Path) -> str:
-    """What stands for the installed shim: the base interpreter of whoever runs us, a checkout, our
+def launcher(checkout: Path, module: str) -> str:
+    """What stands for an installed executable: the base interpreter of whoever runs us, a checkout, our
     packages.
     """
     path = [str(checkout), sysconfig.get_path("purelib"), SYSTEM_PYTHON_PACKAGES]
-    return SHIM.format(python=os.path.realpath(sys.executable), path=path)
+    return LAUNCHER.format(python=os.path.realpath(sys.executable), path=path, module=module)
 
 
 class Instance:
@@ -131,9 +132,10 @@ class Instance:
             for name in ("bin", "etc/config.d", "work", "tmp", "root", "opt"):
                 (self.base / name).mkdir(parents=True)
             self.base.chmod(0o711)  # a container's user may have to traverse it to a bind mount
-            shim = self.base / "bin" / "containerd-shim-casemate-v2"
-            shim.write_text(shim_script(self.checkout))
-            shim.chmod(0o755)
+            for name, module in EXECUTABLES.items():
+                executable = self.base / "bin" / name
+                executable.write_text(launcher(self.checkout, module))
+                executable.chmod(0o755)
             config = CONFIG.format(root=self.base / "root", opt=self.base / "opt")
             (self.base / "containerd.toml").write_text(config)
             self._process = subprocess.Popen(

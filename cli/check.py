@@ -95,7 +95,7 @@ def _packaged_settings() -> Settings:
 
 
 def _checks() -> tuple[Check, ...]:
-    from cli.checks import containerd, host, programs, store
+    from cli.checks import containerd, host, node, programs, store
 
     return (
         host.root_user,
@@ -108,6 +108,7 @@ def _checks() -> tuple[Check, ...]:
         store.images,
         store.run_directory,
         containerd.containerd,
+        node.fork_server,
         host.vsock,
         host.vhost_net,
         host.tun,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from config import annotations, values
-from config.settings import Profile, Settings, Timeouts
+from config.settings import Node, Profile, Settings, Timeouts
 
 Size = Annotated[int, BeforeValidator(values.size)]
 Memory = Annotated[int, BeforeValidator(values.memory)]
@@ -50,6 +50,10 @@ class TimeoutsTable(_Table):
     empty_s: Seconds
 
 
+class NodeTable(_Table):
+    fork_server: bool
+
+
 class ConfigTable(_Table):
     accel: Literal["auto", "kvm", "tcg"]
     transport: Literal["auto", "vsock", "serial"]
@@ -67,6 +71,7 @@ class ConfigTable(_Table):
     log_level: Literal["error", "warning", "info", "debug"]
     address_format: Literal["auto", "plain", "json"]
     timeouts: TimeoutsTable
+    node: NodeTable
     console_size: Annotated[int, BeforeValidator(values.size), Field(ge=4096, le=1 << 30)]
     traces_kept: Annotated[int, Field(ge=0, le=1_000_000)]
 
@@ -91,6 +96,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         log_level=table.log_level,
         address_format=table.address_format,
         timeouts=Timeouts(**table.timeouts.model_dump()),
+        node=Node(**table.node.model_dump()),
         console_bytes=table.console_size,
         traces_kept=table.traces_kept,
     )
@@ -103,6 +109,8 @@ def known_keys(path: tuple[str, ...]) -> list[str]:
             return list(ConfigTable.model_fields)
         case ("timeouts",):
             return list(TimeoutsTable.model_fields)
+        case ("node",):
+            return list(NodeTable.model_fields)
         case ("profiles", _):
             return list(ProfileTable.model_fields)
     return []

@@ -33,6 +33,12 @@ class Timeouts(Record):
     empty_s: float
 
 
+class Node(Record):
+    """What casemated does for the pods of this host."""
+
+    fork_server: bool
+
+
 class Settings(Record):
     """Every option of config/default.toml, checked. That file says what each one means."""
 
@@ -52,6 +58,7 @@ class Settings(Record):
     log_level: str
     address_format: str
     timeouts: Timeouts
+    node: Node
     console_bytes: int
     traces_kept: int
 
@@ -61,6 +68,7 @@ def to_mapping(settings: Settings) -> "dict[str, Any]":
     return vars(settings) | {
         "profiles": {name: vars(profile) for name, profile in settings.profiles.items()},
         "timeouts": vars(settings.timeouts),
+        "node": vars(settings.node),
     }
 
 
@@ -76,6 +84,7 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
     }
     given["allowed_annotations"] = tuple(given["allowed_annotations"])
     given["timeouts"] = Timeouts(**_checked(Timeouts, given["timeouts"]))
+    given["node"] = Node(**_checked(Node, given["node"]))
     settings = Settings(**_checked(Settings, given))
     if not all(type(name) is str for name in settings.allowed_annotations):
         raise TypeError("allowed_annotations: not all are text")

@@ -35,6 +35,7 @@ class Kind(StrEnum):
     DIRECTORY = "directory"  # taken away only when empty: what an operator put into it is his
     USER = "user"  # detail: the Debian package that would have made it, and keeps it if it came since
     DAEMON = "daemon"  # name: pid file (pid and start time), detail: what it is called
+    SERVICE = "service"  # a unit file of systemd's; detail: its sha256, as with a file
     CONTAINERD_IMAGE = "containerd-image"  # detail: containerd's address
 
 
@@ -223,6 +224,16 @@ def _stop_daemon(item: Item) -> None:
         say(f"stopped {item.detail}")
 
 
+def _remove_service(item: Item) -> None:
+    """Stopped and disabled before its file goes; pods outlive it."""
+    path = Path(item.name)
+    if not path.exists():
+        return
+    run(["systemctl", "disable", "--quiet", "--now", path.name], quiet=True)
+    _remove_file(item)
+    run(["systemctl", "daemon-reload"], quiet=True)
+
+
 def _remove_image(item: Item) -> None:
     ctr = executable("ctr")
     if ctr is None or not Path(item.detail).is_socket():
@@ -238,5 +249,6 @@ UNDO: dict[Kind, Callable[[Item], None]] = {
     Kind.DIRECTORY: _remove_directory,
     Kind.USER: _remove_user,
     Kind.DAEMON: _stop_daemon,
+    Kind.SERVICE: _remove_service,
     Kind.CONTAINERD_IMAGE: _remove_image,
 }

@@ -54,7 +54,11 @@ sys.exit({function}())
 LAUNCHERS = {
     "containerd-shim-casemate-v2": ("shim.bootstrap", "main"),
     "casemate": ("cli.main", "app"),
+    "casemated": ("node.main", "main"),
 }
+# Where systemd runs (sd_booted(3)), casemated is a service of it; elsewhere it is the operator's to run.
+SYSTEMD = Path("/run/systemd/system")
+SERVICE = Path("/etc/systemd/system/casemated.service")
 
 
 def checked_prefix(text: str) -> Path:
@@ -106,6 +110,7 @@ def install(prefix: Path) -> bool:
     venv.ensure(prefix, product_locks(), what="what casemate depends on")
     install_wheel(prefix)
     write_launchers(prefix, manifest)
+    install_service(manifest)
     manifest.stamp = stamp
     manifest.write()
     return True
@@ -176,6 +181,23 @@ def write_launchers(prefix: Path, manifest: Manifest) -> None:
         scratch.write_text(text)
         scratch.chmod(0o755)
         scratch.rename(path)
+
+
+def install_service(manifest: Manifest) -> None:
+    """casemated, enabled and begun anew with the code that was just installed. Nothing without systemd."""
+    if not SYSTEMD.is_dir():
+        return
+    text = (CHECKOUT / "config/systemd" / SERVICE.name).read_text()
+    if SERVICE.exists() and not manifest.holds(Kind.SERVICE, SERVICE):
+        raise AlreadyExists(f"{SERVICE} exists and was not installed by `make install`", hint="move it away")
+    say("starting casemated")
+    manifest.record(Kind.SERVICE, SERVICE, sha256(text.encode()).hexdigest())
+    SERVICE.write_text(text)
+    run(["systemctl", "daemon-reload"], quiet=True)
+    run(["systemctl", "enable", "--quiet", SERVICE.name], quiet=True)
+    # Pods do without: that it does not start is said, and does not end the installation.
+    if not succeeds(["systemctl", "restart", SERVICE.name]):
+        say(f"casemated does not start: systemctl status {SERVICE.name}")
 
 
 def ensure_image(home: Path = IMAGES) -> None:

@@ -70,6 +70,20 @@ class Start:
         self.paths = PodPaths(arguments.namespace, pod_id)
         self.socket_path = socket_path(arguments.address, arguments.namespace, pod_id)
         self.created_at = time.time()
+        self.first_line_s = FIRST_LINE_S
+        self.remarks: list[str] = []
+
+    def words(self) -> "dict[str, Any]":
+        """For another process that is to serve this request (shim/forkserver.py), as plain values."""
+        return {name: value for name, value in vars(self).items() if name != "paths"}
+
+    @classmethod
+    def from_words(cls, words: "dict[str, Any]") -> "Start":
+        """What words() gave, in a process with the same environment."""
+        start = cls.__new__(cls)
+        vars(start).update(words)
+        start.paths = PodPaths(start.namespace, start.pod_id)
+        return start
 
 
 def main() -> "NoReturn":
@@ -116,18 +130,27 @@ def start(arguments: Arguments) -> None:
     if is_served(request.socket_path):
         answer(request, arguments, settings, params)
         return
-    listener, log = prepare(request), -1
-    try:
-        from shim.system import start_time
+    from shim import forkserver
+    from shim.system import start_time
 
-        started_ticks, bound_s = start_time("self"), time.monotonic()
+    started_ticks = start_time("self")
+    offer = forkserver.ask(started_ticks) if settings.node.fork_server else forkserver.Offer(None)
+    try:
+        listener, log = prepare(request), -1
+    except BaseException:
+        offer.close()
+        raise
+    try:
+        bound_s = time.monotonic()
         log = open_log(request.paths)
         answer(request, arguments, settings, params)
         # Last: a `start` that fails is never followed by a `delete`, so that nobody would end the daemon.
-        daemon = os.fork() == 0
+        words = hand_over_words(request, settings, started_ticks, bound_s)
+        daemon = not offer.take(words, (listener.fileno(), log)) and os.fork() == 0
     except BaseException:
         from shim.cleanup import clean_pod
 
+        offer.close()
         listener.close()
         if log >= 0:
             os.close(log)
@@ -137,11 +160,29 @@ def start(arguments: Arguments) -> None:
         for fd in (1, 2):
             os.dup2(log, fd)  # first of all: containerd takes what it reads there for the pod's address
         os.close(log)
+        if offer.remark:
+            request.remarks.append(f"casemated's fork server was not used: {offer.remark}")
         from shim.daemon import run
 
         run(request, settings, listener, started_ticks, bound_s)
     listener.close()
     os.close(log)
+
+
+def hand_over_words(
+    request: Start, settings: "Settings", started_ticks: int, bound_s: float
+) -> "dict[str, Any]":
+    """What run() is told, for another process to call it."""
+    from config.load import unreported
+    from config.settings import to_mapping
+
+    return {
+        "request": request.words(),
+        "settings": to_mapping(settings),
+        "unreported": unreported,
+        "started_ticks": started_ticks,
+        "bound_s": bound_s,
+    }
 
 
 def answer(request: Start, arguments: Arguments, settings: "Settings", params: bytes) -> None:

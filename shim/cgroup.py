@@ -126,6 +126,26 @@ def hierarchies(mountinfo: str | None = None, own: str | None = None) -> list[Hi
 
     mountinfo, own: as of /proc/self/mountinfo and /proc/self/cgroup (proc(5), cgroups(7)).
     """
+    first, unified = _mounted(mountinfo, own)
+    return first + [one for one in unified if not first or _has_controllers(one.mounted)]
+
+
+def follow(others: str) -> None:
+    """Moves this process to where another one is, in every hierarchy. others: its /proc/PID/cgroup.
+
+    Raises FailedPrecondition if it is not there afterwards, OSError if the kernel does not let it.
+    """
+    here, there = (first + unified for first, unified in (_mounted(), _mounted(own=others)))
+    for old, new in zip(here, there, strict=True):
+        if old != new:
+            _move(os.getpid(), new.origin)
+    if (now := Path("/proc/self/cgroup").read_text()) != others:
+        lines = sorted(set(others.splitlines()) - set(now.splitlines()))
+        raise FailedPrecondition(f"cgroup {', '.join(lines)} cannot be entered")
+
+
+def _mounted(mountinfo: str | None = None, own: str | None = None) -> tuple[list[Hierarchy], list[Hierarchy]]:
+    """All of v1, and all (one, or none) of v2."""
     mountinfo = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
     own = Path("/proc/self/cgroup").read_text() if own is None else own
     places = {names: path for _, names, path in (line.split(":", 2) for line in own.splitlines())}
@@ -147,7 +167,7 @@ def hierarchies(mountinfo: str | None = None, own: str | None = None) -> list[Hi
         below = posixpath.relpath(place, root) if posixpath.commonpath((place, root)) == root else "."
         found = Hierarchy(Path(point), Path(posixpath.normpath(f"{point}/{below}")))
         (unified if kind == "cgroup2" else first).append(found)
-    return first + [one for one in unified if not first or _has_controllers(one.mounted)]
+    return first, unified
 
 
 def remove(path: str) -> bool:

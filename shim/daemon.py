@@ -16,7 +16,6 @@ from rpc.errors import CasemateError
 from shim import phases, seclusion, system
 from shim.anchor import fork_maker
 from shim.apprentice import stand_by
-from shim.bootstrap import FIRST_LINE_S
 from shim.cgroup import Place
 from shim.journal import Journal
 from shim.namespaces import HostNamespaces
@@ -37,17 +36,23 @@ if TYPE_CHECKING:
 
 
 def run(
-    request: "Start", settings: "Settings", listener: "socket.socket", started_ticks: int, bound_s: float
+    request: "Start",
+    settings: "Settings",
+    listener: "socket.socket",
+    started_ticks: int,
+    bound_s: float,
+    forked_by: str = "start",
 ) -> "NoReturn":
-    """Never returns. started_ticks: when `start` was executed, as /proc counts.
+    """Never returns. started_ticks: when `start` was executed, as /proc counts. forked_by: for the trace.
 
     An error before the event loop runs ends the process, its text in the pod's log.
     """
+    system.keep_little_memory()
     try:
         trace = Trace(request.namespace, request.pod_id, request.created_at)
-        exec_s = exec_time_s(started_ticks)
-        trace.add(phases.INTERPRETER, exec_s, FIRST_LINE_S, parent=phases.START)
-        trace.add(phases.BIND, FIRST_LINE_S, bound_s, parent=phases.START)
+        exec_s = exec_time_s(started_ticks, request.first_line_s)
+        trace.add(phases.INTERPRETER, exec_s, request.first_line_s, parent=phases.START)
+        trace.add(phases.BIND, request.first_line_s, bound_s, parent=phases.START)
         trace.add(phases.START, exec_s, bound_s)
         detach(request)
         standby = stand_by(settings, request.namespace, request.spec, listener.fileno())
@@ -70,7 +75,7 @@ def run(
             moving.result()
         except CasemateError as error:
             refusal = refusal or error
-        trace.add(phases.DETACH, bound_s, time.monotonic())
+        trace.add(phases.DETACH, bound_s, time.monotonic(), detail=forked_by)
         serve(
             Daemon(
                 request=request,
@@ -96,13 +101,13 @@ def run(
     os._exit(0)
 
 
-def exec_time_s(started_ticks: int) -> float:
+def exec_time_s(started_ticks: int, latest_s: float) -> float:
     """When the kernel started a process, on CLOCK_MONOTONIC, to 10 ms (proc(5): starttime in ticks).
 
     The tick counts from boot and includes suspended time, CLOCK_MONOTONIC does not.
     """
     ticks = started_ticks / os.sysconf("SC_CLK_TCK")
-    return min(ticks - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic(), FIRST_LINE_S)
+    return min(ticks - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic(), latest_s)
 
 
 def detach(request: "Start") -> None:

@@ -64,6 +64,8 @@ def serve(daemon: Daemon) -> None:
     set_up_logging(daemon.settings.log_level if not request.debug else "debug", request.bundle)
     for line in unreported:
         log.warning("%s", line)
+    for line in request.remarks:
+        log.info("%s", line)
     if not daemon.place.directories and daemon.refusal is None:
         log.warning("the container names no cgroup: the pod's processes stay in containerd's")
     asyncio.run(_serve(daemon))
@@ -86,6 +88,7 @@ async def _serve(daemon: Daemon) -> None:
     server = Server()
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")
+    sparing = asyncio.create_task(_spare_memory(pod), name="memory")
     ending = _end_if_abandoned(pod, settings.timeouts.empty_s, shutdown)
     watching = asyncio.create_task(ending, name="abandoned")
     if daemon.refusal is None:
@@ -98,6 +101,7 @@ async def _serve(daemon: Daemon) -> None:
         await shutdown.wait()
     finally:
         watching.cancel()
+        sparing.cancel()
         await pod.stop()
         publisher.finish()
         try:
@@ -113,6 +117,15 @@ async def _serve(daemon: Daemon) -> None:
         show_other_pods(request.paths)
         retire(request.paths, settings.traces_kept)
         system.unlink_if_there(request.socket_path)
+
+
+async def _spare_memory(pod: Pod) -> None:
+    """libvirt's and Python's parsers leave megabytes behind, which a pod then has for all its life."""
+    try:
+        await pod.machine()
+    except CasemateError:
+        return  # the client is told; the pod ends
+    system.return_memory()
 
 
 async def _end_if_abandoned(pod: Pod, empty_s: float, shutdown: asyncio.Event) -> None:

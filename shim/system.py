@@ -9,6 +9,10 @@ import os
 import signal
 import struct
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 CLONE_FS = 0x00000200
@@ -46,6 +50,12 @@ MOUNT_ATTR_NODEV = 0x4
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
+# malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
+
+PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -117,6 +127,43 @@ def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
 def set_process_name(name: str) -> None:
     """Shows as `comm` in ps; the kernel keeps 15 bytes."""
     _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), name)
+
+
+def set_command_line(argv: "Sequence[bytes]") -> None:
+    """What ps and pgrep show of this process. Of an environment that was replaced nothing is left to see.
+
+    Written over the command line and the environment that it was executed with (proc(5), /proc/PID/stat:
+    arg_start to env_end), so nothing may point into the old environment any more; cut off where that ends.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        stat = file.read()
+    start, middle, _, end = map(int, stat[stat.rindex(b")") + 2 :].split()[45:49])
+    shown = b"".join(word + b"\0" for word in argv)
+    if len(shown) > middle - start:
+        # The kernel takes what has no end where the command line ended for one string (fs/proc/base.c).
+        shown = b" ".join(argv)[: end - start - 1]
+    ctypes.memmove(start, shown.ljust(end - start, b"\0"), end - start)
+
+
+def keep_little_memory() -> None:
+    """malloc returns to the kernel what is free, also in a process of many threads (mallopt(3)).
+
+    By itself it gives each thread a heap, and, once something large was freed, keeps as much for ever after.
+    """
+    for parameter, value in ((M_MMAP_THRESHOLD, 128 << 10), (M_TRIM_THRESHOLD, 128 << 10), (M_ARENA_MAX, 1)):
+        _libc.mallopt(parameter, value)
+
+
+def return_memory() -> None:
+    """What malloc holds and nobody uses goes back to the kernel (malloc_trim(3)): a millisecond or two."""
+    _libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def end_with_parent(parent: int) -> None:
+    """SIGKILL for this process when the thread that forked it ends. Raises ProcessLookupError if it has."""
+    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
+    if os.getppid() != parent:
+        raise ProcessLookupError(f"process {parent} has ended")
 
 
 def no_new_privileges() -> None:

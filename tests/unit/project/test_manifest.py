@@ -43,7 +43,7 @@ def test_undo_takes_away_last_first(manifest: Manifest, tmp_path: Path) -> None:
 
 
 def test_undo_of_what_was_never_made_is_no_error(manifest: Manifest, tmp_path: Path) -> None:
-    for kind in (Kind.TREE, Kind.FILE, Kind.DIRECTORY, Kind.DAEMON):
+    for kind in (Kind.TREE, Kind.FILE, Kind.DIRECTORY, Kind.DAEMON, Kind.SERVICE):
         manifest.record(kind, tmp_path / kind)
     manifest.record(Kind.USER, "casemate-no-such-user", "dpkg")
     manifest.record(Kind.CONTAINERD_IMAGE, "localhost/none:latest", str(tmp_path / "no.sock"))
@@ -56,6 +56,22 @@ def test_a_file_that_somebody_changed_is_kept(manifest: Manifest, tmp_path: Path
     path.write_text("theirs")
     assert manifest.undo() == []
     assert path.read_text() == "theirs"
+
+
+def test_a_service_is_stopped_before_its_file_goes(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a systemctl that writes down what it is asked, and whether the file is there then."""
+    unit, told = tmp_path / "casemated.service", tmp_path / "told"
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\necho "$@" $(ls {unit}) >> {told}\n')
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    unit.write_text("ours")
+    manifest.record(Kind.SERVICE, unit, sha256(b"ours").hexdigest())
+    assert manifest.undo() == []
+    assert told.read_text() == f"disable --quiet --now casemated.service {unit}\ndaemon-reload\n"
+    assert not unit.exists()
 
 
 def test_an_operators_file_keeps_its_directory(manifest: Manifest, tmp_path: Path) -> None:
