@@ -13,7 +13,7 @@ FIRST_LINE_S = time.monotonic()
 
 # The clock is read before anything is imported.
 from shim.bundle import read_config  # noqa: E402
-from shim.paths import PodPaths  # noqa: E402
+from shim.paths import PodPaths, sha256_hex  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def start(arguments: Arguments) -> None:
         answer(request, arguments, settings, params)
         return
     from shim import forkserver
-    from shim.system import start_time
+    from shim.procfs import start_time
 
     started_ticks = start_time("self")
     offer = forkserver.ask(started_ticks) if settings.node.fork_server else forkserver.Offer(None)
@@ -208,10 +208,7 @@ def pod_of(spec: "dict[str, Any] | None", container_id: str) -> str:
 
 def socket_path(address: str, namespace: str, pod_id: str) -> str:
     """The path that `ctr shim --id` computes too (pkg/shim/util_unix.go, SocketAddress)."""
-    from hashlib import sha256
-
-    digest = sha256(os.path.join(address, namespace, pod_id).encode()).hexdigest()
-    return os.path.join(SOCKET_DIR, digest)
+    return os.path.join(SOCKET_DIR, sha256_hex(os.path.join(address, namespace, pod_id)))
 
 
 def is_served(path: str) -> bool:

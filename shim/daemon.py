@@ -58,17 +58,19 @@ def run(
         standby = stand_by(settings, request.namespace, request.spec, listener.fileno())
         host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         host = HostNamespaces.current()
-        system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
-        if os.fork():
-            os._exit(0)
-        enter_namespaces(request)
+        with trace.span(phases.OWN_NAMESPACES, phases.DETACH):
+            system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
+            if os.fork():
+                os._exit(0)
+            enter_namespaces(request)
         journal = Journal(request.paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
-        refusal = enter_network(request)
+        with trace.span(phases.POD_NETWORK, phases.DETACH):
+            refusal = enter_network(request)
         anchors = fork_maker(host_proc, run_dir() / "users")
         place = Place(request.paths.key)
         # Where the kernel takes its time, beside the imports.
-        with ThreadPoolExecutor(1) as beside:
+        with trace.span(phases.POD_CGROUP, phases.DETACH), ThreadPoolExecutor(1) as beside:
             moving = beside.submit(place.enter, request.spec, journal, (os.getpid(), anchors.pid))
             from shim.main import Daemon, serve
         try:

@@ -15,10 +15,18 @@
 RUN is config/places.py's: /run/casemate, unless the environment says otherwise.
 """
 
-from hashlib import sha256
 from pathlib import Path
 
 from config import places
+
+# As random.py of the standard library does: hashlib loads OpenSSL, 3 ms of every start.
+try:
+    from _sha256 import sha256  # type: ignore[import-not-found] # Python 3.11
+except ImportError:
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found] # since 3.12
+    except ImportError:
+        from hashlib import sha256
 
 
 def run_dir() -> Path:
@@ -27,7 +35,12 @@ def run_dir() -> Path:
 
 def pod_key(namespace: str, pod_id: str) -> str:
     """16 hexadecimal digits that stand for (containerd namespace, pod id)."""
-    return sha256(f"{namespace}/{pod_id}".encode()).hexdigest()[:16]
+    return sha256_hex(f"{namespace}/{pod_id}")[:16]
+
+
+def sha256_hex(text: str) -> str:
+    digest: str = sha256(text.encode()).hexdigest()
+    return digest
 
 
 class PodPaths:

@@ -6,7 +6,10 @@ A span's name is all that a dashboard has to find it by: rename none without a n
 START = "start"  # the whole `start` command, from the kernel's exec to its exit
 INTERPRETER = "interpreter"  # exec of `start` to the first line of ours
 BIND = "bind"  # arguments, pod directory, journal, socket
-DETACH = "detach"  # fork, namespaces, imports of the daemon
+DETACH = "detach"  # from the socket to a daemon in its place; who forked it
+OWN_NAMESPACES = "namespaces"  # of processes and mounts
+POD_NETWORK = "network"  # entered, or made
+POD_CGROUP = "cgroup"  # made in every hierarchy, and entered; imports pass beside it
 SERVE = "serve"  # the ttrpc server answers
 
 POD_READY = "pod.ready"  # from the daemon's first line to an agent that answered

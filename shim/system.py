@@ -1,4 +1,4 @@
-"""The kernel calls that Python 3.11 does not have: namespaces, mounts, process identity.
+"""The kernel calls that Python 3.11 does not have: namespaces, mounts; and who a process is (procfs.py).
 
 Knows nothing of pods. Every function raises OSError with the path or the name in it.
 """
@@ -9,9 +9,16 @@ import os
 import signal
 import struct
 
+from shim import procfs
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+host_pid = procfs.host_pid
+host_pid_of = procfs.host_pid_of
+open_process = procfs.open_process
+start_time = procfs.start_time
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -169,48 +176,6 @@ def end_with_parent(parent: int) -> None:
 def no_new_privileges() -> None:
     """No program executed from here on gains anything from setuid bits or file capabilities."""
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-
-
-def host_pid(host_proc: int) -> int:
-    """The caller's pid as the host counts it. host_proc is a directory fd of the host's /proc."""
-    return int(os.readlink("self", dir_fd=host_proc))
-
-
-def host_pid_of(pidfd: int, host_proc: int) -> int:
-    """Another process's pid as the host counts it: what the host's procfs says of a pidfd (fdinfo, Pid:)."""
-    path = f"self/fdinfo/{pidfd}"
-    with open(path, opener=lambda name, flags: os.open(name, flags, dir_fd=host_proc)) as file:
-        for line in file:
-            if line.startswith("Pid:"):
-                return max(int(line[4:]), 0)
-    return 0
-
-
-def start_time(pid: int | str, proc: int | None = None) -> int:
-    """Clock ticks after boot at which a process started: with its pid, an identity that is never reused.
-
-    proc(5), /proc/PID/stat field 22. Raises FileNotFoundError or ProcessLookupError when there is none.
-    """
-    opener = (lambda path, flags: os.open(path, flags, dir_fd=proc)) if proc is not None else None
-    path = f"{pid}/stat" if proc is not None else f"/proc/{pid}/stat"
-    with open(path, "rb", opener=opener) as file:
-        stat = file.read()
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
-
-
-def open_process(pid: int, started: int) -> int | None:
-    """A pidfd of the process that had this pid and start time, or None if it is gone."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    try:
-        if start_time(pid) == started:
-            return fd
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    os.close(fd)
-    return None
 
 
 def kill_process(pidfd: int, number: int = signal.SIGKILL) -> None:

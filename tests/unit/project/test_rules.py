@@ -17,6 +17,8 @@ PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["pac
 OURS = {*PACKAGES, "scripts", "tests"}
 # What comes with the host's libvirt, and must not come from an index.
 FROM_DEBIAN = {"libvirt", "libvirt_qemu"}
+# The standard library's, in other versions of Python than the one that runs this.
+STANDARD = {*sys.stdlib_module_names, "_sha256", "_sha2"}
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"grpc": "grpcio", "google": "protobuf", "grpc_tools": "grpcio-tools"}
 LONGEST_MODULE = 500
@@ -44,7 +46,7 @@ def foreign(package: str) -> dict[str, Path]:
     found = {}
     for path in (CHECKOUT / package).rglob("*.py"):
         for name in imports(path):
-            if name not in sys.stdlib_module_names and name not in OURS:
+            if name not in STANDARD and name not in OURS:
                 found[name] = path
     return found
 
