@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class WayFacts:
-    """A way and the guests it had. accel is empty where the runtime does not say; sources: "boot" ..."""
+    """A way and the guests it had. accel is empty where the runtime does not say; sources: "boot" ...
+
+    casemated: whether it ran beside.
+    """
 
     name: str
     runtime: str
@@ -35,6 +38,7 @@ class WayFacts:
     sources: tuple[str, ...] = ()
     vcpus: int = 0
     memory_bytes: int = 0
+    casemated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

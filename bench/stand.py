@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from images import builder, oci
 from images.image import GuestImage
 from images.store import ImageStore
 from rpc.errors import FailedPrecondition, NotFound, PermissionDenied
+from shim import forkserver
 from shim.paths import PodPaths
 
 Say = Callable[[str], None]
@@ -33,6 +35,7 @@ NAMESPACE = f"bench-{os.getpid()}"
 RUN_S = 180.0
 """One container's whole life, on an emulated machine that emulates another."""
 GONE_S = 60.0
+CASEMATED_S = 30.0
 TEMPLATE_S = 300.0
 """From the end of a first pod to that of the process that makes its template, at the lowest priority."""
 RESTORED = "restore"
@@ -174,6 +177,8 @@ class Stand:
         undo.enter_context(instance)
         if any(way.is_casemate for way in ways):
             instance.configure(self._configuration(surroundings, instance))
+        if surroundings.casemated:
+            start_casemated(instance)
         ctr = Ctr(instance, NAMESPACE)
         ctr.import_image(self._archive)
         references = ctr("images", "list", "--quiet").ok().out.split()
@@ -224,6 +229,17 @@ class Stand:
                     self.say(f"{way.name}: its second pod was not restored, though its settings let it be")
                 runner.wait_gone(before)
             runner.facts_seen.clear()
+
+
+def start_casemated(instance: Instance) -> None:
+    """Returns when it serves: then its socket appears. Whoever waits for systemd is told, we look."""
+    pid = instance.spawn([str(instance.base / "bin/casemated")])
+    path = instance.path("/run/casemate") / forkserver.SOCKET
+    deadline = time.monotonic() + CASEMATED_S
+    while not path.exists():
+        if time.monotonic() > deadline or pid not in instance.descendants():
+            raise FailedPrecondition("casemated does not serve", details=instance.log_tail())
+        time.sleep(0.02)
 
 
 def build_image(checkout: Path, images: Path) -> None:

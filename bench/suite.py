@@ -44,12 +44,13 @@ class Options:
 
 
 def default_ways(all_of_them: bool = False) -> tuple[str, ...]:
-    """runc first: ratios are to it. All of them: also crun if it is installed, and a casemate that boots."""
+    """runc first: ratios are to it. All of them: crun where it is, casemate beside casemated, and booting."""
     names = ["runc", "casemate"]
     if all_of_them:
         import shutil
 
         names[1:1] = ["crun"] if shutil.which("crun") else []
+        names += ["casemate-node"]
         names += ["casemate-boot"] if settings.restores(CHECKOUT, "") else []
     return tuple(names)
 
@@ -133,6 +134,7 @@ def _facts(runner: Runner) -> WayFacts:
         tuple(dict.fromkeys(facts.source for facts in seen)),
         seen[0].vcpus,
         seen[0].memory_bytes,
+        way.surroundings.casemated,
     )
 
 

@@ -9,7 +9,7 @@ checkout of casemate, whose shim and guest image are used. It computes; what is 
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.instance import CHECKOUT, RUNTIME
@@ -27,12 +27,14 @@ SEARCH_PATH = (
 class Surroundings:
     """What a containerd must be given for a way; ways with the same share one.
 
-    template: the key of casemate's profiles, empty for its default. without_mounts: of the host's.
+    template: the key of casemate's profiles, empty for its default. without_mounts: of the host's. casemated:
+    whether it runs beside.
     """
 
     checkout: Path = CHECKOUT
     template: str = ""
     without_mounts: tuple[str, ...] = ()
+    casemated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def known() -> dict[str, Way]:
             ),
             Way("casemate", RUNTIME),
             Way("casemate-boot", RUNTIME, surroundings=Surroundings(template="off")),
+            Way("casemate-node", RUNTIME, surroundings=Surroundings(casemated=True)),
             Way("kata", KATA),
         )
     }
@@ -98,7 +101,9 @@ def parse(text: str) -> Way:
         directory = Path(checkout).resolve()
         if not way.is_casemate or not (directory / "shim" / "bootstrap.py").is_file():
             raise InvalidArgument(f"{text}: {checkout} is no checkout of casemate")
-        surroundings = Surroundings(directory, surroundings.template, surroundings.without_mounts)
+        if surroundings.casemated and not (directory / "node" / "main.py").is_file():
+            raise InvalidArgument(f"{text}: the checkout {checkout} has no casemated")
+        surroundings = replace(surroundings, checkout=directory)
     return Way(label or way.name, way.runtime, way.options, way.programs, surroundings)
 
 

@@ -22,8 +22,9 @@ Runtimes = Annotated[
     typer.Option(
         "--runtime",
         metavar="[LABEL=]NAME[@CHECKOUT]",
-        help="Again for each: runc, crun, casemate, casemate-boot (never restored), kata, or containerd's "
-        "name of a runtime. Ratios are to the first. CHECKOUT: another checkout of casemate. "
+        help="Again for each: runc, crun, casemate, casemate-boot (never restored), casemate-node (beside "
+        "casemated), kata, or containerd's name of a runtime. Ratios are to the first. CHECKOUT: another "
+        "checkout of casemate. "
         "Default: runc, casemate.",
     ),
 ]

@@ -48,6 +48,20 @@ def test_half_of_kata_is_for_machines_that_boot_with_kvm() -> None:
     assert verdicts(boot(0.52, "boot", "kvm"))["start.booted"].verdict is Verdict.MISSED
 
 
+def test_a_shim_of_casemateds_is_judged_and_its_starts_are_not_those_without_a_daemon() -> None:
+    from dataclasses import replace
+
+    def beside(document: Document) -> Document:
+        runc, casemate = document.ways
+        return replace(document, ways=(runc, replace(casemate, casemated=True)))
+
+    shims = runs.samples(measures.PSS_SHIM, {"casemate": [11.0 * measures.MIB] * 3}, "restore")
+    without = runs.document("density", shims, source="restore")
+    assert verdicts(without)["pss.shim"].verdict is Verdict.NOT_MEASURED
+    assert verdicts(beside(without))["pss.shim"].verdict is Verdict.REACHED
+    assert verdicts(beside(boot(0.1, "restore")))["start.restored"].verdict is Verdict.NOT_MEASURED
+
+
 def test_a_mixture_of_sources_is_no_restored_start() -> None:
     found = list(boot(0.1, "restore").samples)
     found[-1] = boot(0.1, "boot").samples[-1]

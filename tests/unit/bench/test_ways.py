@@ -14,6 +14,10 @@ def test_the_known_ways() -> None:
     assert (runc.runtime, runc.options, runc.shim) == (ways.RUNC, (), "containerd-shim-runc-v2")
     assert (casemate.runtime, casemate.surroundings.template) == (RUNTIME, "")
     assert boot.surroundings.template == "off"
+    assert [ways.parse(name).surroundings.casemated for name in ("casemate", "casemate-node")] == [
+        False,
+        True,
+    ]
     assert ways.parse("crun").options == ("--runc-binary", "crun")
 
 
@@ -33,6 +37,14 @@ def test_another_checkout_is_another_casemate() -> None:
 def test_what_means_no_runtime_is_refused(word: str) -> None:
     with pytest.raises(InvalidArgument):
         ways.parse(word)
+
+
+def test_a_checkout_before_casemated_has_none(tmp_path: Path) -> None:
+    (tmp_path / "shim").mkdir()
+    (tmp_path / "shim/bootstrap.py").touch()
+    assert ways.parse(f"casemate@{tmp_path}").surroundings.checkout == tmp_path
+    with pytest.raises(InvalidArgument, match="has no casemated"):
+        ways.parse(f"casemate-node@{tmp_path}")
 
 
 def test_two_of_one_name_are_refused() -> None:
