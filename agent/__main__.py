@@ -59,7 +59,7 @@ async def serve_connection(guest: Guest, spans: Spans, line: Line, tasks: asynci
     """Until it ends; whether another one is to come."""
     reader, writer = await line.connect()
     spans.done("agent connect")
-    service = AgentService(guest, spans, transport=line.kind, machine=True)
+    service = AgentService(guest, spans, line)
     server = Server(max_requests=MAX_REQUESTS)
     service.register(server)
     serving = tasks.create_task(server.serve(reader, writer))
@@ -79,7 +79,7 @@ async def serve_socket(spans: Spans, path: str, directory: str) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         guest = make_guest(tasks, directory, None)
-        service = AgentService(guest, spans, transport="unix", machine=False)
+        service = AgentService(guest, spans, None)
         server = Server(max_requests=MAX_REQUESTS)
         service.register(server)
         with socket.socket(socket.AF_UNIX) as listener:

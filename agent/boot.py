@@ -62,19 +62,23 @@ def enable_controllers() -> None:
             file.write(wanted)
 
 
-def load_feature(name: str, list_path: str = MODULE_LIST) -> None:
-    """Loads the kernel modules of a feature ("vsock", "overlay"), in order; none if it is built in.
+def features(list_path: str = MODULE_LIST) -> dict[str, list[str]]:
+    """What the kernel can be made to do ("vsock", "9p"): the modules to load for it, in order.
 
     The image lists "FEATURE: PATH PATH ..." a line. A feature it does not list is one its kernel lacks.
     """
     with open(list_path) as file:
-        for line in file:
-            feature, colon, paths = line.partition(":")
-            if colon and feature == name:
-                for path in paths.split():
-                    _load_module(path)
-                return
-    raise FailedPrecondition(f"this guest image's kernel has no {name}")
+        lines = (line.partition(":") for line in file)
+        return {feature: paths.split() for feature, colon, paths in lines if colon}
+
+
+def load_feature(name: str, list_path: str = MODULE_LIST) -> None:
+    """Loads the kernel modules of a feature, in order; none if it is built in. Raises FailedPrecondition."""
+    known = features(list_path)
+    if name not in known:
+        raise FailedPrecondition(f"this guest image's kernel has no {name}")
+    for path in known[name]:
+        _load_module(path)
 
 
 def _load_module(path: str) -> None:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 
-from agent import executables, sysctls
+from agent import executables, submounts, sysctls
 from agent.cgroups import Cgroup
 from agent.crun import CrunFailed
 from agent.files import remove, remove_directory, write
@@ -78,6 +78,7 @@ class Container:
         process = Process(self.id, "", make_stdio(terminal=terminal, stdin=stdin))
         try:
             os.makedirs(self.bundle)
+            submounts.take_volumes_from(spec, self._guest.share, self._guest.volumes)
             self._submounts = Submounts(spec, self._guest.share)
             write(f"{self.bundle}/config.json", json.dumps(spec).encode())
             with sysctls.network_set(network, self._guest.sysctl_root, shared=self._guest.has_others(self)):

@@ -53,6 +53,7 @@ class Guest:
         self.directory = directory
         self.cgroup_root = cgroup_root
         self.share = ""  # where the host's files are, once they are
+        self.volumes = ""  # the same files, if what is bound into a container is cached less than its root
         self.sysctl_root = sysctl_root
         self._tasks = tasks
         self._containers: dict[str, Container] = {}

@@ -10,11 +10,12 @@ import json
 import mmap
 import os
 
-from agent import libc
+from agent import boot, libc, system
 from agent.containers import Guest
 
 NAME = "rehearsal"
 ROOT = "/run/casemate/rehearsal"
+SHARES = ("virtiofs", "9p")  # by which the host's files may come
 # Of the free memory: taking all of it would have the kernel look for more, at the cost of what was cached.
 SHARE_TO_EMPTY = 0.85
 # The host has to have it all at once. In a larger guest, most of what is free was never written to.
@@ -52,6 +53,9 @@ _SPEC = {
 
 async def rehearse(guest: Guest) -> None:
     """Runs a container of the guest's own files from create to delete. Raises what its steps raise."""
+    for file_system in SHARES:
+        if file_system in boot.features():
+            system.ensure_file_system(file_system)
     os.makedirs(ROOT)
     libc.mount("/", ROOT, None, libc.MS_BIND)
     try:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from agent import boot, system
+from agent import system
 from rpc.api import agent as api
 from rpc.api.types import Empty
 from rpc.errors import FailedPrecondition, InvalidArgument
@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 
     from agent.containers import Guest
     from agent.spans import Spans
+    from agent.transport import Line
     from rpc.server import Context, Server
 
 VERSION = "0.1.0"
+FILES_CONNECT_S = 5.0
 
 
 class AgentService:
-    """machine is False where the agent does not own the machine it runs on (it is being tried out as an
-    ordinary process): clock, host name, entropy and power are then left alone."""
+    """line is None where the agent does not own the machine it runs on (it is being tried out as an ordinary
+    process): clock, host name, entropy, mounts and power are then left alone."""
 
-    def __init__(self, guest: Guest, spans: Spans, *, transport: str, machine: bool) -> None:
+    def __init__(self, guest: Guest, spans: Spans, line: Line | None) -> None:
         self.ending = asyncio.Event()
         self.prepared = False
         self._guest = guest
         self._spans = spans
-        self._machine = machine
-        self._first_hello_may_be_stale = transport == "serial"
+        self._line = line
+        self._first_hello_may_be_stale = line is not None and line.kind == "serial"
 
     def register(self, server: Server) -> None:
         server.add(api.HELLO, self.hello)
@@ -64,7 +66,7 @@ class AgentService:
                 f"the shim speaks agent protocol {request.protocol}, this guest image {api.PROTOCOL}",
                 hint="build the guest image anew: casemate image build",
             )
-        if self._machine:
+        if self._line is not None:
             if request.entropy:
                 system.add_entropy(request.entropy)
             if request.realtime_ns:
@@ -89,11 +91,24 @@ class AgentService:
         )
 
     async def mount_share(self, request: api.MountShareRequest, context: Context) -> Empty:
-        if request.fstype == "overlay":
-            boot.load_feature("overlay")
-        system.mount_share(request.tag, request.path, request.fstype, request.options)
-        self._guest.share = request.path
+        system.ensure_file_system(request.fstype)
+        if request.fstype == "9p":
+            await self._mount_9p(request)
+        else:
+            system.mount_share(request.tag, request.path, request.fstype, request.options)
+        if request.volumes:
+            self._guest.volumes = request.path
+        else:
+            self._guest.share = request.path
         return Empty()
+
+    async def _mount_9p(self, request: api.MountShareRequest) -> None:
+        if self._line is None:
+            raise FailedPrecondition("this agent has no line to a file server")
+        with await self._line.connect_files(FILES_CONNECT_S) as connection:
+            number = connection.fileno()
+            options = [*request.options, "trans=fd", f"rfdno={number}", f"wfdno={number}"]
+            system.mount_share(request.tag, request.path, request.fstype, options)
 
     async def sync(self, request: Empty, context: Context) -> Empty:
         await system.sync(system.SYNC_S)

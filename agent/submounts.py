@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def take_volumes_from(spec: dict[str, Any], share: str, volumes: str) -> None:
+    """What is bound into a container from below `share` is the same below `volumes`, if there is such."""
+    if not volumes:
+        return
+    for mount in spec.get("mounts") or ():
+        source = mount.get("source")
+        if mount.get("type") == "bind" and isinstance(source, str) and source.startswith(f"{share}/"):
+            mount["source"] = volumes + source.removeprefix(share)
+
+
 class Submounts:
     def __init__(self, spec: dict[str, Any], share: str) -> None:
         """Of a container's root and of what is bound into it, if it is below the directory `share`.

@@ -14,7 +14,7 @@ from _thread import start_new_thread
 from fcntl import ioctl
 from struct import pack
 
-from agent import libc
+from agent import boot, libc
 from agent.uevents import when_there
 from rpc.errors import DeadlineExceeded, FailedPrecondition
 
@@ -112,6 +112,14 @@ def mount_arguments(options: Sequence[str]) -> tuple[int, str]:
         else:
             data.append(option)
     return flags, ",".join(data)
+
+
+def ensure_file_system(name: str) -> None:
+    """Has the kernel know a type of file system. Raises FailedPrecondition."""
+    with open("/proc/filesystems") as file:
+        known = {line.split()[-1] for line in file}
+    if name not in known:
+        boot.load_feature(name)
 
 
 def mount_share(tag: str, path: str, fstype: str, options: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import socket
 from agent.port import PortTransport
 from agent.uevents import when_there
 from rpc.api import agent as api
-from rpc.errors import InvalidArgument
+from rpc.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PORT_NAME = "dev.casemate.agent"
 PORTS = "/sys/class/virtio-ports"
+MOST_FILE_CONNECTIONS = 4
 _RESERVED_PORTS = 1024
 _LIMIT = 256 * 1024
 _HOST_CID = 2
@@ -40,6 +41,7 @@ class Line:
         self.kind = settings.get("transport", "serial")
         self._port_name = settings.get("port_name", PORT_NAME)
         self._listener: socket.socket | None = None
+        self._files_listener: socket.socket | None = None
         if self.kind not in ("serial", "vsock"):
             raise InvalidArgument(
                 f"casemate.transport={self.kind} is unknown",
@@ -51,9 +53,21 @@ class Line:
         if self.kind == "serial":
             return _open_port(when_there(lambda: find_port(self._port_name), "virtio-serial port"))
         if self._listener is None:
-            self._listener = when_there(_listen, "vsock device")
+            when_there(_vsock_is_there, "vsock device")
+            self._files_listener = _listen(api.FILES_PORT, MOST_FILE_CONNECTIONS)
+            self._listener = _listen(api.VSOCK_PORT, 1)
             self.say_waiting()
         return await asyncio.open_connection(sock=await _accept(self._listener), limit=_LIMIT)
+
+    async def connect_files(self, timeout_s: float) -> socket.socket:
+        """The next connection that the host's file server has the other end of."""
+        if self._files_listener is None:
+            raise FailedPrecondition("files come over vsock alone, and this guest's line is another one")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await _accept(self._files_listener)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no file server connected within {timeout_s:g} s") from None
 
     def say_waiting(self) -> None:
         """On the console, where the host looks for it: nothing else of the guest's is connected."""
@@ -80,9 +94,7 @@ def find_port(name: str, ports: str = PORTS) -> str | None:
     return None
 
 
-def _listen() -> socket.socket | None:
-    """The guest listens and the host dials: no VM can reach another one's port (vhost-vsock connects a guest
-    with its host alone), and a guest that is restored is there at once, under whatever context id."""
+def _vsock_is_there() -> bool | None:
     try:
         cid = os.open("/dev/vsock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -92,9 +104,15 @@ def _listen() -> socket.socket | None:
             return None  # the device is still being probed
     finally:
         os.close(cid)
+    return True
+
+
+def _listen(port: int, backlog: int) -> socket.socket:
+    """The guest listens and the host dials: no VM can reach another one's port (vhost-vsock connects a guest
+    with its host alone), and a guest that is restored is there at once, under whatever context id."""
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    listener.bind((socket.VMADDR_CID_ANY, api.VSOCK_PORT))
-    listener.listen(1)
+    listener.bind((socket.VMADDR_CID_ANY, port))
+    listener.listen(backlog)
     return listener
 
 

@@ -30,6 +30,7 @@ class ProfileTable(_Table):
     kernel_cmdline: Annotated[str, AfterValidator(values.kernel_cmdline)]
     cpu_model: Annotated[str, AfterValidator(values.cpu_model)]
     template: Literal["shared", "tenant", "off"]
+    files: Literal["auto", "virtiofs", "9p"]
 
     def profile(self, name: str) -> Profile:
         return Profile(
@@ -40,6 +41,7 @@ class ProfileTable(_Table):
             kernel_cmdline=self.kernel_cmdline,
             cpu_model=self.cpu_model,
             template=self.template,
+            files=self.files,
         )
 
 

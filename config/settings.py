@@ -22,6 +22,7 @@ class Profile(Record):
     kernel_cmdline: str
     cpu_model: str
     template: str
+    files: str
 
 
 class Timeouts(Record):

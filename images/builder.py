@@ -110,7 +110,8 @@ def assemble(
     with phase("root"):
         root.mkdir()
         rootfs.populate(tree.path, python, root)
-        rootfs.add_modules(root, *feature_list(modules, rootfs.MODULES))
+        features, module_files = feature_list(modules, rootfs.MODULES)
+        rootfs.add_modules(root, features, module_files)
     with phase("agent"):
         rootfs.add_agent(root, python, options.source)
     with phase("erofs"):
@@ -120,6 +121,7 @@ def assemble(
         "architecture": "amd64",
         "suite": options.suite,
         "kernel": kernel.release,
+        "features": [line.partition(":")[0] for line in features.splitlines()],
         "python": python.version,
         "agent": _code_digest(options.source),
         "builder": _builder_digest(),

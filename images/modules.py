@@ -18,6 +18,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "serial": ("virtio_console",),
     "vsock": ("vmw_vsock_virtio_transport",),
     "virtiofs": ("virtiofs",),
+    "9p": ("9p", "9pnet_fd"),
     "overlay": ("overlay",),
     "ext4": ("ext4",),
     "net": ("virtio_net",),

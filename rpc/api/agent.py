@@ -24,10 +24,11 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
+FILES_PORT = 1025
 """Where an agent listens, on vsock."""
 
 
@@ -67,12 +68,16 @@ class HelloResponse(Message):
 
 
 class MountShareRequest(Message):
-    """tag: of the virtio-fs (or 9p) device; path: where in the guest."""
+    """tag: of the virtio-fs device, or anything for 9p, which goes over the next connection that the host has
+    made to FILES_PORT; path: where in the guest. volumes: what a container binds from the share is taken from
+    here instead of from where its root is: the same files, cached less.
+    """
 
     tag: str = string(1)
     path: str = string(2)
     fstype: str = string(3)
     options: list[str] = strings(4)
+    volumes: bool = boolean(5)
 
 
 class ContainerRequest(Message):

@@ -11,7 +11,7 @@ from pathlib import Path
 from config.settings import Profile
 from rpc.errors import FailedPrecondition, ResourceExhausted
 from shim.vm.accel import Acceleration
-from shim.vm.domain import Channel, Console, Disk, Domain, FileSystem, RootPort, Vsock
+from shim.vm.domain import Channel, Console, Disk, Domain, FileSystem, Memory, RootPort, Vsock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +30,24 @@ SHARE_BUS = 1
 LAST_BUS = 1  # the guest looks for no 255 others: 1.1 s of a boot in an emulated host (facts/measured.md)
 
 
+MAPPED_SINCE = (8, 2)  # QEMU that takes a read-only file for RAM that is written to (rom=off)
+
+
 @dataclass(frozen=True, slots=True)
-class Sockets:
-    """Unix sockets that QEMU connects to."""
+class Places:
+    """Unix sockets that QEMU connects to, and the file that is its RAM where libvirt makes none."""
 
     console: Path
     agent: Path
     share: Path
+    ram: Path
+
+
+class Files(Enum):
+    """How a container's files get to the guest."""
+
+    VIRTIOFS = "virtiofs"
+    NINEP = "9p"
 
 
 class Way(Enum):
@@ -61,12 +72,43 @@ def transport_of(wanted: str) -> str:
     return "serial"
 
 
+def files_of(
+    wanted: str, transport: str, image: "GuestImage", qemu_version: "tuple[int, int] | None"
+) -> Files:
+    """9p where all that it takes is there, else virtio-fs. FailedPrecondition if 9p is a must and is not."""
+    if wanted == "virtiofs":
+        return Files.VIRTIOFS
+    lacking = ""
+    if transport != "vsock":
+        lacking = "it goes over vsock alone"
+    elif "9p" not in image.manifest.get("features", ()):
+        lacking = f"the kernel of image {image.name} has no 9p"
+    elif qemu_version is None or qemu_version < MAPPED_SINCE:
+        lacking = "QEMU is older than {}.{}".format(*MAPPED_SINCE)
+    if not lacking:
+        return Files.NINEP
+    if wanted == "9p":
+        raise FailedPrecondition(f"files = 9p, but {lacking}", hint='set files = "auto" in the profile')
+    return Files.VIRTIOFS
+
+
+MEMORY = {
+    (Files.VIRTIOFS, Way.BOOT): Memory.SHARED,
+    (Files.VIRTIOFS, Way.TEMPLATE): Memory.SHARED_FILE,
+    (Files.VIRTIOFS, Way.RESTORE): Memory.SHARED_FILE,
+    (Files.NINEP, Way.BOOT): Memory.PRIVATE,
+    (Files.NINEP, Way.TEMPLATE): Memory.SAVED,
+    (Files.NINEP, Way.RESTORE): Memory.MAPPED,
+}
+
+
 def design(
     profile: Profile,
     image: "GuestImage",
     accel: Acceleration,
     transport: str,
-    sockets: Sockets,
+    files: Files,
+    places: Places,
     qemu: str,
     firmware: str,
     way: Way = Way.BOOT,
@@ -76,10 +118,14 @@ def design(
     """
     check_memory(profile.memory_bytes)
     agent = (
-        Vsock(AGENT_SLOT)
-        if transport == "vsock"
-        else Channel(AGENT_PORT_NAME, str(sockets.agent), AGENT_SLOT)
+        Vsock(AGENT_SLOT) if transport == "vsock" else Channel(AGENT_PORT_NAME, str(places.agent), AGENT_SLOT)
     )
+    shared: list[RootPort | FileSystem] = []
+    if files is Files.VIRTIOFS:
+        shared.append(RootPort(SHARE_BUS, SHARE_PORT_SLOT))
+        if way is Way.BOOT:
+            shared.append(share(places))
+    memory = MEMORY[files, way]
     parameters = [
         image.cmdline,
         f"pci=lastbus={LAST_BUS}",
@@ -100,20 +146,20 @@ def design(
         cpu_model=cpu_model(profile, accel),
         devices=(
             Disk(str(image.rootfs), "vda", ROOT_SLOT),
-            RootPort(SHARE_BUS, SHARE_PORT_SLOT),
-            *((share(sockets),) if way is Way.BOOT else ()),
+            *shared,
             agent,
-            Console(str(sockets.console)),
+            Console(str(places.console)),
         ),
         tcg_cache_bytes=TCG_CACHE_BYTES if accel.kind == "tcg" else None,
-        memory_file=way is not Way.BOOT,
+        memory=memory,
+        ram_file=str(places.ram) if memory in (Memory.SAVED, Memory.MAPPED) else "",
         incoming=way is Way.RESTORE,
     )
 
 
-def share(sockets: Sockets) -> FileSystem:
+def share(places: Places) -> FileSystem:
     """QEMU cannot save a vhost-user device before 8.2, so a machine that is restored gets it afterwards."""
-    return FileSystem(SHARE_TAG, str(sockets.share), SHARE_BUS)
+    return FileSystem(SHARE_TAG, str(places.share), SHARE_BUS)
 
 
 def cpu_model(profile: Profile, accel: Acceleration) -> str:

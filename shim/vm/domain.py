@@ -4,6 +4,7 @@ One small type per kind of device; `xml()` of each is what libvirt's documentati
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,6 +137,20 @@ class Console:
         )
 
 
+class Memory(Enum):
+    """What a guest's RAM is made of."""
+
+    SHARED = "shared"  # a memfd that virtiofsd maps, too
+    SHARED_FILE = "shared file"  # the same, a file below qemu.conf's memory_backing_dir
+    PRIVATE = "private"  # QEMU's own
+    SAVED = "saved"  # the file ram_file, which a template is made from
+    MAPPED = "mapped"  # that file, read-only: what the guest writes is QEMU's own
+
+
+# QEMU names a part of RAM by its object, and finds it in a saved state by that name.
+RAM_OBJECT = "casemate-ram"
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     """A trimmed q35 with direct kernel boot and nothing that was not asked for."""
@@ -152,7 +167,8 @@ class Domain:
     cpu_model: str
     devices: "Sequence[Disk | FileSystem | RootPort | Channel | Vsock | Console]"
     tcg_cache_bytes: int | None = None
-    memory_file: bool = False  # RAM is a file below qemu.conf's memory_backing_dir, else a memfd
+    memory: Memory = Memory.SHARED
+    ram_file: str = ""
     incoming: bool = False  # it waits for a saved state instead of booting
 
     def xml(self) -> str:
@@ -178,19 +194,27 @@ class Domain:
                 element("audio", id=1, type_="none"),
                 *(device.xml() for device in self.devices),
             ),
-            self._commandline() if self.incoming else "",
+            self._commandline(),
             element("qemu:capabilities", element("qemu:del", capability=CPU_READ_BY_PROPERTY)),
             type_=self.kind,
             **{"xmlns:qemu": "http://libvirt.org/schemas/domain/qemu/1.0"},
         )
 
     def _memory_backing(self) -> str:
-        source = element("source", type_="file" if self.memory_file else "memfd")
+        if self.memory not in (Memory.SHARED, Memory.SHARED_FILE):
+            return ""
+        source = element("source", type_="file" if self.memory is Memory.SHARED_FILE else "memfd")
         return element("memoryBacking", source, element("access", mode="shared"))
 
     def _commandline(self) -> str:
-        words = ("-incoming", "defer")
-        return element("qemu:commandline", *(element("qemu:arg", value=word) for word in words))
+        words = ["-incoming", "defer"] if self.incoming else []
+        if self.memory in (Memory.SAVED, Memory.MAPPED):
+            # libvirt makes no read-only file a guest's RAM. The later of two memory-backend counts.
+            how = "share=on" if self.memory is Memory.SAVED else "share=off,readonly=on,rom=off"
+            ram = f"id={RAM_OBJECT},size={self.memory_bytes},mem-path={_comma(self.ram_file)},{how}"
+            words += ["-object", f"memory-backend-file,{ram},x-use-canonical-path-for-ramblock-id=off"]
+            words += ["-machine", f"memory-backend={RAM_OBJECT}"]
+        return element("qemu:commandline", *(element("qemu:arg", value=w) for w in words)) if words else ""
 
     def _os(self) -> str:
         return element(
@@ -218,6 +242,11 @@ class Domain:
             return element("cpu", *without, mode=self.cpu_model, check="none", migratable="on")
         model = text("model", self.cpu_model)
         return element("cpu", model, *without, mode="custom", match="exact", check="none")
+
+
+def _comma(value: str) -> str:
+    """As QEMU wants one in an option's value."""
+    return value.replace(",", ",,")
 
 
 def pci(slot: int, bus: int = 0) -> str:

@@ -159,7 +159,7 @@ def unanswered(method: str, limit_s: float | None, console: Console) -> Deadline
 
 
 def files_failure(files: Helper) -> CasemateError:
-    return Unavailable(f"virtiofsd ended unexpectedly ({files.how()})", details=files.words() or None)
+    return Unavailable(f"{files.name} ended unexpectedly ({files.how()})", details=files.words() or None)
 
 
 async def why_ended(

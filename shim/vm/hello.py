@@ -65,9 +65,9 @@ async def accept(listener: socket.socket) -> socket.socket:
     return connection
 
 
-async def dial(cid: int, waits: asyncio.Event | None) -> socket.socket:
-    """A vsock connection to the agent of context cid. waits: set once the agent says that it waits for one;
-    None: it does already.
+async def dial(cid: int, waits: asyncio.Event | None, port: int = api.VSOCK_PORT) -> socket.socket:
+    """A vsock connection to a port of the agent of context cid. waits: set once the agent says that it waits
+    for one; None: it does already.
 
     From a reserved port, which takes CAP_NET_BIND_SERVICE: an agent takes no other, so that nobody but the
     host's root can be its shim. Raises Unavailable.
@@ -77,7 +77,7 @@ async def dial(cid: int, waits: asyncio.Event | None) -> socket.socket:
     connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _bind_reserved(connection)
-        await asyncio.get_running_loop().sock_connect(connection, (cid, api.VSOCK_PORT))
+        await asyncio.get_running_loop().sock_connect(connection, (cid, port))
     except OSError as error:
         connection.close()
         raise Unavailable(

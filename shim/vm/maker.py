@@ -69,7 +69,7 @@ async def _save_booted(setting: Setting, trace: Trace, staging: Path) -> "dict[s
         console = open_console(setting, undo)
         line = AgentLine(setting, console, undo)
         undo.enter_context(ram.ram_directory(setting.ram, memory_bytes + ram.SLACK_BYTES))
-        memory = ram.make_ram(setting.host.memory_file(designer.NAME), memory_bytes, setting.user.uid)
+        memory = ram.make_ram(setting.ram_file, memory_bytes, setting.user.uid)
         undo.callback(os.close, memory)
         process = await run_qemu(setting, partial(_create, setting, trace), None, undo)
         greeting = greet("", "casemate", line.connect(), setting.boot_s)
@@ -85,6 +85,7 @@ async def _save_booted(setting: Setting, trace: Trace, staging: Path) -> "dict[s
         await in_thread(partial(setting.host.save_state, state, limit_s))
         target = os.open(staging / RAM, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         undo.callback(os.close, target)
+        os.fchmod(target, 0o444)  # a QEMU that maps it has a user of its own; the directory is root's
         ram_bytes = await in_thread(partial(ram.copy_without_zeros, memory, target))
         return {
             "image": setting.image.digest,

@@ -1,4 +1,4 @@
-"""A guest's RAM as a file of its own: where it lies, and filling it from a template's.
+"""A guest's RAM as a file: one of its own, filled from a template's, or the template's, mapped.
 
 It must not know what is in it.
 """
@@ -33,7 +33,7 @@ def ram_directory(path: Path, size_bytes: int) -> Iterator[None]:
 
 def make_ram(file: Path, size_bytes: int, owner: int) -> int:
     """An empty file of the guest's size that belongs to the user QEMU runs as. Returns a descriptor of it."""
-    file.parent.mkdir(mode=0o711, parents=True)
+    file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, size_bytes)
@@ -42,6 +42,17 @@ def make_ram(file: Path, size_bytes: int, owner: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+@contextmanager
+def mapped(source: int, file: Path) -> Iterator[None]:
+    """The file behind the descriptor `source`, to be read and never written under the name `file`."""
+    with ram_directory(file.parent, SLACK_BYTES):
+        file.touch(mode=0)
+        options = system.MS_RDONLY | system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
+        system.mount(f"/proc/self/fd/{source}", str(file), None, system.MS_BIND)
+        system.mount("none", str(file), None, system.MS_BIND | system.MS_REMOUNT | options)
+        yield
 
 
 def fill(source: int, target: int) -> None:

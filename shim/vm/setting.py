@@ -15,24 +15,26 @@ from config import programs
 from config.settings import Profile, Settings
 from images.image import GuestImage
 from images.store import ImageStore
+from rpc.api import agent as api
 from rpc.errors import DeadlineExceeded, FailedPrecondition
 from shim import phases, system
 from shim.helper import Helper, Watched, in_thread
 from shim.paths import PodPaths
 from shim.trace import Trace
 from shim.vm import accel as acceleration
-from shim.vm import designer, virtiofsd
+from shim.vm import designer, files
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console, listen
-from shim.vm.designer import Sockets, Way
+from shim.vm.designer import Files, Places, Way
 from shim.vm.domain import Domain
+from shim.vm.files import FileServer
 from shim.vm.guest import files_failure
 from shim.vm.hello import accept, dial
 from shim.vm.host import Host
 from shim.vm.share import bounded_directory, shared_directories
 from shim.vm.template import TemplateStore
 from shim.vm.users import QemuUser, qemu_user
-from shim.vm.versions import check_qemu
+from shim.vm.versions import check_qemu, qemu_version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Setting:
     qemu: str
     firmware: str
     transport: str
+    files: Files
     user: QemuUser
     host: Host
     ram: Path
@@ -88,9 +91,17 @@ class Setting:
         return self.request.settings.timeouts.boot_s * self.factor
 
     @property
-    def sockets(self) -> Sockets:
+    def places(self) -> Places:
         directory = self.request.paths.directory
-        return Sockets(*(directory / f"{name}.sock" for name in ("console", "agent", "share")))
+        console, agent, share = (directory / f"{name}.sock" for name in ("console", "agent", "share"))
+        return Places(console, agent, share, self.ram / "ram")
+
+    @property
+    def ram_file(self) -> Path:
+        """Where the RAM of the next machine is, if that is a file."""
+        if self.files is Files.NINEP:
+            return self.places.ram
+        return self.host.memory_file(designer.NAME)
 
     def words(self) -> str:
         """QEMU's own, of late."""
@@ -100,13 +111,14 @@ class Setting:
     def templates(self) -> TemplateStore:
         return TemplateStore(Path(self.request.settings.template_dir), self.request.cache / "templates")
 
-    def design(self, way: Way, sockets: Sockets | None = None) -> Domain:
+    def design(self, way: Way, places: Places | None = None) -> Domain:
         return designer.design(
             self.request.profile,
             self.image,
             self.accel,
             self.transport,
-            sockets or self.sockets,
+            self.files,
+            places or self.places,
             self.qemu,
             self.firmware,
             way,
@@ -137,7 +149,9 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     host = Host(paths.libvirt, ram, user, request.cache / f"libvirt-{accel.kind}")
     transport = designer.transport_of(settings.transport)
     firmware = programs.firmware(settings)
-    return Setting(request, accel, image, qemu, firmware, transport, user, host, ram)
+    version = qemu_version(qemu, request.cache / "qemu.json")
+    way = designer.files_of(profile.files, transport, image, version)
+    return Setting(request, accel, image, qemu, firmware, transport, way, user, host, ram)
 
 
 def hide_kvm(paths: PodPaths) -> None:
@@ -150,30 +164,21 @@ def hide_kvm(paths: PodPaths) -> None:
         system.mount(str(nothing), "/dev/kvm", None, system.MS_BIND)
 
 
-def serve_files(setting: Setting, trace: Trace, undo: AsyncExitStack) -> Helper:
-    """Starts virtiofsd on the directory that the pod's files are mounted in."""
-    request = setting.request
-    with trace.span(phases.VIRTIOFSD, phases.POD_READY):
-        undo.enter_context(shared_directories(request.paths))
-        undo.callback(system.unlink_if_there, setting.sockets.share)
-        files = virtiofsd.start(
-            programs.virtiofsd(request.settings),
-            request.paths.served,
-            setting.sockets.share,
-            request.paths.libvirt / "log" / "virtiofsd.log",
-            setting.user.uid,
-            request.cache / "virtiofsd.json",
-            request.profile.memory_bytes,
-            own_files=request.own_files,
-        )
-        undo.push_async_callback(files.end)
-    return files
+def serve_files(setting: Setting, trace: Trace, undo: AsyncExitStack) -> FileServer:
+    """Starts serving the directory that the pod's files are mounted in."""
+    with trace.span(phases.FILES, phases.POD_READY):
+        undo.enter_context(shared_directories(setting.request.paths))
+        undo.callback(system.unlink_if_there, setting.places.share)
+        server = files.start(setting)
+        undo.push_async_callback(server.process.end)
+        undo.callback(server.close)
+    return server
 
 
 def open_console(setting: Setting, undo: AsyncExitStack) -> Console:
     request = setting.request
     console = Console(
-        setting.sockets.console, request.paths.console, request.settings.console_bytes, setting.user.uid
+        setting.places.console, request.paths.console, request.settings.console_bytes, setting.user.uid
     )
     undo.callback(console.close)
     reading = asyncio.create_task(console.read(), name="console")
@@ -188,17 +193,22 @@ class AgentLine:
         self._setting = setting
         self._console = console
         self._listener: socket.socket | None = None
+        self._cid = 0
         if setting.transport == "serial":
-            self._listener = listen(setting.sockets.agent, setting.user.uid)
-            undo.callback(system.unlink_if_there, setting.sockets.agent)
+            self._listener = listen(setting.places.agent, setting.user.uid)
+            undo.callback(system.unlink_if_there, setting.places.agent)
             undo.callback(self._listener.close)
 
     async def connect(self, *, waits_already: bool = False) -> "socket.socket":
         """waits_already: the guest is a saved one, whose agent waits since before it was saved."""
         if self._listener is not None:
             return await accept(self._listener)
-        cid = await asyncio.to_thread(self._setting.host.vsock_cid, designer.NAME)
-        return await dial(cid, None if waits_already else self._console.agent_waits)
+        self._cid = await asyncio.to_thread(self._setting.host.vsock_cid, designer.NAME)
+        return await dial(self._cid, None if waits_already else self._console.agent_waits)
+
+    async def connect_files(self) -> "socket.socket":
+        """Once connect() has. One more, for files. Raises Unavailable."""
+        return await dial(self._cid, None, api.FILES_PORT)
 
 
 async def run_qemu(

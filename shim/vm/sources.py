@@ -17,11 +17,11 @@ from rpc.client import Client
 from rpc.errors import CasemateError, DataLoss, DeadlineExceeded, Disconnected, NotFound, Unavailable
 from shim import phases
 from shim.helper import Helper, Watched, in_thread
-from shim.spec import GUEST_SHARE
 from shim.trace import Trace, printable
 from shim.vm import designer, ram
 from shim.vm.console import Console
-from shim.vm.designer import Way
+from shim.vm.designer import Files, Way
+from shim.vm.domain import FileSystem
 from shim.vm.guest import Facts, Machine, unanswered, why_ended
 from shim.vm.hello import greet
 from shim.vm.setting import (
@@ -110,22 +110,11 @@ async def _restore(
     setting: Setting, trace: Trace, template: Opened, undo: AsyncExitStack, outer: AsyncExitStack
 ) -> Machine:
     attempt = Attempt(setting, trace, undo)
-    memory_bytes = setting.request.profile.memory_bytes
-    undo.enter_context(ram.ram_directory(setting.ram, memory_bytes + ram.SLACK_BYTES))
-    memory = setting.host.memory_file(designer.NAME)
-    target = ram.make_ram(memory, memory_bytes, setting.user.uid)
-    try:
-        # QEMU starts while its RAM is being written.
-        filling = Filling(template.ram, target, trace)
-        filling.start()
-        try:
-            await attempt.run(partial(_create_restored, setting, trace, template.state, filling))
-        finally:
-            if filling.is_alive():
-                await in_thread(filling.join)
-    finally:
-        os.close(target)
-    _check_ram(setting, memory)
+    if setting.files is Files.NINEP:
+        undo.enter_context(ram.mapped(template.ram, setting.ram_file))
+        await attempt.run(partial(_create_restored, setting, trace, template.state, None, None))
+    else:
+        await _run_on_copy(setting, trace, template, attempt, undo)
     limit_s = ANSWER_S * setting.factor
     try:
         client, hello = await attempt.meet(phases.GUEST_RESUME, limit_s, waits_already=True)
@@ -134,6 +123,27 @@ async def _restore(
             raise
         raise TemplateUnusable("the restored guest does not answer", str(error)) from error
     return attempt.machine(Way.RESTORE, client, hello, outer)
+
+
+async def _run_on_copy(
+    setting: Setting, trace: Trace, template: Opened, attempt: "Attempt", undo: AsyncExitStack
+) -> None:
+    """QEMU starts while its RAM is being written."""
+    memory, memory_bytes = setting.ram_file, setting.request.profile.memory_bytes
+    undo.enter_context(ram.ram_directory(setting.ram, memory_bytes + ram.SLACK_BYTES))
+    target = ram.make_ram(memory, memory_bytes, setting.user.uid)
+    try:
+        filling = Filling(template.ram, target, trace)
+        filling.start()
+        try:
+            device = attempt.files.device
+            await attempt.run(partial(_create_restored, setting, trace, template.state, filling, device))
+        finally:
+            if filling.is_alive():
+                await in_thread(filling.join)
+    finally:
+        os.close(target)
+    _check_ram(setting, memory)
 
 
 class Filling(threading.Thread):
@@ -158,21 +168,25 @@ class Filling(threading.Thread):
             raise TemplateUnusable("the template's RAM cannot be copied", str(self._error)) from self._error
 
 
-def _create_restored(setting: Setting, trace: Trace, state: int, filling: Filling) -> int:
-    """In a thread: libvirt's calls block."""
+def _create_restored(
+    setting: Setting, trace: Trace, state: int, filling: Filling | None, device: FileSystem | None
+) -> int:
+    """In a thread: libvirt's calls block. device: what the template's machine could not have."""
     host = setting.host
     open_libvirt(host, trace)
     with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
         pid = host.create(setting.design(Way.RESTORE).xml(), designer.NAME, paused=True)
     with trace.span(phases.STATE_LOAD, phases.POD_READY):
-        filling.wait()
+        if filling is not None:
+            filling.wait()
         try:
             host.load_state(state, LOAD_S * setting.factor)
         except CasemateError as error:
             raise TemplateUnusable("QEMU does not take the template's state", str(error)) from error
     try:
-        with trace.span(phases.SHARE_PLUG, phases.POD_READY):
-            host.attach(designer.share(setting.sockets).xml())
+        if device is not None:
+            with trace.span(phases.SHARE_PLUG, phases.POD_READY):
+                host.attach(device.xml())
         host.resume()
     except CasemateError as error:
         raise TemplateUnusable("the restored guest cannot be completed", str(error)) from error
@@ -208,7 +222,7 @@ class Attempt:
         self._setting = setting
         self._trace = trace
         self._undo = undo
-        self._files = serve_files(setting, trace, undo)
+        self.files = serve_files(setting, trace, undo)
         self._console = open_console(setting, undo)
         self._line = AgentLine(setting, self._console, undo)
         self._qemu: Watched | None = None
@@ -216,12 +230,12 @@ class Attempt:
 
     @property
     def files_failed(self) -> bool:
-        """virtiofsd has ended by itself: it ends with QEMU, too."""
+        """What serves them has ended by itself: it ends with QEMU, too."""
         qemu_ended = self._qemu is not None and self._qemu.exited.is_set()
-        return self._files.exited.is_set() and not qemu_ended
+        return self.files.process.exited.is_set() and not qemu_ended
 
     async def run(self, start: "Callable[[], int]") -> None:
-        self._qemu = await run_qemu(self._setting, start, self._files, self._undo)
+        self._qemu = await run_qemu(self._setting, start, self.files.process, self._undo)
         self._running_s = time.monotonic()
 
     async def meet(
@@ -234,7 +248,7 @@ class Attempt:
         client, hello = await unless_ended(
             greet(request.pod_id, request.hostname, connecting, limit_s),
             self._qemu,
-            self._files,
+            self.files.process,
             self._console,
             setting.words,
             limit_s,
@@ -245,20 +259,22 @@ class Attempt:
         spans = [(span.name, span.start_ns, span.end_ns) for span in hello.spans]
         self._trace.add_guest(spans, hello.monotonic_ns, answered_s, phase)
         with self._trace.span(phases.GUEST_SHARE, phases.POD_READY):
-            await self._mount_share(client)
+            await self.files.connect(self._line.connect_files)
+            for share in self.files.mounts():
+                await self._mount(client, share)
         return client, hello
 
-    async def _mount_share(self, client: Client) -> None:
+    async def _mount(self, client: Client, share: api.MountShareRequest) -> None:
         assert self._qemu is not None
+        files = self.files.process
         limit_s = self._setting.request.settings.timeouts.agent_call_s * self._setting.factor
-        share = api.MountShareRequest(tag=designer.SHARE_TAG, path=GUEST_SHARE, fstype="virtiofs")
         mounting = asyncio.ensure_future(client.call(api.MOUNT_SHARE, share, timeout_s=limit_s))
         try:
-            if await part_ended(mounting, (self._qemu, self._files), None):
+            if await part_ended(mounting, (self._qemu, files), None):
                 raise Disconnected("a part of the machine ended")
             mounting.result()
         except Disconnected:
-            raise await why_ended(self._qemu, self._files, self._console, self._setting.words) from None
+            raise await why_ended(self._qemu, files, self._console, self._setting.words) from None
         except DeadlineExceeded as error:
             raise unanswered(api.MOUNT_SHARE.name, limit_s, self._console) from error
         finally:
@@ -283,7 +299,7 @@ class Attempt:
             facts,
             client,
             self._qemu,
-            self._files,
+            self.files.process,
             self._console,
             request.paths.shared,
             setting.words,

@@ -7,13 +7,13 @@ template made anew; so it is what a guest could see and QEMU would not notice th
 import os
 from pathlib import Path
 
-from shim.vm.designer import Sockets, Way
+from shim.vm.designer import Places, Way
 from shim.vm.setting import Setting
 from shim.vm.template import key_of
 from shim.vm.versions import identity
 
 CPUINFO_BYTES = 8192
-_NOWHERE = Sockets(Path("console"), Path("agent"), Path("share"))
+_NOWHERE = Places(Path("console"), Path("agent"), Path("share"), Path("ram"))
 
 
 def template_key(setting: Setting) -> str:

@@ -4,7 +4,6 @@ It must not know what is in the directory.
 """
 
 import os
-import resource
 from pathlib import Path
 
 from rpc.errors import Unavailable
@@ -13,7 +12,6 @@ from shim.vm.console import listen
 from shim.vm.versions import version_text
 
 SOCKET_FD = 3
-MOST_FILES = 1 << 20  # virtiofsd's own default
 REMEMBERED_S = 1  # for how long a guest takes names and attributes for granted
 
 
@@ -24,15 +22,15 @@ def start(
     log: Path,
     owner: int,
     cache: Path,
-    memory_bytes: int,
+    most_files: int,
     *,
     own_files: bool,
 ) -> Helper:
     """Listens on socket_path, which belongs to the user QEMU runs as, and hands it to virtiofsd.
 
-    memory_bytes: the guest's. own_files: nobody but the guest is expected to change them, so that it may keep
-    what it read of a file until the file's size or time is another. QEMU connects whenever it is ready; there
-    is nothing to wait for. Raises Unavailable if the program is not there.
+    most_files: that it may hold open. own_files: nobody but the guest is expected to change them, so that it
+    may keep what it read of a file until the file's size or time is another. QEMU connects whenever it is
+    ready; there is nothing to wait for. Raises Unavailable if the program is not there.
     """
     if not os.access(program, os.X_OK):
         raise Unavailable(
@@ -42,31 +40,8 @@ def start(
     with listen(socket_path, owner) as listener:
         listener.setblocking(True)
         options = _c_options(directory, own_files) if is_c(program, cache) else _rust_options(directory)
-        options.append(f"--rlimit-nofile={allowed(open_files(memory_bytes))}")
+        options.append(f"--rlimit-nofile={most_files}")
         return spawn("virtiofsd", [program, *options], fds={SOCKET_FD: listener.fileno()}, log=str(log))
-
-
-def open_files(memory_bytes: int) -> int:
-    """How many files virtiofsd may hold open: one, with its inode, for each that the guest remembers.
-
-    Linux spends about a KiB on each (struct fuse_inode and a dentry): one that says it remembers more lies.
-    """
-    return min(memory_bytes >> 10, MOST_FILES)
-
-
-def allowed(files: int) -> int:
-    """As many of them as this process may have its children open: the Rust virtiofsd ends where it may not.
-
-    More than the hard limit takes CAP_SYS_RESOURCE, which root in a container or a VM of a cloud may lack.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or files <= hard:
-        return files
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, files))
-    except ValueError:  # how Python tells EPERM here
-        return hard
-    return files
 
 
 def _c_options(directory: Path, own_files: bool) -> list[str]:

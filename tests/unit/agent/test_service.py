@@ -117,7 +117,7 @@ def run(tmp_path: Path) -> Callable[[Scenario], None]:
                 str(tmp_path / "cgroup"),
                 str(tmp_path / "sys"),
             )
-            service = AgentService(guest, Spans(0), transport="unix", machine=False)
+            service = AgentService(guest, Spans(0), None)
             server = Server()
             service.register(server)
             serving = tasks.create_task(server.serve(*await asyncio.open_connection(sock=ours)))

@@ -6,6 +6,7 @@ import ctypes
 import ctypes.util
 import os
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from images.image import GuestImage
 from rpc.errors import FailedPrecondition, ResourceExhausted
 from shim.vm import designer
 from shim.vm.accel import Acceleration
-from shim.vm.designer import Sockets, Way, design, transport_of
-from shim.vm.domain import Domain, element, escape, text
+from shim.vm.designer import Files, Places, Way, design, files_of, transport_of
+from shim.vm.domain import Domain, Memory, element, escape, text
 
+QEMU_ARGUMENT = "{http://libvirt.org/schemas/domain/qemu/1.0}arg"
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 POD = Path("/run/casemate/pods/0123456789abcdef")
@@ -33,6 +35,7 @@ DEFAULT = Profile(
     kernel_cmdline="",
     cpu_model="auto",
     template="shared",
+    files="virtiofs",
 )
 
 
@@ -56,13 +59,15 @@ def designed(
     profile: Profile = DEFAULT,
     initrd: bool = True,
     way: Way = Way.BOOT,
+    files: Files = Files.VIRTIOFS,
 ) -> Domain:
     return design(
         profile,
         image(initrd=initrd),
         accel,
         transport,
-        Sockets(POD / "console.sock", POD / "agent.sock", POD / "share.sock"),
+        files,
+        Places(POD / "console.sock", POD / "agent.sock", POD / "share.sock", POD / "ram/ram"),
         "/usr/bin/qemu-system-x86_64",
         "/usr/share/qemu/qboot.rom",
         way,
@@ -74,6 +79,9 @@ DOMAINS = {
     "kvm-vsock": designed(KVM, "vsock"),
     "kvm-vsock-template": designed(KVM, "vsock", way=Way.TEMPLATE),
     "kvm-vsock-restore": designed(KVM, "vsock", way=Way.RESTORE),
+    "kvm-vsock-9p": designed(KVM, "vsock", files=Files.NINEP),
+    "kvm-vsock-9p-template": designed(KVM, "vsock", files=Files.NINEP, way=Way.TEMPLATE),
+    "kvm-vsock-9p-restore": designed(KVM, "vsock", files=Files.NINEP, way=Way.RESTORE),
     "kvm-serial-large": designed(
         KVM,
         "serial",
@@ -235,6 +243,50 @@ def test_vsock_is_used_where_the_host_has_it(tmp_path: Path, monkeypatch: pytest
         transport_of("vsock")
     device.touch()
     assert [transport_of(wanted) for wanted in ("auto", "vsock", "serial")] == ["vsock", "vsock", "serial"]
+
+
+# --- files and memory ---
+
+
+@pytest.mark.parametrize(
+    ("wanted", "transport", "features", "qemu", "lacking"),
+    [
+        ("auto", "vsock", ["9p"], (8, 2), ""),
+        ("9p", "vsock", ["9p", "net"], (11, 1), ""),
+        ("auto", "serial", ["9p"], (8, 2), "goes over vsock alone"),
+        ("auto", "vsock", ["virtiofs"], (8, 2), "kernel of image default has no 9p"),
+        ("auto", "vsock", ["9p"], (8, 1), "QEMU is older than 8.2"),
+        ("auto", "vsock", ["9p"], None, "QEMU is older than 8.2"),
+    ],
+)
+def test_9p_is_used_where_all_is_there_that_it_takes(
+    wanted: str, transport: str, features: list[str], qemu: tuple[int, int] | None, lacking: str
+) -> None:
+    known = replace(image(initrd=True), name="default", manifest={"features": features})
+    assert files_of("virtiofs", transport, known, qemu) is Files.VIRTIOFS
+    assert files_of(wanted, transport, known, qemu) is (Files.VIRTIOFS if lacking else Files.NINEP)
+    if lacking:
+        with pytest.raises(FailedPrecondition, match=f"files = 9p, but .*{lacking}"):
+            files_of("9p", transport, known, qemu)
+
+
+def test_virtiofsd_sees_the_guests_memory_and_nobody_else_does() -> None:
+    for name, domain in DOMAINS.items():
+        backing = parse(domain.xml()).find("memoryBacking")
+        assert (backing is None) is ("9p" in name)
+        assert ("virtiofs" in domain.xml()) is (name in ("tcg-serial", "kvm-vsock", "kvm-serial-large"))
+
+
+def test_what_a_restored_guest_writes_never_reaches_the_template() -> None:
+    words = [word.get("value") for word in parse(DOMAINS["kvm-vsock-9p-restore"].xml()).iter(QEMU_ARGUMENT)]
+    (ram,) = (word for word in words if word and word.startswith("memory-backend-file"))
+    assert {"share=off", "readonly=on", "rom=off"} <= set(ram.split(","))
+    assert f"mem-path={POD}/ram/ram" in ram
+
+
+def test_a_path_with_a_comma_is_one_path() -> None:
+    domain = replace(DOMAINS["kvm-vsock-9p-restore"], memory=Memory.MAPPED, ram_file="/a,b/ram")
+    assert "mem-path=/a,,b/ram,share=off" in domain.xml()
 
 
 # --- XML ---

@@ -78,7 +78,7 @@ def test_an_agent_of_another_version_is_turned_away_with_what_to_do(tmp_path: Pa
         before = len(os.listdir("/proc/self/fd"))
         async with port(tmp_path) as (listener, agent):
             agent.protocol = 99
-            with pytest.raises(FailedPrecondition, match=r"speaks protocol 99, this casemate 2") as caught:
+            with pytest.raises(FailedPrecondition, match=f"99, this casemate {api.PROTOCOL}") as caught:
                 await greet("web", "web", accept(listener), 5)
             assert caught.value.hint == "casemate image build"
         assert len(os.listdir("/proc/self/fd")) == before

@@ -19,6 +19,7 @@ PROFILE = Profile(
     kernel_cmdline="",
     cpu_model="auto",
     template="shared",
+    files="virtiofs",
 )
 
 

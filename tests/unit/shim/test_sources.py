@@ -26,6 +26,7 @@ from shim.paths import PodPaths
 from shim.vm import guest, setting, sources
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console
+from shim.vm.designer import Files
 from shim.vm.host import Host
 from shim.vm.setting import MachineRequest, Setting, run_qemu
 from shim.vm.users import FIRST_UID, UIDS, QemuUser
@@ -207,6 +208,7 @@ def setting_of(directory: Path, limit_s: float = 5.0) -> Setting:
         "/bin/qemu",
         "/qboot.rom",
         "serial",
+        Files.VIRTIOFS,
         USER,
         SlowHost(directory),
         directory / "ram",
@@ -313,10 +315,9 @@ def test_a_qemu_that_is_mute_is_given_up_with_its_words(
 
 def test_sockets_are_in_the_pods_directory(tmp_path: Path) -> None:
     made = setting_of(tmp_path)
-    sockets = made.sockets
-    directories = {path.parent for path in (sockets.console, sockets.agent, sockets.share)}
-    assert directories == {made.request.paths.directory}
-    assert len({sockets.console, sockets.agent, sockets.share}) == 3
+    sockets = {made.places.console, made.places.agent, made.places.share}
+    assert {path.parent for path in sockets} == {made.request.paths.directory}
+    assert len(sockets) == 3
 
 
 def test_a_console_that_stays_open_does_not_hold_up_the_news(

@@ -121,7 +121,7 @@ def test_which_pod_asks_does_not_matter(setting: Setting, tmp_path: Path) -> Non
         image=replace(setting.image, name="another"),
         accel=Acceleration(setting.accel.kind, "another reason"),
     )
-    assert asking.sockets != setting.sockets
+    assert asking.places != setting.places
     assert template_key(asking) == before
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rpc.errors import Unavailable
-from shim.vm import virtiofsd
+from shim.vm import limits, virtiofsd
 from tests.unit.rpc.wires import run, until
 
 C = "virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"
@@ -61,7 +61,7 @@ def test_each_kind_is_given_its_own_options(
             log,
             os.getuid(),
             tmp_path / "cache.json",
-            128 << 20,
+            131072,
             own_files=own_files,
         )
         assert stat.S_IMODE(address.stat().st_mode) == 0o600
@@ -82,7 +82,7 @@ def test_each_kind_is_given_its_own_options(
             kept if is_c else {"--cache=auto"}
         )
         assert any("thread-pool" in argument for argument in arguments) is not is_c
-        assert f"--rlimit-nofile={virtiofsd.allowed(131072)}" in arguments
+        assert "--rlimit-nofile=131072" in arguments
 
     run(life())
 
@@ -95,14 +95,14 @@ def test_no_more_files_are_asked_for_than_may_be_opened(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 20000))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert virtiofsd.allowed(131072) == 20000
-    assert virtiofsd.allowed(4096) == 4096
+    assert limits.allowed(131072) == 20000
+    assert limits.allowed(4096) == 4096
     raised: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
-    assert virtiofsd.allowed(131072) == 131072
+    assert limits.allowed(131072) == 131072
     assert raised == [(1024, 131072)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
-    assert virtiofsd.allowed(131072) == 131072
+    assert limits.allowed(131072) == 131072
 
 
 def test_its_kind_is_asked_once_and_again_when_the_program_changes(tmp_path: Path, program: Program) -> None:
@@ -157,7 +157,7 @@ def test_the_socket_is_virtiofsds_alone_afterwards(tmp_path: Path, program: Prog
             tmp_path / "log",
             os.getuid(),
             tmp_path / "c",
-            1 << 27,
+            1 << 17,
             own_files=False,
         )
         await until(lambda: "--fd=3" in (tmp_path / "log").read_text())
