@@ -155,9 +155,7 @@ def test_other_namespaces_are_not_entered(run: Path, server: Server, kind: str) 
 
 @needs_root
 def test_fewer_privileges_are_not_made_more(run: Path, server: Server) -> None:
-    assert "casemated's Cap" in declined(
-        run, wrapper=("capsh", "--drop=cap_sys_module", "--shell=/usr/bin/env", "--")
-    )
+    assert "casemated's Cap" in declined(run, wrapper=("setpriv", "--bounding-set", "-sys_module"))
     assert "NoNewPrivs" in declined(run, wrapper=("setpriv", "--no-new-privs"))
 
 
