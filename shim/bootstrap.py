@@ -13,7 +13,7 @@ FIRST_LINE_S = time.monotonic()
 
 # The clock is read before anything is imported.
 from shim.bundle import read_config  # noqa: E402
-from shim.paths import PodPaths, sha256_hex  # noqa: E402
+from shim.paths import JOURNAL, LOG, PodPaths, sha256_hex  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -231,15 +231,16 @@ def prepare(request: Start) -> "Any":
     from shim.journal import Entry, Journal, Kind
 
     paths = request.paths
-    if paths.directory.exists():
+    if os.path.exists(paths.in_words()):
         from shim.cleanup import clean_pod
 
         clean_pod(paths)  # of a shim that was killed and that nobody has deleted yet
     # Others may pass through to what they own in there (QEMU's sockets), and list nothing.
     try:
-        for directory in (paths.directory.parent.parent, paths.directory.parent, paths.directory):
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        journal = Journal(paths.journal)
+        pods = os.path.dirname(paths.in_words())
+        for directory in (os.path.dirname(pods), pods, paths.in_words()):
+            os.makedirs(directory, mode=0o711, exist_ok=True)
+        journal = Journal(paths.in_words(JOURNAL))
         journal.add(Entry(Kind.SOCKET, request.socket_path))
         journal.close()
         os.makedirs(SOCKET_DIR, mode=0o711, exist_ok=True)
@@ -259,7 +260,7 @@ def prepare(request: Start) -> "Any":
 
 def open_log(paths: PodPaths) -> int:
     """What becomes the daemon's stdout and stderr: opened while its caller can be told that it cannot be."""
-    return os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return os.open(paths.in_words(LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def listen(path: str) -> "Any":

@@ -10,10 +10,13 @@ import json
 import os
 from collections.abc import Iterable
 from enum import Enum
-from pathlib import Path
 
 from rpc.errors import DataLoss
 from shim.procfs import start_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Of 64-bit kernels (linux/threads.h, PID_MAX_LIMIT).
 MOST_PIDS = 1 << 22
@@ -53,7 +56,7 @@ class Entry:
 class Journal:
     """Appends entries of one pod. Each is on its way to the file system before the call returns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: "str | Path") -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def add(self, entry: Entry) -> None:
@@ -74,7 +77,7 @@ class Journal:
         os.close(self._fd)
 
 
-def read_journal(path: Path) -> list[Entry]:
+def read_journal(path: "Path") -> list[Entry]:
     """The entries, oldest first. A half-written last line was never acted upon, and is left out.
 
     Raises DataLoss for any other line that cannot be read; no file is an empty journal.
@@ -87,7 +90,7 @@ def read_journal(path: Path) -> list[Entry]:
     return list(_parse(path, complete.splitlines()))
 
 
-def _parse(path: Path, lines: Iterable[bytes]) -> Iterable[Entry]:
+def _parse(path: "Path", lines: Iterable[bytes]) -> Iterable[Entry]:
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
