@@ -12,6 +12,7 @@ from cli.exits import ExitCode
 from cli.output import JsonOption, print_json, print_line, print_note, print_table
 from config.load import load
 from images.image import GuestImage
+from images.kernel import KernelKind
 from images.store import ImageStore, Listed
 from rpc.errors import CasemateError
 
@@ -29,6 +30,13 @@ def _store() -> ImageStore:
 @app.command()
 def build(
     name: Annotated[str, typer.Option(help="The name that the image gets in the store.")] = "default",
+    kernel: Annotated[
+        KernelKind | None,
+        typer.Option(
+            help="cloud: Debian's own. tuned: built for this, which takes minutes the first time. "
+            "If not given, the kind that the image of that name has, or else cloud."
+        ),
+    ] = None,
     suite: Annotated[str, typer.Option(help="The Debian suite it is made of.")] = "trixie",
     mirror: Annotated[str, typer.Option(help="A Debian mirror, instead of the one in the apt sources.")] = "",
     if_needed: Annotated[
@@ -40,7 +48,7 @@ def build(
     from images import builder
 
     store = _store()
-    options = builder.Options(name=name, suite=suite, mirror=mirror)
+    options = builder.Options(name=name, kernel=kernel, suite=suite, mirror=mirror)
     current = builder.current(store, options) if if_needed else None
     if current is not None:
         _print_built(current, {}, as_json)
@@ -69,11 +77,13 @@ def show(reference: Reference = "default", as_json: Json = False) -> None:
         return
     print_line(f"digest        {image.digest}")
     print_line(f"directory     {image.directory}")
-    for key in ("suite", "architecture", "kernel", "python", "cmdline"):
+    for key in ("suite", "architecture", "kernel", "kernel_kind", "python", "cmdline"):
         print_line(f"{key:13} {about.get(key, '')}")
     for name, entry in about["files"].items():
         print_line(f"{name:13} {entry['bytes']} bytes, sha256:{entry['sha256']}")
     print_table(("PACKAGE", "VERSION"), list(about.get("packages", {}).items()))
+    if tools := about.get("kernel_packages"):
+        print_table(("THE KERNEL WAS BUILT WITH", "VERSION"), list(tools.items()))
 
 
 @app.command()

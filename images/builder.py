@@ -1,4 +1,4 @@
-"""Builds a guest image: kernel, initramfs and root file system from Debian packages and our own agent.
+"""Builds a guest image: a kernel and a root file system from Debian packages and our own agent.
 
 Only composes the steps; each is a module of its own. Must not know who uses the image.
 """
@@ -8,29 +8,29 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from images import rootfs
+from images import initprogram, rootfs
 from images.bytecode import find_python
+from images.handover import Root, from_root
 from images.image import INITRD, KERNEL, ROOTFS, GuestImage
-from images.initramfs import Root, initramfs
-from images.kernel import find_kernel, vmlinux
+from images.initramfs import initramfs
+from images.kernel import KernelKind, find_kernel, vmlinux
 from images.modules import BOOT, ModuleTree, feature_list
 from images.packages import Fetched, Request, fetch
 from images.store import ImageStore
+from images.tuned import kernel as tuned
 from rpc.errors import DataLoss, FailedPrecondition, NotFound
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("python3-minimal", "libpython3-stdlib", "crun", "busybox-static")
 # tiny-initramfs stands in for initramfs-tools, which the kernel's package depends on, and which
 # would drag systemd and udev into the download; neither gets into an image
-PACKAGES = (
-    *("python3-minimal", "libpython3-stdlib", "crun", "busybox-static"),
-    *("linux-image-cloud-amd64", "tiny-initramfs"),
-)
+CLOUD_PACKAGES = ("linux-image-cloud-amd64", "tiny-initramfs")
 # Initialisations of the kernel that a guest does without: a random number generator for FIPS that times
 # its own jitter for 0.1 s (the kernel's random numbers do not come from it), and self-checks of the keys
 # for module signatures (images/modules.py takes those off).
@@ -46,9 +46,13 @@ CMDLINE = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """name: under which the store will have it. source: where agent/ and rpc/ are."""
+    """name: under which the store will have it. source: where agent/ and rpc/ are.
+
+    kernel: None is the kind that the image of this name has, or else the cloud's.
+    """
 
     name: str = "default"
+    kernel: KernelKind | None = None
     suite: str = "trixie"
     mirror: str = ""
     source: Path = field(default_factory=lambda: Path(__file__).resolve().parent.parent)
@@ -83,28 +87,34 @@ def build(
 ) -> Built:
     """Builds an image and adds it to the store under options.name. progress is told of each step."""
     rootfs.check_source(options.source)
+    options = replace(options, kernel=_kernel_kind(store, options))
     phases = _Phases(progress)
+    cloud = options.kernel is KernelKind.CLOUD
     with phases.phase("packages"):
-        tree = fetch(Request(PACKAGES, suite=options.suite, mirror=options.mirror), cache)
+        packages = (*PACKAGES, *CLOUD_PACKAGES) if cloud else PACKAGES
+        tree = fetch(Request(packages, suite=options.suite, mirror=options.mirror), cache)
+    with phases.phase("kernel"):
+        kernel = tree if cloud else tuned.ensure(options.suite, options.mirror, cache, progress)
     with tempfile.TemporaryDirectory(prefix="casemate-image-") as scratch:
-        files, about = assemble(tree, options, Path(scratch), phases)
+        files, about = assemble(tree, kernel, options, Path(scratch), phases)
         with phases.phase("store"):
             image = store.add(options.name, files, about)
     return Built(image, phases.seconds)
 
 
 def assemble(
-    tree: Fetched, options: Options, scratch: Path, phases: _Phases | None = None
+    tree: Fetched, kernel_tree: Fetched, options: Options, scratch: Path, phases: _Phases | None = None
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Makes the image's files in scratch. Returns them and what the manifest says of them."""
     phase = (phases or _Phases()).phase
-    files = {name: scratch / name for name in (KERNEL, INITRD, ROOTFS)}
-    with phase("kernel"):
-        kernel = find_kernel(tree.path)
-        modules = ModuleTree(kernel.modules)
-        files[KERNEL].write_bytes(vmlinux(kernel.bzimage.read_bytes()))
+    files = {KERNEL: scratch / KERNEL, ROOTFS: scratch / ROOTFS}
+    kind = options.kernel or KernelKind.CLOUD
+    kernel = find_kernel(kernel_tree.path)
+    modules = ModuleTree(kernel.modules)
+    start = Root("/dev/vda", "erofs", rootfs.PROGRAM, rootfs.WANTED)
+    with phase("vmlinux"):
+        files[KERNEL].write_bytes(vmlinux(kernel.image.read_bytes()))
         boot = {f"{module.name}.ko": module.content for module in modules.load_order(BOOT)}
-        files[INITRD].write_bytes(initramfs(boot, Root("/dev/vda", "erofs", rootfs.PROGRAM, rootfs.WANTED)))
     python = find_python(tree.path)
     root = scratch / "root"
     with phase("root"):
@@ -112,21 +122,31 @@ def assemble(
         rootfs.populate(tree.path, python, root)
         features, module_files = feature_list(modules, rootfs.MODULES)
         rootfs.add_modules(root, features, module_files)
+    if kind is KernelKind.TUNED:
+        rootfs.add_init(root, initprogram.build(from_root(start)))
+        cmdline = [*tuned.CMDLINE, f"init={rootfs.INIT}"]
+    else:
+        files[INITRD] = scratch / INITRD
+        files[INITRD].write_bytes(initramfs(boot, start))
+        cmdline = [*CMDLINE]
     with phase("agent"):
         rootfs.add_agent(root, python, options.source)
     with phase("erofs"):
         rootfs.make_erofs(root, files[ROOTFS])
     about = {
-        "cmdline": " ".join(CMDLINE),
+        "cmdline": " ".join(cmdline),
         "architecture": "amd64",
         "suite": options.suite,
         "kernel": kernel.release,
+        "kernel_kind": kind.value,
         "features": [line.partition(":")[0] for line in features.splitlines()],
         "python": python.version,
         "agent": _code_digest(options.source),
         "builder": _builder_digest(),
         "packages": dict(tree.versions),
     }
+    if kernel_tree is not tree:
+        about["kernel_packages"] = dict(kernel_tree.versions)
     return files, about
 
 
@@ -136,9 +156,9 @@ def _code_digest(source: Path) -> str:
 
 
 def _builder_digest() -> str:
-    """Of the modules of this package: the recipe."""
+    """Of the modules of this package, and of the tuned kernel's configuration: the recipe."""
     here = Path(__file__).parent
-    return _sources_digest(here, here.rglob("*.py"))
+    return _sources_digest(here, [*here.rglob("*.py"), tuned.FRAGMENT])
 
 
 def _sources_digest(root: Path, paths: Iterable[Path]) -> str:
@@ -150,12 +170,27 @@ def _sources_digest(root: Path, paths: Iterable[Path]) -> str:
 
 
 def current(store: ImageStore, options: Options) -> GuestImage | None:
-    """The image of that name if it is whole and made from the same agent for the same suite."""
+    """The image of that name if it is whole and made from the same agent for the same suite and kernel."""
     try:
         image = store.resolve(options.name)
         store.verify(image)
     except (NotFound, DataLoss, FailedPrecondition) as reason:
         log.info("image %s must be built: %s", options.name, reason)
         return None
-    wanted = {"agent": _code_digest(options.source), "suite": options.suite, "builder": _builder_digest()}
+    wanted = {
+        "agent": _code_digest(options.source),
+        "suite": options.suite,
+        "kernel_kind": _kernel_kind(store, options).value,
+        "builder": _builder_digest(),
+    }
     return image if wanted.items() <= image.manifest.items() else None
+
+
+def _kernel_kind(store: ImageStore, options: Options) -> KernelKind:
+    """A rebuild without a word about the kernel keeps the one that was chosen."""
+    if options.kernel is not None:
+        return options.kernel
+    try:
+        return KernelKind(store.resolve(options.name).manifest["kernel_kind"])
+    except (NotFound, DataLoss, FailedPrecondition, KeyError, ValueError):
+        return KernelKind.CLOUD  # no image of that name, none that can be read, or one from before the choice

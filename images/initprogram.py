@@ -1,8 +1,8 @@
-"""Writes the initramfs's /init: a static ELF program of about 100 bytes that performs a list of system calls.
+"""Writes a guest's first program: a static ELF file of about 100 bytes that performs a list of system calls.
 
 A shell would do the same in a tenth of a second of an emulated guest; this takes well under a
 millisecond besides the calls themselves, and needs no compiler where images are built. It must
-not know which calls an image needs (images/initramfs.py does).
+not know which calls an image needs (images/handover.py does).
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Call(IntEnum):
     READAHEAD = 187
     CLOCK_GETTIME = 228
     FINIT_MODULE = 313
+    MEMFD_CREATE = 319
 
 
 @dataclass(frozen=True, slots=True, eq=False)

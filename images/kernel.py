@@ -1,4 +1,4 @@
-"""Debian's kernel package -> an ELF vmlinux that QEMU starts by its PVH entry, and modules ready to load.
+"""A kernel's package or tree -> an ELF vmlinux that QEMU starts by its PVH entry, and modules ready to load.
 
 Decompressed here, once, so that no guest ever spends time on it. Must not know about root file systems.
 """
@@ -6,6 +6,7 @@ Decompressed here, once, so that no guest ever spends time on it. Must not know 
 import lzma
 import zlib
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from struct import Struct, unpack_from
 from typing import Any
@@ -24,30 +25,40 @@ _PT_LOAD, _PT_NOTE = 1, 4
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
 
 
+class KernelKind(StrEnum):
+    """Whose kernel: Debian's own, or one that is built from Debian's source for nothing but this."""
+
+    CLOUD = "cloud"
+    TUNED = "tuned"
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """An unpacked kernel package: where its files are, and its release (`uname -r`)."""
+    """An unpacked kernel package: where its files are, and its release (`uname -r`).
+
+    image: a bzImage, or the ELF file itself. modules: a directory with modules.builtin at least.
+    """
 
     release: str
-    bzimage: Path
+    image: Path
     modules: Path
 
 
 def find_kernel(tree: Path) -> Kernel:
     """The one kernel in an unpacked tree."""
-    images = sorted((tree / "boot").glob("vmlinuz-*"))
+    images = sorted((tree / "boot").glob("vmlinu[xz]-*"))
     if len(images) != 1:
         raise FailedPrecondition(f"expected one kernel in {tree}/boot, found {len(images)}")
-    release = images[0].name.removeprefix("vmlinuz-")
+    release = images[0].name.partition("-")[2]
     modules = tree / "usr/lib/modules" / release
     if not modules.is_dir():
         modules = tree / "lib/modules" / release
     return Kernel(release, images[0], modules)
 
 
-def vmlinux(bzimage: bytes) -> bytes:
-    """The ELF file inside a bzImage, without padding, section headers and relocations."""
-    return compact(_decompress(_payload(bzimage)))
+def vmlinux(image: bytes) -> bytes:
+    """The ELF file inside a bzImage, or one as it is, without padding, section headers and relocations."""
+    return compact(image if image.startswith(_ELF) else _decompress(_payload(image)))
 
 
 def _payload(bzimage: bytes) -> bytes:

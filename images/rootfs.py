@@ -20,6 +20,7 @@ CODE = "/usr/lib/casemate"  # the agent and rpc, in the guest
 MODULES = "/usr/lib/modules"
 MAIN = f"{CODE}/main.pyc"
 BUNDLE = f"{CODE}/bundle"
+INIT = f"{CODE}/init"  # of an image without an initramfs: the first program
 PROGRAM = ("/usr/bin/python3", "-I", "-S", MAIN)
 WANTED = ("/usr/bin/python3", "/usr/lib/x86_64-linux-gnu/libc.so.6", BUNDLE)  # read before it starts
 UUID = "0c05e3a7-e000-4000-8000-00000000cafe"  # of every image: nothing mounts by it
@@ -134,6 +135,13 @@ def add_modules(root: Path, text: str, files: Mapping[str, bytes]) -> None:
     code = root / CODE.lstrip("/")
     code.mkdir(parents=True, exist_ok=True)
     (code / "modules.txt").write_text(text)
+
+
+def add_init(root: Path, program: bytes) -> None:
+    """Adds the first program of a guest whose kernel mounts the root by itself."""
+    path = root / INIT.lstrip("/")
+    path.write_bytes(program)
+    path.chmod(0o755)
 
 
 def check_source(source: Path) -> None:

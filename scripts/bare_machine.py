@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from images import apt
+from images.rootspace import Rootspace, copy_sources
 from rpc.errors import CasemateError
 from scripts.host import CHECKOUT, install_packages, main_guard, require_root, run, say
-from scripts.rootspace import Rootspace, copy_sources
 
 HOME = Path("/var/tmp/casemate-bare")
 SUITES = ("bookworm", "trixie")

@@ -1,51 +1,17 @@
-"""What the bed is made of, kept by the digest of its recipe, and never half there.
+"""Where what the bed is made of is kept between runs.
 
-    HOME/KIND-DIGEST/     one finished thing; whoever finds it may use it
-    HOME/.KIND-*          one that is being built; left by a build that was killed, it is swept away
-    HOME/KIND.lock        held by whoever builds one
-
-Must not know what the things are.
+Must not know what the things are, nor how they are kept (images/entries.py does).
 """
 
-import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
-from images.files import locked
+from images import entries
 from scripts.host import CACHE, say
 
 HOME = CACHE / "testbed"
-KEPT = 2  # of a kind: that of the checkout, and that of the commit it is compared with
 
 
-def entry(kind: str, recipe: object, build: Callable[[Path], None], home: Path = HOME) -> Path:
-    """The thing of this kind and recipe (anything that json takes).
-
-    build fills an empty directory, which becomes the thing if it returns. It may take minutes, which
-    is told when it begins and when it is done.
-    """
-    digest = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    path = home / f"{kind}-{digest}"
-    home.mkdir(parents=True, exist_ok=True)
-    with locked(home / f"{kind}.lock"):
-        if not path.exists():
-            for left in home.glob(f".{kind}-*"):
-                shutil.rmtree(left)
-            say(f"testbed: building its {kind}")
-            start = time.monotonic()
-            with tempfile.TemporaryDirectory(prefix=f".{kind}-", dir=home) as scratch:
-                made = Path(scratch, "made")
-                made.mkdir()
-                build(made)
-                made.rename(path)
-            say(f"testbed: {path} took {time.monotonic() - start:.0f} s")
-        os.utime(path)  # the newest is the one used last
-        entries = sorted(home.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for old in entries[KEPT:]:
-            shutil.rmtree(old)
-    return path
+def entry(kind: str, recipe: object, build: Callable[[Path], None]) -> Path:
+    """The bed's part of this kind and recipe (images.entries.entry)."""
+    return entries.entry(HOME, kind, recipe, build, lambda text: say(f"testbed: {text}"))

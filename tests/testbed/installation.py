@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from images.rootspace import Rootspace, copy_sources
 from rpc.errors import NotFound
 from scripts import containerd, demo_image, product, venv
 from scripts.host import CHECKOUT, run, say
-from scripts.rootspace import Rootspace, copy_sources
 from tests.testbed import cache, debian
 
 DISK = "disk.ext4"

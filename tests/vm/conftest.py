@@ -12,9 +12,13 @@ import pytest
 from bench.ctr import Ctr
 from bench.instance import RUNTIME, Instance
 from images import builder, oci
+from images.kernel import KernelKind
 from images.store import ImageStore
 from tests.vm import builds, census
 from tests.vm.pods import FULL, IMAGE, Pods, prepare
+
+KERNEL_VARIABLE = "CASEMATE_TEST_KERNEL"
+"""Which kernel the guests of the tests have that choose none: a word of `casemate image build --kernel`."""
 
 INSTANCE = pytest.StashKey[Instance]()
 
@@ -59,7 +63,8 @@ def demo_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def image_store() -> Path:
     """A store of the tests' own with the guest image of this checkout, built if it is not there yet."""
-    store, options = ImageStore(builds.CACHE.parent / "test-images"), builder.Options()
+    options = builder.Options(kernel=KernelKind(os.environ.get(KERNEL_VARIABLE) or KernelKind.CLOUD))
+    store = ImageStore(builds.CACHE.parent / "test-images")
     if builder.current(store, options) is None:
         builder.build(store, options)
         store.gc()

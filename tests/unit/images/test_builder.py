@@ -7,10 +7,11 @@ import pytest
 
 from images import builder
 from images.image import INITRD, KERNEL, ROOTFS, sha256_of
+from images.kernel import KernelKind
 from images.packages import Fetched
 from images.store import ImageStore
-from rpc.errors import NotFound
-from tests.unit.images.fakes import RELEASE, agent_source, kernel_tree, python_tree
+from rpc.errors import FailedPrecondition, NotFound
+from tests.unit.images.fakes import RELEASE, agent_source, elf, kernel_tree, python_tree
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Fetched:
 
 def assemble(tree: Fetched, source: Path, scratch: Path) -> tuple[dict[str, str], dict[str, object]]:
     scratch.mkdir()
-    files, about = builder.assemble(tree, builder.Options(source=source), scratch)
+    files, about = builder.assemble(tree, tree, builder.Options(source=source), scratch)
     digests = {name: sha256_of(path) for name, path in files.items()}
     shutil.rmtree(scratch)
     return digests, about
@@ -53,13 +54,58 @@ def test_the_manifest_tells_what_it_is_made_of(tree: Fetched, tmp_path: Path) ->
     assert "no_timer_check" in str(about["cmdline"])
 
 
+def tuned_tree(tree: Path) -> Fetched:
+    """A kernel that was built from its source: an ELF file, and a list of what is built in."""
+    modules = tree / "usr/lib/modules/6.12-casemate"
+    for directory in (tree / "boot", modules):
+        directory.mkdir(parents=True)
+    (tree / "boot/vmlinux-6.12-casemate").write_bytes(elf())
+    (modules / "modules.builtin").write_text("kernel/drivers/block/virtio_blk.ko\nkernel/fs/erofs/erofs.ko\n")
+    return Fetched(tree, {"linux-source-6.12": "6.12-1"})
+
+
+def test_a_tuned_image_has_no_initramfs_and_its_kernel_mounts_the_root(tree: Fetched, tmp_path: Path) -> None:
+    options = builder.Options(kernel=KernelKind.TUNED, source=agent_source(tmp_path / "source"))
+    (tmp_path / "work").mkdir()
+    files, about = builder.assemble(tree, tuned_tree(tmp_path / "kernel"), options, tmp_path / "work")
+    assert set(files) == {KERNEL, ROOTFS}
+    assert "root=/dev/vda rootfstype=erofs ro" in about["cmdline"]
+    init = Path(about["cmdline"].partition(" init=")[2].split()[0])
+    program = tmp_path / "work/root" / init.relative_to("/")
+    assert program.read_bytes().startswith(b"\x7fELF")
+    assert program.stat().st_mode & 0o111 == 0o111
+    assert (about["kernel"], about["kernel_kind"]) == ("6.12-casemate", "tuned")
+    assert about["kernel_packages"] == {"linux-source-6.12": "6.12-1"}
+
+
+def test_a_kernel_without_what_the_root_needs_is_refused(tree: Fetched, tmp_path: Path) -> None:
+    options = builder.Options(kernel=KernelKind.TUNED, source=agent_source(tmp_path / "source"))
+    kernel = tuned_tree(tmp_path / "kernel")
+    (listed,) = kernel.path.rglob("modules.builtin")
+    listed.write_text("kernel/drivers/block/virtio_blk.ko\n")
+    (tmp_path / "work").mkdir()
+    with pytest.raises(FailedPrecondition, match="no module erofs"):
+        builder.assemble(tree, kernel, options, tmp_path / "work")
+
+
+def test_a_rebuild_keeps_the_kernel_that_was_chosen(tree: Fetched, tmp_path: Path, store: ImageStore) -> None:
+    source = agent_source(tmp_path / "source")
+    (tmp_path / "work").mkdir()
+    tuned = builder.Options(kernel=KernelKind.TUNED, source=source)
+    kernel = tuned_tree(tmp_path / "kernel")
+    image = store.add("default", *builder.assemble(tree, kernel, tuned, tmp_path / "work"))
+    assert builder.current(store, builder.Options(source=source)) == image
+    assert builder.current(store, tuned) == image
+    assert builder.current(store, builder.Options(kernel=KernelKind.CLOUD, source=source)) is None
+
+
 def test_an_image_is_current_until_its_sources_change(
     tree: Fetched, tmp_path: Path, store: ImageStore
 ) -> None:
     options = builder.Options(source=agent_source(tmp_path / "source"))
     assert builder.current(store, options) is None
     (tmp_path / "work").mkdir()
-    image = store.add("default", *builder.assemble(tree, options, tmp_path / "work"))
+    image = store.add("default", *builder.assemble(tree, tree, options, tmp_path / "work"))
     assert builder.current(store, options) == image
     assert builder.current(store, builder.Options(source=options.source, suite="sid")) is None
     (options.source / "rpc/errors.py").write_text("WORD = 'changed'\n")
@@ -69,7 +115,7 @@ def test_an_image_is_current_until_its_sources_change(
 def test_a_damaged_image_is_not_current(tree: Fetched, tmp_path: Path, store: ImageStore) -> None:
     options = builder.Options(source=agent_source(tmp_path / "source"))
     (tmp_path / "work").mkdir()
-    image = store.add("default", *builder.assemble(tree, options, tmp_path / "work"))
+    image = store.add("default", *builder.assemble(tree, tree, options, tmp_path / "work"))
     image.rootfs.write_bytes(b"")
     assert builder.current(store, options) is None
 

@@ -30,6 +30,10 @@ def test_the_kernel_is_found_whatever_it_is_compressed_with(how: str) -> None:
     assert len(found) < len(elf())
 
 
+def test_a_kernel_that_was_never_packed_is_taken_as_it_is() -> None:
+    assert vmlinux(elf()) == compact(compact(elf())) == vmlinux(bzimage(compressed(elf(), "gzip")))
+
+
 def test_a_kernel_compressed_with_zstd(tmp_path: Path) -> None:
     raw = elf(text=bytes(range(256)) * 40)
     payload = subprocess.run(["zstd", "-qc"], input=raw, capture_output=True, check=True).stdout
@@ -79,7 +83,7 @@ def test_a_tree_must_have_one_kernel(tmp_path: Path) -> None:
     (tmp_path / "boot").mkdir()
     with pytest.raises(FailedPrecondition, match="found 0"):
         find_kernel(tmp_path)
-    for release in ("1", "2"):
-        (tmp_path / f"boot/vmlinuz-{release}").touch()
+    for name in ("vmlinuz-1", "vmlinux-2"):
+        (tmp_path / "boot" / name).touch()
     with pytest.raises(FailedPrecondition, match="found 2"):
         find_kernel(tmp_path)

@@ -1,11 +1,16 @@
-"""What the bed is made of: finished or not there, built once, forgotten when it was not used for long."""
+"""What takes long to make: finished or not there, built once, forgotten when it was not used for long."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.testbed import cache
+from images.entries import entry
+
+
+def made(home: Path, recipe: list[object], make: Callable[[Path], None]) -> Path:
+    return entry(home, "thing", recipe, make, print)
 
 
 def fill(target: Path) -> None:
@@ -13,17 +18,17 @@ def fill(target: Path) -> None:
 
 
 def test_the_same_recipe_is_built_once(tmp_path: Path) -> None:
-    first = cache.entry("thing", ["a", 1], fill, tmp_path)
+    first = made(tmp_path, ["a", 1], fill)
     assert (first / "content").read_text() == "whole"
 
     def again(_: Path) -> None:
         pytest.fail("it was there")
 
-    assert cache.entry("thing", ["a", 1], again, tmp_path) == first
+    assert made(tmp_path, ["a", 1], again) == first
 
 
 def test_another_recipe_is_another_thing(tmp_path: Path) -> None:
-    assert cache.entry("thing", ["a"], fill, tmp_path) != cache.entry("thing", ["b"], fill, tmp_path)
+    assert made(tmp_path, ["a"], fill) != made(tmp_path, ["b"], fill)
 
 
 def test_what_could_not_be_finished_is_not_there(tmp_path: Path) -> None:
@@ -32,20 +37,20 @@ def test_what_could_not_be_finished_is_not_there(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        cache.entry("thing", ["a"], fail, tmp_path)
+        made(tmp_path, ["a"], fail)
     assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]
 
 
 def test_what_a_killed_build_left_is_swept_away(tmp_path: Path) -> None:
     left = tmp_path / ".thing-x1/made"
     left.mkdir(parents=True)
-    cache.entry("thing", ["a"], fill, tmp_path)
+    made(tmp_path, ["a"], fill)
     assert not left.exists()
 
 
 def test_those_used_last_are_kept(tmp_path: Path) -> None:
     names = []
     for recipe in ("a", "b", "a", "c"):
-        names.append(cache.entry("thing", [recipe], fill, tmp_path))
+        names.append(made(tmp_path, [recipe], fill))
         time.sleep(0.01)  # of one clock tick, by which the file system tells their age
     assert set(tmp_path.glob("thing-*")) == {names[0], names[3]}

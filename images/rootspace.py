@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ PLAIN = {
     "TERM": "dumb",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
+SHOWN = 4000  # characters of what a failed command said
 UNSHARE = (
     # unshare itself lets SIGTERM pass: whoever is killed in the middle leaves nothing running
     *("setpriv", "--pdeathsig", "KILL", "unshare"),
@@ -40,7 +42,7 @@ mount --rbind /sys "$root/sys"
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs "$root/run"
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/tmp"
-hostname bare-debian
+hostname rootspace
 cd "$root"
 mkdir -p .outside
 pivot_root . .outside
@@ -69,20 +71,32 @@ class Rootspace:
     shown: Mapping[str, Path] = field(default_factory=dict)
     lent: Mapping[str, Path] = field(default_factory=dict)
 
-    def run(self, command: Sequence[str | Path], *, cwd: str = "/", niceness: int = 0) -> int:
-        """Run a command to its end, its words going where ours go; every process of it ends with it."""
+    def run(
+        self, command: Sequence[str | Path], *, cwd: str = "/", niceness: int = 0, log: Path | None = None
+    ) -> int:
+        """Run a command to its end; every process of it ends with it. Its words go to the end of the file
+        log, or else where ours go."""
         script = ["sh", "-c", ENTER, "enter", self.root, self._mounts(), cwd, *command]
-        return subprocess.run(
-            [str(word) for word in ["nice", "-n", str(niceness), *UNSHARE, *script]],
-            env={**self._passed_on(), **PLAIN},
-            stdin=subprocess.DEVNULL,
-            check=False,
-        ).returncode
+        with ExitStack() as stack:
+            words = stack.enter_context(log.open("ab")) if log else None
+            return subprocess.run(
+                [str(word) for word in ["nice", "-n", str(niceness), *UNSHARE, *script]],
+                env={**self._passed_on(), **PLAIN},
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                check=False,
+            ).returncode
 
-    def check(self, command: Sequence[str | Path], *, cwd: str = "/", niceness: int = 0) -> None:
-        """The same, for a command that must succeed. Raises CasemateError."""
-        if code := self.run(command, cwd=cwd, niceness=niceness):
-            raise CasemateError(f"exit code {code} in {self.root} from: {shlex.join(map(str, command))}")
+    def check(
+        self, command: Sequence[str | Path], *, cwd: str = "/", niceness: int = 0, log: Path | None = None
+    ) -> None:
+        """The same, for a command that must succeed. Raises CasemateError, with the last words in log."""
+        if code := self.run(command, cwd=cwd, niceness=niceness, log=log):
+            raise CasemateError(
+                f"exit code {code} in {self.root} from: {shlex.join(map(str, command))}",
+                details=log.read_text(errors="replace")[-SHOWN:].strip() if log else None,
+            )
 
     def merge(self) -> list[str]:
         """The command that mounts the root."""
