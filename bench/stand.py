@@ -191,11 +191,11 @@ class Stand:
         checkout = surroundings.checkout
         if checkout == CHECKOUT:
             store = ImageStore(Path(self.settings.image_dir))
-            found = store.resolve(self.settings.profiles[self.settings.default_profile].image)
-            if builder.current(store, builder.Options()) is None:
-                self.say("the guest image was made by another casemate: `casemate image build` makes it anew")
+            found = self._guest_image(store, surroundings.image)
             # By its digest: whoever builds an image meanwhile shall not change what is measured.
-            images, image, self.guest_image = store.root, found.digest, found
+            images, image = store.root, found.digest
+            if not surroundings.image or self.guest_image is None:
+                self.guest_image = found
         else:
             images, image = instance.base / "images", "default"
             self.say(f"building the guest image of {checkout}")
@@ -208,6 +208,19 @@ class Stand:
             image=image,
             template=surroundings.template,
         )
+
+    def _guest_image(self, store: ImageStore, kind: str) -> GuestImage:
+        """The default profile's, or the one that has the name of its kernel's kind."""
+        name = kind or self.settings.profiles[self.settings.default_profile].image
+        make = f"casemate image build --name {name}" + (f" --kernel {kind}" if kind else "")
+        try:
+            found = store.resolve(name)
+        except NotFound as error:
+            error.hint = make
+            raise
+        if builder.current(store, builder.Options(name=name)) is None:
+            self.say(f"the guest image {name} was made by another casemate: `{make}` makes it anew")
+        return found
 
     def warm_up(self) -> None:
         """Fill every cache and have casemate's templates made: no turn pays for what is done once."""

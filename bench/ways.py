@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.instance import CHECKOUT, RUNTIME
+from images.kernel import KernelKind
 from rpc.errors import InvalidArgument, NotFound
 
 RUNC = "io.containerd.runc.v2"
 KATA = "io.containerd.kata.v2"
+TUNED = KernelKind.TUNED.value  # the name of a guest image with a kernel of that kind
 UNIFIED = Path("/sys/fs/cgroup/unified")
 SEARCH_PATH = (
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/kata/bin:/opt/kata/runtime-rs/bin"
@@ -27,12 +29,13 @@ SEARCH_PATH = (
 class Surroundings:
     """What a containerd must be given for a way; ways with the same share one.
 
-    template: the key of casemate's profiles, empty for its default. without_mounts: of the host's. casemated:
-    whether it runs beside.
+    template, image: the keys of casemate's profiles, empty for their defaults. without_mounts: of the host's.
+    casemated: whether it runs beside.
     """
 
     checkout: Path = CHECKOUT
     template: str = ""
+    image: str = ""
     without_mounts: tuple[str, ...] = ()
     casemated: bool = False
 
@@ -79,6 +82,8 @@ def known() -> dict[str, Way]:
             Way("casemate", RUNTIME),
             Way("casemate-boot", RUNTIME, surroundings=Surroundings(template="off")),
             Way("casemate-node", RUNTIME, surroundings=Surroundings(casemated=True)),
+            Way("casemate-tuned", RUNTIME, surroundings=Surroundings(image=TUNED)),
+            Way("casemate-tuned-boot", RUNTIME, surroundings=Surroundings(template="off", image=TUNED)),
             Way("kata", KATA),
         )
     }
@@ -103,6 +108,8 @@ def parse(text: str) -> Way:
             raise InvalidArgument(f"{text}: {checkout} is no checkout of casemate")
         if surroundings.casemated and not (directory / "node" / "main.py").is_file():
             raise InvalidArgument(f"{text}: the checkout {checkout} has no casemated")
+        if surroundings.image:
+            raise InvalidArgument(f"{text}: another checkout has its own guest image", hint="leave out @...")
         surroundings = replace(surroundings, checkout=directory)
     return Way(label or way.name, way.runtime, way.options, way.programs, surroundings)
 

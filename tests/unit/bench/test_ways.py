@@ -33,7 +33,19 @@ def test_another_checkout_is_another_casemate() -> None:
     assert base.surroundings.checkout == CHECKOUT == this.surroundings.checkout
 
 
-@pytest.mark.parametrize("word", ["", "podman", "io.containerd.v2", "x=", "runc@/", "casemate@/nowhere"])
+def test_the_guests_own_kernel_is_another_image() -> None:
+    tuned, boot = ways.parse_all(["casemate-tuned", "casemate-tuned-boot"])
+    assert (tuned.runtime, tuned.surroundings.image, tuned.surroundings.template) == (RUNTIME, "tuned", "")
+    assert (boot.surroundings.image, boot.surroundings.template) == ("tuned", "off")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("", "podman", "io.containerd.v2", "x=", "runc@/", "casemate@/nowhere"),
+        f"casemate-tuned@{CHECKOUT}",  # which has a guest image of its own
+    ],
+)
 def test_what_means_no_runtime_is_refused(word: str) -> None:
     with pytest.raises(InvalidArgument):
         ways.parse(word)
