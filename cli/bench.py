@@ -23,8 +23,8 @@ Runtimes = Annotated[
         "--runtime",
         metavar="[LABEL=]NAME[@CHECKOUT]",
         help="Again for each: runc, crun, casemate, casemate-boot (never restored), casemate-node (beside "
-        "casemated), kata, or containerd's name of a runtime. Ratios are to the first. CHECKOUT: another "
-        "checkout of casemate. "
+        "casemated), casemate-tuned and casemate-tuned-boot (the guest image named tuned), kata, or "
+        "containerd's name of a runtime. Ratios are to the first. CHECKOUT: another checkout of casemate. "
         "Default: runc, casemate.",
     ),
 ]

@@ -18,7 +18,7 @@ from images.bytecode import find_python
 from images.handover import Root, from_root
 from images.image import INITRD, KERNEL, ROOTFS, GuestImage
 from images.initramfs import initramfs
-from images.kernel import KernelKind, find_kernel, vmlinux
+from images.kernel import CMDLINE, KernelKind, find_kernel, vmlinux
 from images.modules import BOOT, ModuleTree, feature_list
 from images.packages import Fetched, Request, fetch
 from images.store import ImageStore
@@ -35,12 +35,10 @@ CLOUD_PACKAGES = ("linux-image-cloud-amd64", "tiny-initramfs")
 # its own jitter for 0.1 s (the kernel's random numbers do not come from it), and self-checks of the keys
 # for module signatures (images/modules.py takes those off).
 _SKIPPED = ("jent_mod_init", "load_system_certificate_list")
-CMDLINE = (
+CLOUD_CMDLINE = (
     "cryptomgr.notests",  # of every cipher
     "lsm=landlock,yama",  # nobody loads a policy for the others
     f"initcall_blacklist={','.join(_SKIPPED)}",
-    # an emulated guest on a busy host can miss the ticks that this test counts, and panics then
-    "no_timer_check",
 )
 
 
@@ -124,11 +122,11 @@ def assemble(
         rootfs.add_modules(root, features, module_files)
     if kind is KernelKind.TUNED:
         rootfs.add_init(root, initprogram.build(from_root(start)))
-        cmdline = [*tuned.CMDLINE, f"init={rootfs.INIT}"]
+        cmdline = [*CMDLINE, *tuned.CMDLINE, f"init={rootfs.INIT}"]
     else:
         files[INITRD] = scratch / INITRD
         files[INITRD].write_bytes(initramfs(boot, start))
-        cmdline = [*CMDLINE]
+        cmdline = [*CMDLINE, *CLOUD_CMDLINE]
     with phase("agent"):
         rootfs.add_agent(root, python, options.source)
     with phase("erofs"):

@@ -17,6 +17,7 @@ from rpc.errors import FailedPrecondition, PermissionDenied
 
 FRAGMENT = Path(__file__).with_name("kernel.config")
 TARGET = "vmlinux"
+SOURCE = "linux-source-"  # the package's name goes on with the version
 # A compiler and the source, unpacked and never configured: hence awk by its package's name, and the
 # directories and links of base-files.
 TOOLCHAIN = (
@@ -26,11 +27,9 @@ TOOLCHAIN = (
 )
 CMDLINE = (
     *("root=/dev/vda", "rootfstype=erofs", "ro"),
-    # an emulated guest on a busy host can miss the ticks that this test counts, and panics then
-    "no_timer_check",
+    "dummy.numdummies=0",  # a pod's only interfaces are those that it was given
 )
 _KIND, _ORIGIN = "kernel", "origin.json"
-_SOURCE = "linux-source-"  # the package's name goes on with the version
 
 
 def ensure(suite: str, mirror: str, cache: Path | None, say: Callable[[str], None]) -> Fetched:
@@ -79,7 +78,7 @@ def _home(cache: Path | None) -> Path:
 
 def _settings(toolchain: Fetched) -> dict[str, str]:
     """Make's variables. Who builds, when and where is not in the kernel, but the source's version is."""
-    sources = [name for name in toolchain.versions if name.startswith(_SOURCE)]
+    sources = [name for name in toolchain.versions if name.startswith(SOURCE)]
     if len(sources) != 1:
         raise FailedPrecondition(f"expected one kernel source, found {sources}")
     return {
