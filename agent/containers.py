@@ -53,6 +53,7 @@ class Guest:
         self.directory = directory
         self.cgroup_root = cgroup_root
         self.share = ""  # where the host's files are, once they are
+        self.writes_back = True  # whether files that nobody has open may be newer here than on the host
         self.volumes = ""  # the same files, if what is bound into a container is cached less than its root
         self.sysctl_root = sysctl_root
         self._tasks = tasks
@@ -106,6 +107,15 @@ class Guest:
             await container.delete_exec(exec_id, kill=kill)
         elif await container.delete(kill=kill):
             del self._containers[container_id]
+
+    def may_hold_data(self) -> bool:
+        """Whether the host may lack what a container wrote.
+
+        Over virtiofs every write goes there at once, save those to mapped memory: these go when the last
+        process that has it mapped is gone (Linux, fs/fuse/file.c, fuse_vma_close). A sync would have the host
+        write all its disk's dirty pages, which may take seconds.
+        """
+        return self.writes_back or any(container.cgroup.pids() for container in self._containers.values())
 
     def kill_all(self) -> None:
         for container in self._containers.values():

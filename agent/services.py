@@ -100,6 +100,7 @@ class AgentService:
             self._guest.volumes = request.path
         else:
             self._guest.share = request.path
+        self._guest.writes_back = request.fstype != "virtiofs"
         return Empty()
 
     async def _mount_9p(self, request: api.MountShareRequest) -> None:
@@ -111,7 +112,8 @@ class AgentService:
             system.mount_share(request.tag, request.path, request.fstype, options)
 
     async def sync(self, request: Empty, context: Context) -> Empty:
-        await system.sync(system.SYNC_S)
+        if self._guest.may_hold_data():
+            await system.sync(system.SYNC_S)
         return Empty()
 
     async def prepare(self, request: Empty, context: Context) -> Empty:

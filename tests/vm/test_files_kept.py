@@ -9,7 +9,7 @@ import pytest
 from config import programs
 from config.load import load
 from shim.vm import virtiofsd
-from tests.vm.pods import Pods
+from tests.vm.pods import RUN_S, Pods
 
 PROGRAM_BYTES = (
     1 << 20
@@ -62,6 +62,30 @@ def test_what_the_host_changes_in_the_root_file_system_is_seen_soon(pods: Pods) 
         until(lambda: pods.exec(name, "ls", "/etc/listed").out == "later\n", "a new name in a directory")
         (etc / "told").unlink()
         until(lambda: pods.exec(name, "cat", "/etc/told").code != 0, "a file's end")
+
+
+MAPPED = """\
+import mmap, signal
+with open('/volume/mapped', 'r+b') as file:
+    memory = mmap.mmap(file.fileno(), 0)
+memory[:] = b'y' * len(memory)
+print('written', flush=True)
+signal.pause()
+"""
+
+
+def test_what_was_written_to_mapped_memory_is_on_the_host_when_the_pod_is_gone(pods: Pods) -> None:
+    """Nobody asks the guest's kernel for it: no msync, no close, an end by SIGKILL."""
+    volume = pods.ctr.instance.work / "mapped"
+    volume.mkdir()
+    (volume / "mapped").write_bytes(bytes(PROGRAM_BYTES))
+    mount = ("--mount", f"type=bind,src={volume},dst=/volume,options=rbind:rw")
+    name = pods.ctr.new_id()
+    with pods.start("python3", "-c", MAPPED, options=mount, name=name) as running:
+        running.read_until(b"written", RUN_S)
+        pods.kill(name).ok()
+        running.finish(RUN_S)
+    assert (volume / "mapped").read_bytes() == b"y" * PROGRAM_BYTES
 
 
 def test_what_the_host_writes_to_a_volume_is_seen_at_the_next_open(pods: Pods) -> None:

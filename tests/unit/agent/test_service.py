@@ -42,9 +42,10 @@ def subreaper() -> Iterator[None]:
 class Shim:
     """The other end: the calls that the tests make."""
 
-    def __init__(self, client: Client, service: AgentService, directory: Path) -> None:
+    def __init__(self, client: Client, service: AgentService, guest: Guest, directory: Path) -> None:
         self.client = client
         self.service = service
+        self.guest = guest
         self.directory = directory
         self._stream: Stream[api.EventsRequest, api.Event] | None = None
 
@@ -123,7 +124,7 @@ def run(tmp_path: Path) -> Callable[[Scenario], None]:
             serving = tasks.create_task(server.serve(*await asyncio.open_connection(sock=ours)))
             client = Client(*await asyncio.open_connection(sock=theirs))
             try:
-                await scenario(Shim(client, service, tmp_path))
+                await scenario(Shim(client, service, guest, tmp_path))
             finally:
                 await client.close()
                 await serving
@@ -389,6 +390,25 @@ def test_cgroup_figures_and_members(run: Callable[[Scenario], None]) -> None:
         await shim.call(api.SIGNAL, container_id="c", signal=15, all=True)
         assert {event.exit_status for event in await shim.events(2)} == {143}
         await shim.call(api.DELETE, container_id="c")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("writes_back", "running", "held"), [(False, "7\n", True), (False, "", False), (True, "", True)]
+)
+def test_a_sync_is_for_what_the_host_may_lack(
+    run: Callable[[Scenario], None], writes_back: bool, running: str, held: bool
+) -> None:
+    async def scenario(shim: Shim) -> None:
+        cgroup = shim.directory / "cgroup/containers/c"
+        cgroup.mkdir(parents=True)
+        (cgroup / "cgroup.procs").write_text(running)
+        await shim.create("c", "true")
+        shim.guest.writes_back = writes_back
+        assert shim.guest.may_hold_data() is held
+        (cgroup / "cgroup.procs").write_text("")
+        await end(shim, "c")
 
     run(scenario)
 
