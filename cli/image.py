@@ -77,7 +77,7 @@ def show(reference: Reference = "default", as_json: Json = False) -> None:
         return
     print_line(f"digest        {image.digest}")
     print_line(f"directory     {image.directory}")
-    for key in ("suite", "architecture", "kernel", "kernel_kind", "python", "cmdline"):
+    for key in ("suite", "architecture", "kernel", "kernel_kind", "python", "crun", "cmdline"):
         print_line(f"{key:13} {about.get(key, '')}")
     for name, entry in about["files"].items():
         print_line(f"{name:13} {entry['bytes']} bytes, sha256:{entry['sha256']}")

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from images import initprogram, rootfs
+from images import crun, initprogram, rootfs
 from images.bytecode import find_python
 from images.handover import Root, from_root
 from images.image import INITRD, KERNEL, ROOTFS, GuestImage
@@ -23,7 +23,7 @@ from images.modules import BOOT, ModuleTree, feature_list
 from images.packages import Fetched, Request, fetch
 from images.store import ImageStore
 from images.tuned import kernel as tuned
-from rpc.errors import DataLoss, FailedPrecondition, NotFound
+from rpc.errors import CasemateError, DataLoss, FailedPrecondition, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -93,17 +93,36 @@ def build(
         tree = fetch(Request(packages, suite=options.suite, mirror=options.mirror), cache)
     with phases.phase("kernel"):
         kernel = tree if cloud else tuned.ensure(options.suite, options.mirror, cache, progress)
+    with phases.phase("crun"):
+        static = own_crun(tree, options, cache, progress)
     with tempfile.TemporaryDirectory(prefix="casemate-image-") as scratch:
-        files, about = assemble(tree, kernel, options, Path(scratch), phases)
+        files, about = assemble(tree, kernel, options, Path(scratch), phases, static)
         with phases.phase("store"):
             image = store.add(options.name, files, about)
     return Built(image, phases.seconds)
 
 
+def own_crun(tree: Fetched, options: Options, cache: Path | None, progress: Progress) -> Path | None:
+    """A tree with the crun that crun.py builds; None where that cannot be done, as Debian's does the same."""
+    try:
+        return crun.ensure(tree, options.suite, options.mirror, cache, progress)
+    except CasemateError as error:
+        log.warning("the guest gets Debian's crun, not one built for it: %s", error)
+        return None
+
+
 def assemble(
-    tree: Fetched, kernel_tree: Fetched, options: Options, scratch: Path, phases: _Phases | None = None
+    tree: Fetched,
+    kernel_tree: Fetched,
+    options: Options,
+    scratch: Path,
+    phases: _Phases | None = None,
+    static: Path | None = None,
 ) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Makes the image's files in scratch. Returns them and what the manifest says of them."""
+    """Makes the image's files in scratch. Returns them and what the manifest says of them.
+
+    static: a tree with a crun instead of that of the packages.
+    """
     phase = (phases or _Phases()).phase
     files = {KERNEL: scratch / KERNEL, ROOTFS: scratch / ROOTFS}
     kind = options.kernel or KernelKind.CLOUD
@@ -117,7 +136,7 @@ def assemble(
     root = scratch / "root"
     with phase("root"):
         root.mkdir()
-        rootfs.populate(tree.path, python, root)
+        rootfs.populate(tree.path, python, root, static)
         features, module_files = feature_list(modules, rootfs.MODULES)
         rootfs.add_modules(root, features, module_files)
     if kind is KernelKind.TUNED:
@@ -139,6 +158,7 @@ def assemble(
         "kernel_kind": kind.value,
         "features": [line.partition(":")[0] for line in features.splitlines()],
         "python": python.version,
+        "crun": "static" if static else "debian",
         "agent": _code_digest(options.source),
         "builder": _builder_digest(),
         "packages": dict(tree.versions),

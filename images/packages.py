@@ -96,6 +96,11 @@ def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None =
         return _load(entry)
 
 
+def sources_of(request: Request) -> list[str]:
+    """The lines of sources.list by which a request is fetched."""
+    return _lines(request, None)
+
+
 def _lines(request: Request, apt_etc: Path | None) -> list[str]:
     if request.mirror:
         return mirror_lines(request.suite, request.mirror)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from images.bundle import write_bundle
 from images.bytecode import GuestPython
+from images.crun import PROGRAM as CRUN
 from images.elf import is_elf, libraries
 from images.packages import source_date_epoch
 from images.run import run
@@ -25,7 +26,7 @@ PROGRAM = ("/usr/bin/python3", "-I", "-S", MAIN)
 WANTED = ("/usr/bin/python3", "/usr/lib/x86_64-linux-gnu/libc.so.6", BUNDLE)  # read before it starts
 UUID = "0c05e3a7-e000-4000-8000-00000000cafe"  # of every image: nothing mounts by it
 
-_PROGRAMS = ("usr/bin/crun", "usr/bin/busybox")
+_PROGRAMS = (CRUN, "usr/bin/busybox")
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LINKER = "ld-linux-x86-64.so.2"
 _LOADED_LATER = ("libgcc_s.so.1",)  # the C library loads it by name when a thread ends itself
@@ -91,8 +92,11 @@ _NOT_LOADED = (
 _FIRST = Path(__file__).parent / "guest"
 
 
-def populate(tree: Path, python: GuestPython, root: Path) -> None:
-    """Fills root with what does not change with the agent, from an unpacked tree of packages."""
+def populate(tree: Path, python: GuestPython, root: Path, crun: Path | None = None) -> None:
+    """Fills root with what does not change with the agent, from an unpacked tree of packages.
+
+    crun: another tree, with another crun.
+    """
     for directory in _DIRECTORIES:
         (root / directory).mkdir(parents=True, exist_ok=True)
     for link, target in _LINKS.items():
@@ -101,7 +105,7 @@ def populate(tree: Path, python: GuestPython, root: Path) -> None:
         (root / file).write_text(content)
     programs = [*_PROGRAMS, python.program]
     for program in programs:
-        _copy(tree / program, root / program)
+        _copy(((crun if program == CRUN else None) or tree) / program, root / program)
     (root / "usr/bin/python3").symlink_to(Path(python.program).name)
     _standard_library(python, root)
     from_tree = [tree / _LIBRARIES]

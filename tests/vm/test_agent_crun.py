@@ -12,8 +12,12 @@ from rpc.errors import FailedPrecondition
 from tests.vm.agentvm import AgentVM, make_disk, process, spec
 
 STATE = "/run/casemate/crun"
-# The image's own crun, run where busybox is at home: by the image's dynamic linker.
-CRUN = ("/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "/usr/bin/crun", "--root", STATE)
+CRUN = ("/usr/bin/crun", "--root", STATE)
+# What a container has of the guest's, to run the image's own crun where busybox is at home.
+SEEN = {path: path for path in ("/usr", "/run/casemate", "/sys")} | {
+    "/lib": "/usr/lib",
+    "/lib64": "/usr/lib64",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +35,8 @@ def watcher(vm: AgentVM) -> Iterator[str]:
     what = spec("sleep", "1000")
     del what["hostname"]
     what["linux"]["namespaces"] = [{"type": "mount"}]
-    for path in ("/usr", "/run/casemate", "/sys"):
-        what["mounts"].append({"destination": path, "type": "bind", "source": path, "options": ["rbind"]})
+    for there, here in SEEN.items():
+        what["mounts"].append({"destination": there, "type": "bind", "source": here, "options": ["rbind"]})
 
     async def begin() -> None:
         await vm.create("watcher", what)

@@ -54,6 +54,30 @@ def test_the_manifest_tells_what_it_is_made_of(tree: Fetched, tmp_path: Path) ->
     assert "no_timer_check" in str(about["cmdline"])
 
 
+def test_the_guests_crun_is_the_one_that_was_built_for_it(tree: Fetched, tmp_path: Path) -> None:
+    static = tmp_path / "built"
+    (static / "usr/bin").mkdir(parents=True)
+    (static / "usr/bin/crun").write_bytes(elf() + b"static")
+    source = agent_source(tmp_path / "source")
+    for crun, said in ((static, "static"), (None, "debian")):
+        work = tmp_path / said
+        work.mkdir()
+        _, about = builder.assemble(tree, tree, builder.Options(source=source), work, static=crun)
+        wanted = (crun or tree.path) / "usr/bin/crun"
+        assert (work / "root/usr/bin/crun").read_bytes() == wanted.read_bytes()
+        assert about["crun"] == said
+
+
+def test_a_crun_that_cannot_be_built_is_debians(
+    tree: Fetched, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a network and with nothing in the cache."""
+    options = builder.Options(mirror=f"file://{tmp_path}/no-mirror")
+    assert builder.own_crun(tree, options, tmp_path / "cache", lambda _: None) is None
+    assert "the guest gets Debian's crun" in caplog.text
+    assert "no-mirror" in caplog.text
+
+
 def tuned_tree(tree: Path) -> Fetched:
     """A kernel that was built from its source: an ELF file, and a list of what is built in."""
     modules = tree / "usr/lib/modules/6.12-casemate"
