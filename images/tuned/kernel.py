@@ -40,14 +40,14 @@ def ensure(suite: str, mirror: str, cache: Path | None, say: Callable[[str], Non
     """
     toolchain = fetch(Request(TOOLCHAIN, suite=suite, mirror=mirror), cache)
     fragment = FRAGMENT.read_text()
-    settings = _settings(toolchain)
+    variables = settings(toolchain)
     origin = {"suite": suite, "fragment": fragment, "versions": dict(toolchain.versions)}
 
     def make(target: Path) -> None:
         if os.geteuid() != 0:
             raise PermissionDenied("building a kernel needs root, for mounts of its own")
         log = target.with_name("log")
-        output = kbuild.build(toolchain.path, fragment, TARGET, target.parent, settings, log)
+        output = kbuild.build(toolchain.path, fragment, TARGET, target.parent, variables, log)
         release = (output / "include/config/kernel.release").read_text().strip()
         boot, modules = target / "boot", target / "usr/lib/modules" / release
         for directory in (boot, modules):
@@ -58,7 +58,7 @@ def ensure(suite: str, mirror: str, cache: Path | None, say: Callable[[str], Non
         shutil.copyfile(output / "modules.builtin", modules / "modules.builtin")
         (target / _ORIGIN).write_text(json.dumps(origin))
 
-    recipe = [origin, *kbuild.commands(TARGET, settings)]
+    recipe = [origin, *kbuild.commands(TARGET, variables)]
     path = entries.entry(_home(cache), _KIND, recipe, make, lambda text: say(f"tuned guest: {text}"))
     return Fetched(path, toolchain.versions)
 
@@ -76,7 +76,7 @@ def _home(cache: Path | None) -> Path:
     return (cache or cache_dir()) / "tuned"
 
 
-def _settings(toolchain: Fetched) -> dict[str, str]:
+def settings(toolchain: Fetched) -> dict[str, str]:
     """Make's variables. Who builds, when and where is not in the kernel, but the source's version is."""
     sources = [name for name in toolchain.versions if name.startswith(SOURCE)]
     if len(sources) != 1:
