@@ -11,6 +11,7 @@ import typer
 
 from cli.output import JsonOption, print_json, print_line, print_note, print_table
 from config.load import load
+from config.settings import Profile, Settings
 from rpc.errors import FailedPrecondition, InvalidArgument, NotFound
 from shim.paths import run_dir
 from shim.vm.template import Template, TemplateStore, last_used
@@ -38,8 +39,6 @@ def build(
 
     Does nothing where there is one. What pods ask by annotation is another shape, with a template of its own.
     """
-    from shim import apprentice
-
     settings = load()
     name = profile or settings.default_profile
     if name not in settings.profiles:
@@ -56,18 +55,30 @@ def build(
         )
     before = {template.key for template in _store().list()}
     print_note(f"template of profile {name}: booting")
-    status, paths = apprentice.make(settings, wanted, tenant)
+    made: list[Template] = []
+    # Pods with volumes get their files another way than those without, where both ways are there.
+    for files in ("auto", "virtiofs") if wanted.files == "auto" else (wanted.files,):
+        _make(settings, wanted.replace(files=files), tenant)
+        made = [template for template in _store().list() if template.key not in before]
+        if any(template.about.get("files") == "virtiofs" for template in made):
+            break
+    if as_json:
+        print_json({"made": [_summary(template) for template in made]})
+    for template in made:
+        if not as_json:
+            print_line(f"template {template.key}, {template.about['ram_bytes'] >> 20} MiB of RAM saved")
+    if not made and not as_json:
+        print_line("the template is there already, or another process is making it")
+
+
+def _make(settings: Settings, profile: Profile, tenant: str) -> None:
+    from shim import apprentice
+
+    status, paths = apprentice.make(settings, profile, tenant)
     if status:
         log = paths.ended / "shim.log"
         words = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         raise FailedPrecondition("the template could not be made", details="\n".join(words[-8:]) or None)
-    made = [template for template in _store().list() if template.key not in before]
-    if as_json:
-        print_json({"made": [_summary(template) for template in made]})
-    elif made:
-        print_line(f"template {made[0].key}, {made[0].about['ram_bytes'] >> 20} MiB of RAM saved")
-    else:
-        print_line("the template is there already, or another process is making it")
 
 
 @app.command("list")

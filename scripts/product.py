@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from images import builder
+from images.kernel import KernelKind
 from images.store import ImageStore
 from rpc.errors import AlreadyExists, InvalidArgument
 from scripts import venv
@@ -200,9 +201,12 @@ def install_service(manifest: Manifest) -> None:
         say(f"casemated does not start: systemctl status {SERVICE.name}")
 
 
-def ensure_image(home: Path = IMAGES) -> None:
-    """The guest image in this store: built once, and again when what goes into it changed."""
-    store, options = ImageStore(home), builder.Options()
+def ensure_image(home: Path = IMAGES, kernel: KernelKind | None = None) -> None:
+    """The guest image in this store: built once, and again when what goes into it changed.
+
+    kernel: None keeps the kind that it has.
+    """
+    store, options = ImageStore(home), builder.Options(kernel=kernel)
     if builder.current(store, options) is None:
         say("building the guest image")
         builder.build(store, options, progress=say)

@@ -108,7 +108,12 @@ def _likeness(settings: "Settings", namespace: str, spec: "dict[str, Any] | None
     annotations = (spec or {}).get("annotations")
     known = annotations if isinstance(annotations, dict) else {}
     ours = {key: known[key] for key in known if str(key).startswith("dev.casemate")}
-    told = [settings.default_profile, sorted(ours.items()), namespace, str(known.get(TENANT_ANNOTATION))]
+    mounts = (spec or {}).get("mounts")
+    binds = isinstance(mounts, list) and any("bind" in str(mount) for mount in mounts)
+    told = [
+        *(settings.default_profile, sorted(ours.items()), namespace, str(known.get(TENANT_ANNOTATION))),
+        binds,  # which may decide how files come
+    ]
     return sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
 
 

@@ -102,12 +102,14 @@ class Pod:
                 cache=Path(places.cache_dir()),
                 tenant=tenant,
                 own_files=spec.has_own_files(wanted),
+                shares_directories=spec.shares_directories(wanted),
             ),
             self.trace,
             wishes.append,
         )
         self.trace.add(phases.POD_READY, from_s, time.monotonic())
-        self._standby.settle(self._profile, tenant, wished=bool(wishes), restored=machine.facts.restored)
+        alike = self._profile.replace(files=machine.facts.files)
+        self._standby.settle(alike, tenant, wished=bool(wishes), restored=machine.facts.restored)
         self._spawn(machine.events(self._on_event))
         self._spawn(self._on_lost(machine))
         return machine

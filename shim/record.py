@@ -57,6 +57,7 @@ def describe(
         "accel": facts.accel.kind if facts else "",
         "accel_reason": facts.accel.reason if facts else "",
         "transport": facts.transport if facts else "",
+        "files": facts.files if facts else "",
         "kernel_release": facts.kernel_release if facts else "",
         "memory_used_bytes": facts.memory_used_bytes if facts else 0,
         "qemu_pid": machine.qemu.host_pid(identity.host_proc) if machine else 0,

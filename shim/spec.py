@@ -112,6 +112,16 @@ def has_own_files(spec: Spec) -> bool:
     return not shared and spec.annotations.keys().isdisjoint(GROUP_ANNOTATIONS)
 
 
+def shares_directories(spec: Spec) -> bool:
+    """Whether containers of the pod may meet in a directory, with each other or with programs of the host's.
+
+    They would at sockets and FIFOs that they make there, which 9p cannot do. A file alone is no such place.
+    """
+    binds = [mount for mount in spec.mounts if mount.is_bind]
+    grouped = not spec.annotations.keys().isdisjoint(GROUP_ANNOTATIONS)
+    return grouped or not all(os.path.isfile(mount.source) for mount in binds)
+
+
 def process_for_guest(process: Document) -> tuple[Document, tuple[str, ...]]:
     """An OCI Process, of a container or an exec, and lines as GuestSpec.ignored. Raises Unimplemented."""
     refuse(process, REFUSED_OF_PROCESSES, "process.")

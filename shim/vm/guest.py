@@ -42,6 +42,7 @@ class Facts:
     image_digest: str
     kernel_release: str
     memory_used_bytes: int
+    files: str
 
     @property
     def restored(self) -> bool:

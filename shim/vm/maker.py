@@ -92,6 +92,7 @@ async def _save_booted(setting: Setting, trace: Trace, staging: Path) -> "dict[s
             "profile": setting.request.profile.name,
             "tenant": setting.request.tenant,
             "accel": setting.accel.kind,
+            "files": setting.files.value,
             "qemu": identity(setting.qemu),
             "kernel": hello.kernel_release,
             "vcpus": setting.request.profile.vcpus,

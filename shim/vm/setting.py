@@ -53,7 +53,7 @@ log = logging.getLogger("casemate")
 class MachineRequest:
     """What a pod wants of its machine, and where its files may be.
 
-    tenant: whose templates may serve it. own_files: as spec.has_own_files() has it.
+    tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have it.
     """
 
     pod_id: str
@@ -64,6 +64,7 @@ class MachineRequest:
     cache: Path
     tenant: str = ""
     own_files: bool = False
+    shares_directories: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     transport = designer.transport_of(settings.transport)
     firmware = programs.firmware(settings)
     version = qemu_version(qemu, request.cache / "qemu.json")
-    way = designer.files_of(profile.files, transport, image, version)
+    wanted = "virtiofs" if profile.files == "auto" and request.shares_directories else profile.files
+    way = designer.files_of(wanted, transport, image, version)
     return Setting(request, accel, image, qemu, firmware, transport, way, user, host, ram)
 
 

@@ -294,6 +294,7 @@ class Attempt:
             setting.image.digest,
             printable(hello.kernel_release),
             hello.memory_used_bytes,
+            setting.files.value,
         )
         return Machine(
             facts,

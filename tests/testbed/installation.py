@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from images.kernel import KernelKind
 from images.rootspace import Rootspace, copy_sources
 from rpc.errors import NotFound
 from scripts import containerd, demo_image, product, venv
@@ -62,7 +63,7 @@ def disk() -> Path:
     def build(target: Path) -> None:
         space, changes = _rootspace(target, dependencies, containers, host), _changes(target)
         images = cache.HOME / "images"
-        product.ensure_image(images)
+        product.ensure_image(images, KernelKind.TUNED)  # which has 9p
         shutil.copytree(images, changes / str(product.IMAGES).lstrip("/"), symlinks=True)
         init = changes / INIT.lstrip("/")
         for path, text in {init: FIRST_INIT, changes / SETTINGS: SLOW}.items():

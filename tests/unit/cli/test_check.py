@@ -275,7 +275,7 @@ def test_a_host_name_that_resolves_slowly_is_a_warning(
     finally:
         answers.set()
     assert slow.level is Level.WARNING
-    assert "no answer yet after 0.2 s" in slow.found
+    assert "no answer yet after 0." in slow.found
     assert "/etc/hosts" in (slow.fix or "")
 
     def nobody(*_: object, **__: object) -> None:

@@ -39,6 +39,7 @@ def template(store: TemplateStore, number: int, **about: object) -> Template:
         "vcpus": 2,
         "memory_bytes": 256 * MIB,
         "ram_bytes": 50 * MIB,
+        "files": "virtiofs",
         "created_at": 1_700_000_000.0,
     }
     made = make(store, key(number), **(known | about))
@@ -123,18 +124,22 @@ class Maker:
 
     def __init__(self, store: TemplateStore) -> None:
         self.store = store
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[tuple[str, str, str]] = []
+        self.auto = "virtiofs"
         self.status = 0
         self.log = ""
 
     def __call__(self, settings: Settings, profile: Profile, tenant: str) -> tuple[int, PodPaths]:
-        self.asked.append((profile.name, tenant))
+        self.asked.append((profile.name, tenant, profile.files))
         paths = PodPaths(apprentice.NAMESPACE, "x")
         if self.log:
             paths.ended.mkdir(parents=True)
             (paths.ended / "shim.log").write_text(self.log)
-        if not self.status and not self.store.keys():
-            template(self.store, 1, profile=profile.name, tenant=tenant)
+        files = self.auto if profile.files == "auto" else profile.files
+        number = 1 if files == "virtiofs" else 2
+        stored = self.store.keys()
+        if not self.status and key(number) not in stored:
+            template(self.store, number, profile=profile.name, tenant=tenant, files=files)
         return self.status, paths
 
 
@@ -152,14 +157,15 @@ def test_a_template_is_made_ahead_once(casemate: Casemate, maker: Maker) -> None
     again = casemate("template", "build")
     assert again.exit_code == 0
     assert "there already" in again.stdout
-    assert maker.asked == [("default", "")] * 2
+    assert maker.asked == [("default", "", files) for files in ("auto", "auto", "virtiofs")]
 
 
 def test_of_the_profile_that_is_named(casemate: Casemate, maker: Maker) -> None:
     (made,) = json.loads(casemate("template", "build", "--profile", "small", "--json").stdout)["made"]
     assert (made["key"], made["profile"]) == (key(1), "small")
     assert json.loads(casemate("template", "build", "--json").stdout) == {"made": []}
-    assert maker.asked == [("small", ""), ("default", "")]
+    assert maker.asked[0] == ("small", "", "auto")
+    assert maker.asked[1:] == [("default", "", "auto"), ("default", "", "virtiofs")]
 
 
 def test_a_maker_that_failed_is_quoted(casemate: Casemate, maker: Maker) -> None:
@@ -209,7 +215,20 @@ def test_what_no_pod_would_use_is_refused(
 def test_a_tenants_template_is_made_for_it(casemate: Casemate, host: Path, maker: Maker) -> None:
     (host / "etc/config.toml").write_text(PROFILES)
     assert casemate("template", "build", "--profile", "apart", "--tenant", "blue").exit_code == 0
-    assert maker.asked == [("apart", "blue")]
+    assert maker.asked == [("apart", "blue", "auto")]
+
+
+def test_where_files_may_come_two_ways_there_is_a_template_of_each(casemate: Casemate, maker: Maker) -> None:
+    maker.auto = "9p"
+    done = casemate("template", "build", "--json")
+    assert sorted(made["key"] for made in json.loads(done.stdout)["made"]) == [key(1), key(2)]
+    assert [files for _, _, files in maker.asked] == ["auto", "virtiofs"]
+
+
+def test_of_the_way_that_a_profile_decides_there_is_one(casemate: Casemate, host: Path, maker: Maker) -> None:
+    (host / "etc/config.toml").write_text('[profiles.default]\nfiles = "9p"\n')
+    assert casemate("template", "build").exit_code == 0
+    assert maker.asked == [("default", "", "9p")]
 
 
 # -- gc ------------------------------------------------------------------------------------------------------

@@ -30,9 +30,8 @@ from shim.vm.guest import Facts, Machine
 from tests.unit.rpc.wires import until
 
 PIPE_BYTES = 64 << 10
-FACTS = Facts(
-    "boot", Acceleration("tcg", "a test's"), "serial", "sha256:" + "0" * 64, "6.1.0-cloud", 30 << 20
-)
+_ACCEL = Acceleration("tcg", "a test's")
+FACTS = Facts("boot", _ACCEL, "serial", "sha256:" + "0" * 64, "6.1.0-cloud", 30 << 20, "virtiofs")
 
 
 class Pipe:

@@ -70,6 +70,27 @@ def test_whose_files_a_pods_only_container_sees(changes: dict[str, Any], own: bo
     assert spec.has_own_files(oci.parse(config(**changes))) is own
 
 
+def test_a_pod_shares_directories_if_it_may_be_given_one(tmp_path: Path) -> None:
+    file, directory = tmp_path / "file", tmp_path / "directory"
+    file.touch()
+    directory.mkdir()
+
+    def shares(*sources: Path, **changes: Any) -> bool:
+        mounts = [
+            {"destination": f"/{source.name}", "type": "bind", "source": str(source), "options": ["rbind"]}
+            for source in sources
+        ]
+        mounts.append({"destination": "/proc", "type": "proc", "source": "proc"})
+        return spec.shares_directories(oci.parse(config(mounts=mounts, **changes)))
+
+    assert not shares()
+    assert not shares(file)
+    assert shares(directory)
+    assert shares(file, directory)
+    assert shares(tmp_path / "nothing")
+    assert shares(annotations={"io.kubernetes.cri.sandbox-id": "pod"})
+
+
 def test_a_device_of_the_hosts_is_refused_by_name() -> None:
     with pytest.raises(Unimplemented, match="device /dev/sda: ") as caught:
         for_guest(linux(devices=[{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]))
