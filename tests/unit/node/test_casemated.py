@@ -122,7 +122,9 @@ def test_the_child_keeps_no_descriptor_and_no_handler_of_the_servers(run: Path, 
         int(line.split()[1], 16) for line in facts["signals"] if line.startswith(("SigBlk", "SigIgn"))
     )
     assert blocked == 0
-    assert ignored == sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))  # as Python starts
+    # glibc's own signals, which no program has a say over, are ignored in what its posix_spawn starts.
+    ours = sum(1 << number - 1 for number in signal.valid_signals())
+    assert ignored & ours == sum(1 << number - 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
 
 
 # --- when it declines ---
