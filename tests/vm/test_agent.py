@@ -140,12 +140,15 @@ def test_a_share_that_cannot_be_mounted_is_an_error(vm: AgentVM) -> None:
     request = api.MountShareRequest(tag="nosuch", path="/run/casemate/other", fstype="virtiofs")
     with pytest.raises(Unavailable, match="no virtiofs device nosuch appeared within"):
         vm.run(vm.client.call(api.MOUNT_SHARE, request))
-    for fstype, why in (("erofs", "cannot mount erofs /dev/nosuch on /run/casemate/other"), ("xfs", "no xfs")):
+    for fstype, why in (
+        ("erofs", "cannot mount erofs /dev/nosuch on /run/casemate/other"),
+        ("xfs", "no xfs"),
+    ):
         request = api.MountShareRequest(tag="/dev/nosuch", path="/run/casemate/other", fstype=fstype)
         with pytest.raises(FailedPrecondition, match=why):
             vm.run(vm.client.call(api.MOUNT_SHARE, request))
     request = api.MountShareRequest(tag="nosuch", path="/run/casemate/other", fstype="9p")
-    with pytest.raises(FailedPrecondition, match="files come over vsock alone|kernel has no 9p"):
+    with pytest.raises(FailedPrecondition, match=r"files come over vsock alone|kernel has no 9p"):
         vm.run(vm.client.call(api.MOUNT_SHARE, request))
 
 
