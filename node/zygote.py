@@ -48,7 +48,7 @@ def serve(path: str, parent: int, ready: int) -> NoReturn:
             loaded = Loaded(begun_s)
         except StaleError as error:
             sys.stderr.write(f"casemated: {error} was changed while it was loaded\n")
-            time.sleep(loading.wait_s(begun_s))
+            time.sleep(loading.wait_s(begun_s))  # until the clock that files are dated by has moved on
             status = STALE
         else:
             with listen(path) as listener:

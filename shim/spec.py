@@ -109,7 +109,7 @@ def refuse_host_access(spec: Spec) -> None:
 def has_own_files(spec: Spec) -> bool:
     """Whether the container of a pod that is to be its only one sees no file that others are to change."""
     shared = any(mount.is_bind for mount in spec.mounts) or os.path.isabs(spec.rootfs)
-    return not shared and spec.annotations.keys().isdisjoint(GROUP_ANNOTATIONS)
+    return not shared and not _is_one_of_a_group(spec)
 
 
 def shares_directories(spec: Spec) -> bool:
@@ -117,9 +117,12 @@ def shares_directories(spec: Spec) -> bool:
 
     They would at sockets and FIFOs that they make there, which 9p cannot do. A file alone is no such place.
     """
-    binds = [mount for mount in spec.mounts if mount.is_bind]
-    grouped = not spec.annotations.keys().isdisjoint(GROUP_ANNOTATIONS)
-    return grouped or not all(os.path.isfile(mount.source) for mount in binds)
+    given = (mount.source for mount in spec.mounts if mount.is_bind)
+    return _is_one_of_a_group(spec) or not all(map(os.path.isfile, given))
+
+
+def _is_one_of_a_group(spec: Spec) -> bool:
+    return not spec.annotations.keys().isdisjoint(GROUP_ANNOTATIONS)
 
 
 def process_for_guest(process: Document) -> tuple[Document, tuple[str, ...]]:

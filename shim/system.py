@@ -67,22 +67,23 @@ PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 
 
-def _check(result: int, what: str) -> None:
+def check(result: int, what: str) -> None:
+    """Raises OSError for what a function of the C library's answered, if it failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
 
 
 def unshare(flags: int) -> None:
-    _check(_libc.unshare(flags), "unshare")
+    check(_libc.unshare(flags), "unshare")
 
 
 def setns(fd: int, kind: int) -> None:
-    _check(_libc.setns(fd, kind), "setns")
+    check(_libc.setns(fd, kind), "setns")
 
 
 def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: str = "") -> None:
-    _check(
+    check(
         _libc.mount(
             source.encode(),
             target.encode(),
@@ -103,15 +104,15 @@ def bind_sealed(source: str, target: str, *, recursive: bool, read_only: bool) -
     """
     clone = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
     tree = _libc.syscall(428, AT_FDCWD, source.encode(), ctypes.c_uint(clone))
-    _check(tree, source)
+    check(tree, source)
     try:
         wanted = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
         attributes = struct.pack("=QQQQ", wanted, 0, MS_PRIVATE, 0)
         flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
         size = ctypes.c_size_t(len(attributes))
-        _check(_libc.syscall(442, tree, b"", ctypes.c_uint(flags), attributes, size), source)
+        check(_libc.syscall(442, tree, b"", ctypes.c_uint(flags), attributes, size), source)
         empty = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
-        _check(_libc.syscall(429, tree, b"", AT_FDCWD, target.encode(), empty), target)
+        check(_libc.syscall(429, tree, b"", AT_FDCWD, target.encode(), empty), target)
     finally:
         os.close(tree)
 
@@ -128,12 +129,12 @@ def umount_if_mounted(target: str) -> bool:
 
 
 def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
-    _check(_libc.umount2(target.encode(), flags), target)
+    check(_libc.umount2(target.encode(), flags), target)
 
 
 def set_process_name(name: str) -> None:
     """Shows as `comm` in ps; the kernel keeps 15 bytes."""
-    _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), name)
+    check(_libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), name)
 
 
 def set_command_line(argv: "Sequence[bytes]") -> None:
@@ -168,14 +169,14 @@ def return_memory() -> None:
 
 def end_with_parent(parent: int) -> None:
     """SIGKILL for this process when the thread that forked it ends. Raises ProcessLookupError if it has."""
-    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
+    check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
     if os.getppid() != parent:
         raise ProcessLookupError(f"process {parent} has ended")
 
 
 def no_new_privileges() -> None:
     """No program executed from here on gains anything from setuid bits or file capabilities."""
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def kill_process(pidfd: int, number: int = signal.SIGKILL) -> None:

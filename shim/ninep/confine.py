@@ -42,12 +42,6 @@ _KILL, _ALLOW, _NO_SUCH_CALL = 0x80000000, 0x7FFF0000, 0x00050000 | 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _call(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
-
-
 def enter(directory: str) -> int:
     """Makes it the root of all there is, /proc/self/fd the working directory. What is mounted in it later, by
     whoever shares its mounts, appears. Returns a descriptor of the directory. Raises OSError."""
@@ -55,7 +49,7 @@ def enter(directory: str) -> int:
     system.mount("none", "/", None, system.MS_REC | system.MS_SLAVE)
     numbers = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(directory)
-    _call(_libc.syscall(_SYS_PIVOT_ROOT, b".", b"."), "pivot_root")
+    system.check(_libc.syscall(_SYS_PIVOT_ROOT, b".", b"."), "pivot_root")
     system.umount(".", system.MNT_DETACH)
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fchdir(numbers)
@@ -71,10 +65,10 @@ def give_up_powers() -> None:
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             if ctypes.get_errno() == _EINVAL:
                 break  # beyond the last that this kernel knows
-            _call(-1, "drop a capability")
+            system.check(-1, "drop a capability")
     low = sum(1 << capability for capability in KEPT)
     head = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    _call(_libc.syscall(_SYS_CAPSET, head, struct.pack("=6I", low, low, 0, 0, 0, 0)), "capset")
+    system.check(_libc.syscall(_SYS_CAPSET, head, struct.pack("=6I", low, low, 0, 0, 0, 0)), "capset")
     system.no_new_privileges()
     _forbid()
 
@@ -109,4 +103,4 @@ def _forbid() -> None:
     code = program()
     held = ctypes.create_string_buffer(code, len(code))
     filter_ = struct.pack("@HP", len(code) // 8, ctypes.addressof(held))
-    _call(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filter_, 0, 0), "seccomp")
+    system.check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filter_, 0, 0), "seccomp")

@@ -10,10 +10,11 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
 
 from shim.ninep import wire
-from shim.ninep.files import PATH_ONLY, Fid
+from shim.ninep.fid import PATH_ONLY, Fid
 from shim.ninep.wire import Fields, Malformed
 
 _U32 = struct.Struct("<I")
@@ -422,8 +423,6 @@ class Session:
         if valid & SET_SIZE:
             fid.truncate(size)
         if valid & (SET_ATIME | SET_MTIME):
-            import time
-
             now = time.time_ns()
             accessed = times[0] * 10**9 + times[1] if valid & ATIME_GIVEN else now
             modified = times[2] * 10**9 + times[3] if valid & MTIME_GIVEN else now

@@ -16,7 +16,7 @@ from shim.helper import Helper, spawn
 from shim.spec import GUEST_SHARE
 from shim.vm import designer, virtiofsd
 from shim.vm.domain import FileSystem
-from shim.vm.limits import allowed, open_files
+from shim.vm.open_files import allowed, open_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from shim.vm.host import Host
 from shim.vm.share import bounded_directory, shared_directories
 from shim.vm.template import TemplateStore
 from shim.vm.users import QemuUser, qemu_user
-from shim.vm.versions import check_qemu, qemu_version
+from shim.vm.versions import check_qemu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     qemu = programs.qemu(settings)
     if not os.access(qemu, os.X_OK):
         raise FailedPrecondition(f"QEMU: {qemu} cannot be executed")
-    check_qemu(qemu, request.cache / "qemu.json")
+    version = check_qemu(qemu, request.cache / "qemu.json")
     user = undo.enter_context(
         qemu_user(settings.qemu_user, request.cache.parent / "users", kvm=accel.kind == "kvm")
     )
@@ -150,7 +150,6 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     host = Host(paths.libvirt, ram, user, request.cache / f"libvirt-{accel.kind}")
     transport = designer.transport_of(settings.transport)
     firmware = programs.firmware(settings)
-    version = qemu_version(qemu, request.cache / "qemu.json")
     wanted = "virtiofs" if profile.files == "auto" and request.shares_directories else profile.files
     way = designer.files_of(wanted, transport, image, version)
     return Setting(request, accel, image, qemu, firmware, transport, way, user, host, ram)

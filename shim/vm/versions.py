@@ -45,18 +45,16 @@ def version_text(program: str, cache: Path) -> str:
     return answer.stdout
 
 
-def qemu_version(program: str, cache: Path) -> "tuple[int, int] | None":
-    """None for one that does not say."""
-    found = re.search(r"version (\d+)\.(\d+)", version_text(program, cache))
-    return None if found is None else (int(found[1]), int(found[2]))
-
-
-def check_qemu(program: str, cache: Path) -> None:
-    """Raises FailedPrecondition for a QEMU that is too old. One that says nothing is left to libvirt."""
-    found = qemu_version(program, cache)
-    if found is not None and found < QEMU_LEAST:
+def check_qemu(program: str, cache: Path) -> "tuple[int, int] | None":
+    """Its version; None if it says none: that is left to libvirt. Raises FailedPrecondition if too old."""
+    said = re.search(r"version (\d+)\.(\d+)", version_text(program, cache))
+    if said is None:
+        return None
+    found = (int(said[1]), int(said[2]))
+    if found < QEMU_LEAST:
         raise FailedPrecondition(
             f"QEMU {found[0]}.{found[1]} ({program}) is too old",
             details="{}.{} is the oldest that works".format(*QEMU_LEAST),
             hint="Debian 12 has QEMU 7.2",
         )
+    return found

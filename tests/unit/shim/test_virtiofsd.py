@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rpc.errors import Unavailable
-from shim.vm import limits, virtiofsd
+from shim.vm import open_files, virtiofsd
 from tests.unit.rpc.wires import run, until
 
 C = "virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)"
@@ -95,14 +95,14 @@ def test_no_more_files_are_asked_for_than_may_be_opened(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 20000))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert limits.allowed(131072) == 20000
-    assert limits.allowed(4096) == 4096
+    assert open_files.allowed(131072) == 20000
+    assert open_files.allowed(4096) == 4096
     raised: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
-    assert limits.allowed(131072) == 131072
+    assert open_files.allowed(131072) == 131072
     assert raised == [(1024, 131072)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
-    assert limits.allowed(131072) == 131072
+    assert open_files.allowed(131072) == 131072
 
 
 def test_its_kind_is_asked_once_and_again_when_the_program_changes(tmp_path: Path, program: Program) -> None:

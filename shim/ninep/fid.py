@@ -116,7 +116,7 @@ class Fid:
         os.chown(_by_number(self.path), user, group)
 
     def truncate(self, size: int) -> None:
-        os.truncate(self.io if self.io >= 0 and _is_writable(self.io) else _by_number(self.path), size)
+        os.truncate(_by_number(self.path), size)
 
     def set_times(self, accessed_ns: int | None, modified_ns: int | None) -> None:
         """None leaves a time as it is."""
@@ -173,9 +173,3 @@ class Fid:
 
 def _by_number(fd: int) -> str:
     return str(fd)
-
-
-def _is_writable(fd: int) -> bool:
-    import fcntl
-
-    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
