@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import document, page, report, suite
+from bench import document, page, report, suite, targets
 from bench.instance import CHECKOUT
 from config.load import load
 from images import builder
@@ -32,6 +32,12 @@ def main() -> int:
     )
     performance.add_argument("--runtime", action="append", help="instead of all that are known and installed")
     performance.add_argument("--pods", type=int, default=10, help="how many idle pods (default: 10)")
+    performance.add_argument(
+        "--at-once",
+        type=int,
+        default=targets.CROWD,
+        help=f"how many start at once, after those that start alone (default: {targets.CROWD})",
+    )
     performance.set_defaults(run=write_performance)
     compare = commands.add_parser("compare")
     compare.add_argument("--base", type=Path, required=True, help="the other checkout")
@@ -59,7 +65,7 @@ def ensure_image() -> None:
 def write_performance(arguments: argparse.Namespace) -> None:
     """The page, its pictures, the samples beside them, and report.html."""
     ways = tuple(arguments.runtime or suite.default_ways(all_of_them=True))
-    options = suite.Options(ways, rounds=arguments.rounds, pods=arguments.pods)
+    options = suite.Options(ways, rounds=arguments.rounds, pods=arguments.pods, crowd=arguments.at_once)
     measured = suite.run(document.KINDS, options, say)
     written = report.write_page(measured, arguments.output)
     written += write_samples(measured, arguments.output.with_suffix(""))

@@ -64,6 +64,15 @@ class ProcessShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A client of many at once that did not end with 0, in its own words. round: from 0."""
+
+    way: str
+    round: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """began_at is Unix time in seconds. options are those of the command line. files: the guest image's."""
 
@@ -75,6 +84,7 @@ class Document:
     options: Mapping[str, Any]
     lives: tuple[Life, ...] = ()
     processes: tuple[ProcessShare, ...] = ()
+    failures: tuple[Failure, ...] = ()
     files: Mapping[str, int] = field(default_factory=dict)
     run: str = field(default_factory=lambda: uuid4().hex)
     began_at: float = field(default_factory=time.time)
@@ -124,6 +134,7 @@ def from_json(given: Mapping[str, Any]) -> Document:
     values["ways"] = _records(WayFacts, ({**way, "sources": tuple(way["sources"])} for way in given["ways"]))
     values["samples"] = _records(Sample, given["samples"])
     values["processes"] = _records(ProcessShare, given["processes"])
+    values["failures"] = _records(Failure, given.get("failures", ()))
     values["lives"] = _records(
         Life, ({**life, "spans": _records(Span, life["spans"])} for life in given["lives"])
     )
@@ -145,6 +156,9 @@ def _check(document: Document) -> None:
             raise ValueError(f"a sample of {sample.way!r}, {sample.measure!r}")
         if type(sample.turn) is not int or type(sample.round) is not int or not isfinite(sample.value):
             raise ValueError("a sample without a turn or a value")
+    for failure in document.failures:
+        if failure.way not in names or type(failure.round) is not int:
+            raise ValueError(f"a failure of {failure.way!r}")
     for life in document.lives:
         if life.way not in names or not life.exec_s <= life.exit_s <= life.gone_s:
             raise ValueError(f"a life of {life.way!r} that does not go forward")

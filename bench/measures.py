@@ -11,6 +11,9 @@ MIB = 1 << 20
 RUN = "run"
 RUN_GONE = "run.gone"
 FIRST_BYTE = "first_byte"
+MANY_RUN = "many.run"
+MANY_GONE = "many.gone"
+MANY_FIRST_BYTE = "many.first_byte"
 GUEST_BOOT = "guest_boot"
 OUTSIDE = "outside"
 EXEC = "exec"
@@ -49,6 +52,9 @@ MEASURES = {
         Measure(RUN, "`ctr run --rm` of `true`, from ctr's exec to its exit"),
         Measure(RUN_GONE, "the same, until nothing of the container is left"),
         Measure(FIRST_BYTE, "`ctr run --rm` of `echo`, from ctr's exec to the first byte"),
+        Measure(MANY_FIRST_BYTE, "`ctr run --rm` of `echo`, many at once, from ctr's exec to the first byte"),
+        Measure(MANY_RUN, "the same, from ctr's exec to its exit"),
+        Measure(MANY_GONE, "the same, from the first ctr's exec until nothing of any container is left"),
         Measure(GUEST_BOOT, "guest power-on to the agent's answer"),
         Measure(OUTSIDE, "`ctr run` of `true` outside the guest's boot and run"),
         Measure(EXEC, "`ctr task exec` of `true`"),

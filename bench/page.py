@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bench import stats, svg, targets
-from bench.document import Document, Life
+from bench.document import Document, Failure, Life
 from bench.measures import MEASURES, MIB, RATE
 from rpc.errors import CasemateError
+from shim.trace import printable
 
 TITLES = {
     "boot": "Start",
@@ -105,16 +106,18 @@ def accelerated(document: Document) -> str:
 
 
 def targets_table(judged: Sequence[targets.Judged]) -> Table:
-    """Every target, what was measured, the most it may be, and the verdict."""
+    """Every target, what was measured, the most or the least it may be, and the verdict."""
     rows = []
     for one in judged:
         unit = one.target.unit
-        value = f"{one.found.value:.2f} {unit} ({one.found.detail})" if one.found else "-"
-        limits = ", ".join(f"{most:g} {unit} ({accel.upper()})" for accel, most in one.target.limits.items())
+        digits = 3 if one.found and one.found.value < 0.1 else 2
+        value = f"{one.found.value:.{digits}f} {unit} ({one.found.detail})" if one.found else "-"
+        said = ", ".join(f"{value:g} {unit} ({accel.upper()})" for accel, value in one.target.limits.items())
+        limits = f"{one.target.bound.value} {said}" if said else "-"
         verdict = one.verdict.value + (f": {one.reason}" if one.reason else "")
         bold = one.verdict is targets.Verdict.MISSED
         rows.append((one.target.text, value, limits, f"**{verdict}**" if bold else verdict))
-    return Table(("", "measured", "at most", ""), tuple(rows))
+    return Table(("", "measured", "target", ""), tuple(rows))
 
 
 def _run(document: Document, name: str) -> Iterator[str | Table | Picture | Row]:
@@ -122,6 +125,9 @@ def _run(document: Document, name: str) -> Iterator[str | Table | Picture | Row]
     yield table(document)
     if any(sample < stats.FEW for sample in _counts(document)):
         yield f"With fewer than {stats.FEW} samples p95 and p99 are little more than the worst one."
+    if document.failures:
+        yield f"**{len(document.failures)} of those that started at once failed**, and are in no line above:"
+        yield Table(("", "round", "in its own words"), tuple(map(_failure, document.failures)))
     yield from _strips(document, name)
     if document.processes:
         yield "Of which processes, divided by the pods:"
@@ -144,6 +150,8 @@ def conditions(document: Document) -> str:
     options = document.options
     rounds = len({sample.round for sample in document.samples})
     said = [f"{rounds} rounds of {', '.join(way.name for way in document.ways)}, in turns"]
+    if options.get("crowd", 1) > 1:
+        said.append(f"then {options['crowd']} clients at once, {options['crowds']} times each")
     if options.get("parallel", 1) > 1:
         said.append(f"{options['parallel']} clients at once")
     if "pods" in options:
@@ -188,6 +196,11 @@ def ratio(document: Document, measure: str, way: str) -> str:
         return f"refused: {error.details or error.brief}"
     digits = 2 if found.value >= 1 else 3
     return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
+
+
+def _failure(failure: Failure) -> tuple[str, str, str]:
+    words = printable(" ".join(failure.text.split())).replace("`", "'")
+    return (failure.way, str(failure.round), f"`{words}`")
 
 
 def _counts(document: Document) -> Iterator[int]:

@@ -92,6 +92,11 @@ class Runner:
             self.ctr("container", "delete", name).ok()
         gone.wait(self.instance, self.ctr.namespace, before, GONE_S)
 
+    def remove(self, name: str) -> None:
+        """Whatever is there of a container that failed: its client may have taken it away, or not."""
+        self.ctr("task", "delete", "--force", name, timeout_s=RUN_S)
+        self.ctr("container", "delete", name, timeout_s=RUN_S)
+
     def execute(self, name: str, *command: str) -> str:
         """Standard output of a command in a running container."""
         exec_id = self.ctr.new_id("e")

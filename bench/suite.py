@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine, measures, payload, settings, storage, timing
+from bench import crowd, machine, measures, payload, settings, storage, timing
 from bench.density import density
-from bench.document import KINDS, Document, Life, ProcessShare, WayFacts
+from bench.document import KINDS, Document, Failure, Life, ProcessShare, WayFacts
 from bench.instance import CHECKOUT, containerd_in
 from bench.stand import Runner, Say, Stand, demo_archive, scratch_directory
 from bench.turns import FEWEST_ROUNDS, Sample
@@ -18,15 +18,21 @@ from rpc.errors import InvalidArgument, NotFound
 
 # Memory hardly varies, and each weighing takes as many starts as there are pods.
 MOST_WEIGHINGS = 2
+# Each has a sample of every client.
+MOST_CROWDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says. containerd: the directory of one that is not on the PATH."""
+    """What the command line says. containerd: the directory of one that is not on the PATH.
+
+    parallel: clients of each turn of exec. crowd: how many start at once, after those that start alone.
+    """
 
     ways: tuple[str, ...]
     rounds: int = 10
     parallel: int = 1
+    crowd: int = 1
     pods: int = 10
     settle_s: float = 5.0
     size_bytes: int = 64 * measures.MIB
@@ -85,11 +91,17 @@ def _measure(kind: str, stand: Stand, options: Options) -> Document:
     samples: tuple[Sample, ...]
     lives: tuple[Life, ...] = ()
     processes: tuple[ProcessShare, ...] = ()
+    failures: tuple[Failure, ...] = ()
     said: dict[str, Any] = {"runtimes": list(options.ways), "rounds": options.rounds}
     match kind:
         case "boot":
-            timed = timing.boot(stand, options.rounds, options.parallel)
-            samples, lives, said["parallel"] = timed.samples, timed.lives, options.parallel
+            timed = timing.boot(stand, options.rounds)
+            samples, lives, said["crowd"] = timed.samples, timed.lives, options.crowd
+            if options.crowd > 1:
+                rounds = min(options.rounds, MOST_CROWDS)
+                many = crowd.start_at_once(stand, rounds, options.crowd, samples)
+                samples, failures = samples + many.samples, many.failures
+                said["crowds"] = rounds
         case "exec":
             timed = timing.execute(stand, options.rounds, options.parallel)
             samples, said["parallel"] = timed.samples, options.parallel
@@ -114,6 +126,7 @@ def _measure(kind: str, stand: Stand, options: Options) -> Document:
         options=said,
         lives=lives,
         processes=processes,
+        failures=failures,
         files=_files(stand),
         began_at=began_at,
         took_s=time.monotonic() - began_s,

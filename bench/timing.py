@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench import measures
-from bench.ctr import CtrFailed
+from bench.ctr import CtrFailed, CtrTimeout, Running
 from bench.document import Life
 from bench.pod import read_waterfall
 from bench.stand import RUN_S, Runner, Say, Stand
 from bench.turns import Action, Sample, Value, take_turns
-from rpc.errors import DeadlineExceeded
+from rpc.errors import CasemateError, DeadlineExceeded
 from shim import phases
 
 BYTE = b"x"
@@ -42,40 +42,37 @@ class Timed:
     lives: tuple[Life, ...] = ()
 
 
-def boot(stand: Stand, rounds: int, parallel: int) -> Timed:
-    """A container's whole life, and the first byte of one that says something."""
+def boot(stand: Stand, rounds: int) -> Timed:
+    """A container's whole life, and the first byte of one that says something; one at a time."""
     lives: dict[str, list[Life]] = {name: [] for name in stand.runners}
 
     def whole(runner: Runner) -> list[Value]:
         before = runner.look()
-        clients = together(runner, parallel, ("true",))
-        gone_s = max(runner.wait_gone(before), *(client.exit_s for client in clients))
-        values = []
-        for client in clients:
-            facts = runner.note(client.name)
-            values.append(Value(measures.RUN, client.exit_s - client.exec_s, facts.source))
-            life = Life(runner.way.name, 0, client.exec_s, client.exit_s, gone_s)
-            if runner.way.is_casemate:
-                waterfall = read_waterfall(runner.paths(client.name).ended / "trace.json")
-                life = Life(life.way, 0, life.exec_s, life.exit_s, life.gone_s, waterfall.spans)
-                if waterfall.seconds(phases.GUEST_BOOT):
-                    inside_s = waterfall.guest_boot_s + waterfall.guest_run_s
-                    values.append(Value(measures.GUEST_BOOT, waterfall.guest_boot_s, facts.source))
-                    outside_s = client.exit_s - client.exec_s - inside_s
-                    values.append(Value(measures.OUTSIDE, outside_s, facts.source))
-            lives[runner.way.name].append(life)
-        source = next(iter(values)).source
-        began_s = min(client.exec_s for client in clients)
-        return [*values, Value(measures.RUN_GONE, gone_s - began_s, source)]
+        (client,) = together(runner, 1, ("true",))
+        gone_s = max(runner.wait_gone(before), client.exit_s)
+        facts = runner.note(client.name)
+        values = [
+            Value(measures.RUN, client.exit_s - client.exec_s, facts.source),
+            Value(measures.RUN_GONE, gone_s - client.exec_s, facts.source),
+        ]
+        life = Life(runner.way.name, 0, client.exec_s, client.exit_s, gone_s)
+        if runner.way.is_casemate:
+            waterfall = read_waterfall(runner.paths(client.name).ended / "trace.json")
+            life = Life(life.way, 0, life.exec_s, life.exit_s, life.gone_s, waterfall.spans)
+            if waterfall.seconds(phases.GUEST_BOOT):
+                inside_s = waterfall.guest_boot_s + waterfall.guest_run_s
+                values.append(Value(measures.GUEST_BOOT, waterfall.guest_boot_s, facts.source))
+                outside_s = client.exit_s - client.exec_s - inside_s
+                values.append(Value(measures.OUTSIDE, outside_s, facts.source))
+        lives[runner.way.name].append(life)
+        return values
 
     def first(runner: Runner) -> list[Value]:
         before = runner.look()
-        clients = together(runner, parallel, ("echo", BYTE.decode()))
+        (client,) = together(runner, 1, ("echo", BYTE.decode()))
         runner.wait_gone(before)
-        return [
-            Value(measures.FIRST_BYTE, client.first_byte_s - client.exec_s, runner.note(client.name).source)
-            for client in clients
-        ]
+        source = runner.note(client.name).source
+        return [Value(measures.FIRST_BYTE, client.first_byte_s - client.exec_s, source)]
 
     samples = in_turns(stand, whole, rounds, "a container's whole life")
     samples += in_turns(stand, first, rounds, "the first byte of output", samples)
@@ -157,11 +154,23 @@ def together(
 ) -> list[Client]:
     """So many clients at once, each with a container of its own, or each an exec in `container`.
 
-    What is `echo`ed is waited for; every client must end with 0.
+    What is `echo`ed is waited for. Raises the error of the first client that does not end with 0.
     """
+    clients = []
+    for ended in at_once(runner, parallel, command, container=container):
+        if isinstance(ended, CasemateError):
+            raise ended
+        clients.append(ended)
+    return clients
+
+
+def at_once(
+    runner: Runner, parallel: int, command: tuple[str, ...], *, container: str | None = None
+) -> list[Client | CasemateError]:
+    """As together(), with each client's error in its place. Nothing is left of one that failed."""
     barrier = threading.Barrier(parallel)
 
-    def one(_: int) -> Client:
+    def one(_: int) -> Client | CasemateError:
         name = runner.ctr.new_id("b")
         argv = (
             runner.argv(name, *command, options=("--rm",))
@@ -170,20 +179,34 @@ def together(
         )
         barrier.wait()
         exec_s = time.monotonic()
-        with runner.ctr.start(*argv) as running:
-            first_byte_s = 0.0
-            if command[0] == "echo":
-                running.read_until(BYTE, RUN_S)
-                first_byte_s = time.monotonic()
-            result = running.finish(RUN_S)
-            exit_s = time.monotonic()
-        result.ok()
+        try:
+            with runner.ctr.start(*argv) as running:
+                first_byte_s = time.monotonic() if _speaks(running, command) else 0.0
+                result = running.finish(RUN_S)
+                exit_s = time.monotonic()
+            result.ok()
+        except (CtrFailed, CtrTimeout) as error:
+            if container is None:
+                runner.remove(name)
+            return error
         return Client(name, exec_s, first_byte_s, exit_s)
 
     if parallel == 1:
         return [one(0)]
     with ThreadPoolExecutor(parallel) as pool:
         return list(pool.map(one, range(parallel)))
+
+
+def _speaks(running: Running, command: tuple[str, ...]) -> bool:
+    """Waits for the first byte, if the command says any. One that failed says why, in its own words."""
+    if command[0] != "echo":
+        return False
+    try:
+        running.read_until(BYTE, RUN_S)
+    except CtrFailed:
+        running.finish(RUN_S).ok()
+        raise
+    return True
 
 
 def await_stopped(runner: Runner, name: str) -> None:

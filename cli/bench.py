@@ -52,7 +52,9 @@ Json = Annotated[bool, JsonOption]
 def boot(
     runtime: Runtimes = None,
     rounds: Rounds = 10,
-    parallel: Parallel = 1,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=200, help="After those that start alone, so many start at once, twice.")
+    ] = 1,
     output: Output = None,
     containerd: Containerd = None,
     archive: Archive = None,
@@ -65,7 +67,7 @@ def boot(
         output,
         as_json,
         rounds=rounds,
-        parallel=parallel,
+        crowd=parallel,
         containerd=containerd,
         archive=archive,
     )
@@ -196,7 +198,7 @@ def report(
                     "target": one.target.name,
                     "text": one.target.text,
                     "unit": one.target.unit,
-                    "at_most": dict(one.target.limits),
+                    one.target.bound.value.replace(" ", "_"): dict(one.target.limits),
                     "measured": one.found.value if one.found else None,
                     "detail": one.found.detail if one.found else None,
                     "accel": one.found.accel if one.found else None,

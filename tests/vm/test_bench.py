@@ -50,7 +50,7 @@ def test_runtimes_in_turns_and_a_report_of_them(bench: Bench, tmp_path: Path) ->
     before = scratch()
     kept = tmp_path / "boot.json"
     words = ("--runtime", "runc", "--runtime", "again=runc", "--runtime", "casemate", "--rounds", "2")
-    done = bench("boot", *words, "--output", str(kept), "--json")
+    done = bench("boot", *words, "--parallel", "3", "--output", str(kept), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(kept.read_text())
     assert scratch() - before == set()
@@ -63,6 +63,10 @@ def test_runtimes_in_turns_and_a_report_of_them(bench: Bench, tmp_path: Path) ->
     for way in ("runc", "again", "casemate"):
         whole, left = found.values(way, measures.RUN), found.values(way, measures.RUN_GONE)
         assert all(0 < run <= gone for run, gone in zip(whole, left, strict=True))
+        many = found.values(way, measures.MANY_RUN)
+        assert len(many) == len(found.values(way, measures.MANY_FIRST_BYTE)) == 6
+        assert max(found.values(way, measures.MANY_GONE)) >= max(many)
+    assert found.failures == ()
     casemate = found.ways[2]
     assert casemate.accel in ("kvm", "tcg")
     assert (casemate.vcpus, casemate.memory_bytes) == (1, 256 * measures.MIB)

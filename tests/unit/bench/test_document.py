@@ -1,6 +1,7 @@
 """A run's file comes back as it was written, and what is none is refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.unit.bench import runs
 def written(tmp_path: Path) -> tuple[document.Document, Path]:
     found = runs.samples("run", {"runc": [0.1, 0.2], "casemate": [1.0, 2.0]}, source="boot")
     one = runs.document("boot", found, lives=[runs.life("casemate", "kernel")])
+    one = replace(one, failures=(document.Failure("casemate", 1, "no room"),))
     path = tmp_path / "boot.json"
     document.write(one, path)
     return one, path
@@ -42,6 +44,8 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         {"samples": [{"way": "runc", "measure": "mood", "value": 1.0, "round": 0, "turn": 0, "source": ""}]},
         {"samples": [{"way": "podman", "measure": "run", "value": 1.0, "round": 0, "turn": 0}]},
         {"lives": [{"way": "runc", "turn": 0, "exec_s": 2.0, "exit_s": 1.0, "gone_s": 3.0, "spans": []}]},
+        {"failures": [{"way": "podman", "round": 0, "text": "?"}]},
+        {"failures": [{"way": "runc", "round": "0", "text": "?"}]},
         {"surprise": 1},
     ],
 )

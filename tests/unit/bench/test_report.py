@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import measures, page, report, svg
-from bench.document import Document, ProcessShare
+from bench.document import Document, Failure, ProcessShare
 from tests.unit.bench import runs
 
 HOSTILE = "kernel</text><script>alert(1)</script>\x1b[31m"
@@ -89,6 +89,14 @@ def test_waterfalls_stand_side_by_side_on_one_scale(documents: list[Document]) -
     assert [picture.name for picture in row.pictures] == ["boot-waterfall-runc", "boot-waterfall-casemate"]
     axes = [set(re.findall(r'fill="#6b7280">([0-9.]+)<', picture.content)) for picture in row.pictures]
     assert axes[0] == axes[1]
+
+
+def test_those_that_failed_stand_beside_the_numbers(documents: list[Document]) -> None:
+    failed = (Failure("casemate", 1, f"ctr: `no` | room\n{HOSTILE}"),)
+    text = report.markdown(page.sections([replace(documents[1], failures=failed)]), "performance")
+    assert "**1 of those that started at once failed**" in text
+    assert "| casemate | 1 | `ctr: 'no' \\| room" in text
+    assert "\x1b" not in text
 
 
 @given(st.floats(1e-6, 1e6))

@@ -1,9 +1,11 @@
 """Targets are reached, missed or not measured, and which of them it is follows from the samples alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench import measures, targets
-from bench.document import Document
+from bench.document import Document, Failure
 from bench.targets import Verdict
 from tests.unit.bench import runs
 
@@ -49,8 +51,6 @@ def test_half_of_kata_is_for_machines_that_boot_with_kvm() -> None:
 
 
 def test_a_shim_of_casemateds_is_judged_and_its_starts_are_not_those_without_a_daemon() -> None:
-    from dataclasses import replace
-
     def beside(document: Document) -> Document:
         runc, casemate = document.ways
         return replace(document, ways=(runc, replace(casemate, casemated=True)))
@@ -105,3 +105,70 @@ def test_seconds_are_judged_by_their_median() -> None:
     assert judged.verdict is Verdict.REACHED
     assert judged.found is not None
     assert judged.found.value == 0.29
+
+
+def crowd(
+    many: list[float], *, alone_s: float = 1.0, cpus: int = 4, at_once: int = 32, failed: int = 0
+) -> Document:
+    """casemate's starts one at a time, then at once."""
+    alone = runs.samples(measures.RUN, {"runc": [0.1] * 3, "casemate": [alone_s] * 3}, "restore")
+    (first, *_) = runs.samples(measures.MANY_RUN, {"casemate": [0.0]}, "restore")
+    found = alone + [replace(first, value=value) for value in many]
+    one = runs.document("boot", found, source="restore", options={"crowd": at_once, "crowds": 1})
+    failures = tuple(Failure("casemate", 0, "no room") for _ in range(failed))
+    return replace(one, host={**one.host, "cpus": cpus}, failures=failures)
+
+
+@pytest.mark.parametrize(
+    ("many_s", "cpus", "verdict"),
+    [
+        (23.9, 4, Verdict.REACHED),  # 32 / 4 starts take 8 s
+        (24.1, 4, Verdict.MISSED),
+        (11.9, 8, Verdict.REACHED),
+        (2.9, 64, Verdict.REACHED),  # nobody can start sooner than one that is alone
+        (3.1, 64, Verdict.MISSED),
+    ],
+)
+def test_many_at_once_may_take_three_times_what_the_processors_would_need(
+    many_s: float, cpus: int, verdict: Verdict
+) -> None:
+    judged = verdicts(crowd([many_s] * 32, cpus=cpus))
+    assert judged["crowd.restored"].verdict is verdict
+    assert judged["crowd.pooled"].verdict is Verdict.NOT_MEASURED
+
+
+def test_it_is_the_slow_end_that_counts() -> None:
+    assert verdicts(crowd([1.0] * 31 + [99.0]))["crowd.restored"].verdict is Verdict.REACHED
+    assert verdicts(crowd([1.0] * 30 + [99.0] * 2))["crowd.restored"].verdict is Verdict.MISSED
+
+
+def test_one_failure_spoils_it_however_fast_the_others_were() -> None:
+    judged = verdicts(crowd([1.0] * 31, failed=1))["crowd.restored"]
+    assert judged.verdict is Verdict.MISSED
+    assert judged.reason == "1 of 32 failed"
+
+
+def test_another_number_at_once_is_not_judged() -> None:
+    judged = verdicts(crowd([1.0] * 16, at_once=16))["crowd.restored"]
+    assert judged.verdict is Verdict.NOT_MEASURED
+    assert "--parallel 32" in judged.reason
+
+
+def test_what_is_at_least_is_not_at_most() -> None:
+    (block,) = [target for target in targets.TARGETS if target.name == "read.block"]
+    assert block.allows(0.9, block.limits["kvm"])
+    assert not block.allows(0.89, block.limits["kvm"])
+
+
+def test_reading_is_reported_beside_runc_and_what_pods_lack_has_its_reason() -> None:
+    values = {"runc": [2000.0 * measures.MIB] * 2, "casemate": [500.0 * measures.MIB] * 2}
+    found = runs.samples(measures.ROOTFS_WARM, values) + runs.samples(measures.VOLUME_WARM, values)
+    judged = verdicts(runs.document("io", found))
+    for name in ("read.rootfs", "read.volume"):
+        read = judged[name].found
+        assert judged[name].verdict is Verdict.NONE
+        assert read is not None
+        assert read.value == 0.25
+    assert "no block devices" in judged["read.block"].reason
+    assert "no network" in judged["tcp"].reason
+    assert {judged[name].verdict for name in ("read.block", "tcp")} == {Verdict.NOT_MEASURED}
