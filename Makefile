@@ -16,7 +16,7 @@ BIN := .venv/bin
 PROMISED := rpc/*,config/*,shim/journal.py,shim/process.py,shim/container.py,shim/pod.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage check install uninstall bench bench-compare dev lock format clean bare testbed testbed-run testbed-shell test-testbed
+.PHONY: help demo test coverage check install uninstall bench bench-testbed bench-page bench-compare dev lock format clean bare testbed testbed-run testbed-shell test-testbed
 
 $(PYTHON):
 	@[ "$$(id -u)" = 0 ] || { echo "$(PYTHON) is missing: run this as root, or install python3" >&2; exit 1; }
@@ -47,8 +47,14 @@ install: $(PYTHON) ## as root: the product in PREFIX, its executables in /usr/lo
 uninstall: $(PYTHON) ## as root: take away what install and demo made; Debian packages stay
 	@$(SCRIPTS).uninstall
 
-bench: $(PYTHON) ## as root: measure against other runtimes and write docs/performance.md
+bench: $(PYTHON) ## as root: measure against other runtimes on this machine and write docs/performance.md
 	@$(SCRIPTS).bench $(ARGS)
+
+bench-testbed: $(PYTHON) ## as root: the same in the test bed, under KVM; the page has both machines
+	@$(TESTBED) bench $(ARGS)
+
+bench-page: $(PYTHON) ## docs/performance.md anew, of the runs that are kept beside it
+	@$(TESTBED) page
 
 bench-compare: $(PYTHON) ## as root: this checkout and another commit in turns (BASE=main)
 	@$(SCRIPTS).bench --base $(BASE) $(ARGS)

@@ -1,11 +1,15 @@
 """What make runs: `python -m bench performance` for docs/performance.md, `compare` for two checkouts.
 
+    measure        into files of samples, one for each kind of run; also in the test bed
+    page           docs/performance.md of all the files that are kept below docs/performance/
+    performance    both, for this machine
+
 Everything is measured as `casemate bench` does it, on one stand.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench import document, page, report, suite, targets
@@ -16,6 +20,8 @@ from images.store import ImageStore
 from rpc.errors import CasemateError
 
 PAGE = CHECKOUT / "docs/performance.md"
+HOST = "host"
+"""What the page calls the machine of `make bench`, and the directory of its samples."""
 COMPARED = ("boot", "exec", "delete")
 
 
@@ -24,30 +30,43 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
+    measure = commands.add_parser("measure")
+    measure.add_argument("--output", type=Path, required=True, help="a directory for the samples")
+    measure.add_argument("--machine", required=True, help="what a report calls this machine")
+    measure.add_argument("--commit", default="", help="that this casemate was installed from")
+    measure.add_argument("--archive", type=Path, help="an OCI archive instead of the demo's image")
+    measure.set_defaults(run=write_samples)
     performance = commands.add_parser("performance")
-    performance.add_argument(
-        "--output", type=Path, default=PAGE, help="the page (default: docs/performance.md)"
+    performance.set_defaults(
+        run=write_performance,
+        output=PAGE.with_suffix("") / HOST,
+        machine=HOST,
+        commit="",
+        archive=None,
     )
-    performance.add_argument("--runtime", action="append", help="instead of all that are known and installed")
-    performance.add_argument("--pods", type=int, default=10, help="how many idle pods (default: 10)")
-    performance.add_argument(
-        "--at-once",
-        type=int,
-        default=targets.CROWD,
-        help=f"how many start at once, after those that start alone (default: {targets.CROWD})",
-    )
-    performance.set_defaults(run=write_performance)
+    for command in (measure, performance):
+        command.add_argument("--runtime", action="append", help="instead of all that are known and installed")
+        command.add_argument("--kind", action="append", choices=document.KINDS, help="instead of all")
+        command.add_argument("--pods", type=int, default=10, help="how many idle pods (default: 10)")
+        command.add_argument(
+            "--at-once",
+            type=int,
+            default=targets.CROWD,
+            help=f"how many start at once, after those that start alone (default: {targets.CROWD})",
+        )
+    commands.add_parser("page").set_defaults(run=write_page)
     compare = commands.add_parser("compare")
     compare.add_argument("--base", type=Path, required=True, help="the other checkout")
     compare.add_argument("--output", type=Path, help="a directory for the samples and report.html")
     compare.set_defaults(run=compare_checkouts)
-    for command in (performance, compare):
+    for command in (measure, performance, compare):
         command.add_argument("--rounds", type=int, default=10, help="turns of each runtime (default: 10)")
     arguments = parser.parse_args()
     try:
-        ensure_image()
         arguments.run(arguments)
     except CasemateError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -63,37 +82,52 @@ def ensure_image() -> None:
 
 
 def write_performance(arguments: argparse.Namespace) -> None:
-    """The page, its pictures, the samples beside them, and report.html."""
+    """The samples of this machine, and the page of these and of what was kept of others."""
+    write_samples(arguments)
+    write_page(arguments)
+
+
+def write_samples(arguments: argparse.Namespace) -> None:
+    """A file for each kind of run, as soon as it is measured."""
+    ensure_image()
     ways = tuple(arguments.runtime or suite.default_ways(all_of_them=True))
-    options = suite.Options(ways, rounds=arguments.rounds, pods=arguments.pods, crowd=arguments.at_once)
-    measured = suite.run(document.KINDS, options, say)
-    written = report.write_page(measured, arguments.output)
-    written += write_samples(measured, arguments.output.with_suffix(""))
-    for path in written:
+    options = suite.Options(
+        ways,
+        rounds=arguments.rounds,
+        pods=arguments.pods,
+        crowd=arguments.at_once,
+        archive=arguments.archive,
+        machine=arguments.machine,
+        commit=arguments.commit,
+    )
+    kinds = [kind for kind in document.KINDS if kind in (arguments.kind or document.KINDS)]
+    keep(suite.run(kinds, options, say, suite.shows_something), arguments.output)
+
+
+def write_page(_: argparse.Namespace) -> None:
+    for path in report.renew(PAGE):
         say(f"wrote {path}")
 
 
 def compare_checkouts(arguments: argparse.Namespace) -> None:
     """base first, so that every ratio says what this checkout changed."""
+    ensure_image()
     ways = (f"base=casemate@{arguments.base}", "this=casemate", "runc")
-    measured = suite.run(COMPARED, suite.Options(ways, rounds=arguments.rounds), say)
+    measured = list(suite.run(COMPARED, suite.Options(ways, rounds=arguments.rounds), say))
     for one in measured:
         print(page.plain(page.conditions(one)))
         print_table(page.table(one))
     if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        for path in write_samples(measured, arguments.output):
-            say(f"wrote {path}")
+        keep(measured, arguments.output)
+        (arguments.output / report.HTML).write_text(report.html(measured))
 
 
-def write_samples(measured: Sequence[document.Document], directory: Path) -> list[Path]:
-    written = []
+def keep(measured: Iterable[document.Document], directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     for one in measured:
-        written.append(directory / f"{one.kind}.json")
-        document.write(one, written[-1])
-    written.append(directory / "report.html")
-    written[-1].write_text(report.html(measured))
-    return written
+        path = directory / f"{one.kind}.json"
+        document.write(one, path)
+        say(f"wrote {path}, which took {one.took_s:.0f} s")
 
 
 def print_table(table: page.Table) -> None:

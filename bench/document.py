@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from bench.measures import MEASURES
+from bench.measures import MEASURES, MIB
 from bench.turns import Sample
 from rpc.errors import DataLoss, NotFound
 from shim.trace import Span
 
 SCHEMA = 1
-KINDS = ("boot", "exec", "delete", "density", "io")
+KINDS = ("boot", "exec", "delete", "density", "io", "files")
+_FLAGS = {
+    "rounds": ("--rounds", 1),
+    "parallel": ("--parallel", 1),
+    "crowd": ("--parallel", 1),
+    "pods": ("--pods", 1),
+    "settle_s": ("--settle", 1),
+    "size_bytes": ("--size", MIB),
+}
+_ALONE = (("parallel", 1), ("crowd", 1))
 
 T = TypeVar("T")
 
@@ -27,7 +36,7 @@ T = TypeVar("T")
 class WayFacts:
     """A way and the guests it had. accel is empty where the runtime does not say; sources: "boot" ...
 
-    casemated: whether it ran beside.
+    casemated: whether it ran beside. files: how the containers' files came to their guests, "9p" ...
     """
 
     name: str
@@ -39,6 +48,7 @@ class WayFacts:
     vcpus: int = 0
     memory_bytes: int = 0
     casemated: bool = False
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,15 @@ class ProcessShare:
 
 
 @dataclass(frozen=True, slots=True)
+class Trials:
+    """How many things that programs expect of a file system were tried, and what was not so, in its words."""
+
+    way: str
+    tried: int
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A client of many at once that did not end with 0, in its own words. round: from 0."""
 
@@ -74,7 +93,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """began_at is Unix time in seconds. options are those of the command line. files: the guest image's."""
+    """began_at is Unix time in seconds. options are those of the command line. files: the guest image's.
+
+    machine: what whoever measured calls it, or empty; a report keeps runs of several machines apart by it.
+    """
 
     kind: str
     ways: tuple[WayFacts, ...]
@@ -89,6 +111,8 @@ class Document:
     run: str = field(default_factory=lambda: uuid4().hex)
     began_at: float = field(default_factory=time.time)
     took_s: float = 0.0
+    machine: str = ""
+    trials: tuple[Trials, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -99,6 +123,16 @@ class Document:
     def accel(self) -> WayFacts | None:
         """A way that says what accelerated its guests; None if none does."""
         return next((way for way in self.ways if way.accel), None)
+
+    @property
+    def command(self) -> str:
+        """What measures the same."""
+        words = ["casemate bench", self.kind]
+        words += [f"--runtime {name}" for name in self.options.get("runtimes", ())]
+        for option, (flag, scale) in _FLAGS.items():
+            if option in self.options and (option, self.options[option]) not in _ALONE:
+                words.append(f"{flag} {self.options[option] / scale:g}")
+        return " ".join(words)
 
     def measures(self) -> list[str]:
         there = {sample.measure for sample in self.samples}
@@ -131,7 +165,16 @@ def from_json(given: Mapping[str, Any]) -> Document:
     values = dict(given)
     if (values.pop("schema"), values.pop("program")) != (SCHEMA, "casemate bench"):
         raise ValueError("of another program or version")
-    values["ways"] = _records(WayFacts, ({**way, "sources": tuple(way["sources"])} for way in given["ways"]))
+    values["ways"] = _records(
+        WayFacts,
+        (
+            {**way, "sources": tuple(way["sources"]), "files": tuple(way.get("files", ()))}
+            for way in given["ways"]
+        ),
+    )
+    values["trials"] = _records(
+        Trials, ({**one, "differences": tuple(one["differences"])} for one in given.get("trials", ()))
+    )
     values["samples"] = _records(Sample, given["samples"])
     values["processes"] = _records(ProcessShare, given["processes"])
     values["failures"] = _records(Failure, given.get("failures", ()))
@@ -156,6 +199,9 @@ def _check(document: Document) -> None:
             raise ValueError(f"a sample of {sample.way!r}, {sample.measure!r}")
         if type(sample.turn) is not int or type(sample.round) is not int or not isfinite(sample.value):
             raise ValueError("a sample without a turn or a value")
+    for trials in document.trials:
+        if trials.way not in names or not len(trials.differences) <= trials.tried:
+            raise ValueError(f"trials of {trials.way!r}")
     for failure in document.failures:
         if failure.way not in names or type(failure.round) is not int:
             raise ValueError(f"a failure of {failure.way!r}")

@@ -55,6 +55,9 @@ main()
 EXECUTABLES = {"containerd-shim-casemate-v2": "shim.bootstrap", "casemated": "node.main"}
 
 
+CONTAINERD_S = 60.0
+
+
 class InstanceError(Unavailable):
     """The private containerd did not do what it should; the text carries its own last words."""
 
@@ -163,25 +166,33 @@ class Instance:
         shutil.rmtree(self.base)
 
     def start(self) -> None:
-        """Start containerd and wait until it says that it is ready (sd_notify)."""
+        """Start containerd and wait until it is ready."""
+        argv = [self.binaries["containerd"], "--config", str(self.base / "containerd.toml")]
+        self.containerd_pid = self.spawn_ready(argv, CONTAINERD_S)
+
+    def spawn_ready(self, argv: list[str], timeout_s: float) -> int:
+        """Start a daemon as spawn() does and wait until it says that it is ready (sd_notify(3)). Its pid.
+
+        Raises InstanceError with its last words.
+        """
         address = str(self.base / "notify")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(address)
             try:
-                argv = [self.binaries["containerd"], "--config", str(self.base / "containerd.toml")]
-                self.containerd_pid = self.spawn(argv, {"NOTIFY_SOCKET": address})
-                deadline = time.monotonic() + 60
-                while b"READY=1" not in (words := self._notified(notify, deadline)):
+                pid = self.spawn(argv, {"NOTIFY_SOCKET": address})
+                deadline = time.monotonic() + timeout_s
+                while b"READY=1" not in (words := self._notified(notify, pid, deadline)):
                     if not words:
-                        raise InstanceError(f"containerd did not start:\n{self.log_tail()}")
+                        raise InstanceError(f"{argv[0]} did not start:\n{self.log_tail()}")
             finally:
                 os.unlink(address)
+        return pid
 
-    def _notified(self, notify: socket.socket, deadline: float) -> bytes:
-        """The next datagram; empty when containerd ended or the deadline passed."""
+    def _notified(self, notify: socket.socket, pid: int, deadline: float) -> bytes:
+        """The next datagram; empty when the process ended or the deadline passed."""
         output = self._process.stdout
         assert output is not None
-        while self.containerd_pid not in self._exits:
+        while pid not in self._exits:
             left = deadline - time.monotonic()
             readable, _, _ = select.select([notify.fileno(), output.fileno()], [], [], max(left, 0))
             if notify.fileno() in readable:

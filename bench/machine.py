@@ -3,6 +3,7 @@
 Facts only, each read from the kernel or from the program itself.
 """
 
+import ctypes
 import os
 import platform
 import re
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.instance import CHECKOUT
 from bench.ways import SEARCH_PATH, Way
+from images.image import GuestImage
 
 VERSION = re.compile(r"\d+\.\d+(?:\.\d+)*(?:[-~+][\w.]+)*")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -40,15 +41,20 @@ def cgroups(root: Path) -> str:
     return "hybrid" if (root / "unified/cgroup.procs").exists() else "v1"
 
 
-def versions(ways: Sequence[Way], containerd: str, qemu: str) -> dict[str, str]:
-    """Of everything that takes part in a run of these ways."""
+def versions(
+    ways: Sequence[Way], containerd: str, qemu: str, image: GuestImage | None, commit: str
+) -> dict[str, str]:
+    """Of everything that takes part in a run of these ways. image: casemate's guests'. commit: casemate's."""
     found = {"containerd": containerd, "Python": platform.python_version()}
     for way in ways:
         for program in way.programs:
             found[program] = program_version([program, "--version"])
     if any(way.is_casemate for way in ways):
         found["QEMU"] = program_version([qemu, "--version"])
-        found["casemate"] = commit(CHECKOUT)
+        found["libvirt"] = libvirt_version()
+        found["casemate"] = commit
+        if image is not None:
+            found["guests' kernel"] = str(image.manifest["kernel"])
     for way in ways:
         if "kata" in way.shim:
             found["kata"] = program_version([way.shim, "--version"])
@@ -65,8 +71,22 @@ def program_version(argv: Sequence[str]) -> str:
     return found[0] if found else "unknown"
 
 
+def libvirt_version() -> str:
+    """That of the library that a shim would load; "unknown" where there is none."""
+    number = ctypes.c_ulong()
+    try:
+        failed = ctypes.CDLL("libvirt.so.0").virGetVersion(ctypes.byref(number), None, None)
+    except OSError:
+        return "unknown"
+    major, rest = divmod(number.value, 1_000_000)
+    return "unknown" if failed else f"{major}.{rest // 1000}.{rest % 1000}"
+
+
 def commit(checkout: Path) -> str:
-    """The commit of a checkout, with a + if files differ from it; for an installed casemate its version."""
+    """The commit of a checkout, with a + if files other than docs/ differ from it, which runs write.
+
+    For an installed casemate its version.
+    """
     if not (checkout / ".git").exists():
         from importlib.metadata import PackageNotFoundError, version
 
@@ -74,9 +94,16 @@ def commit(checkout: Path) -> str:
             return version("casemate")
         except PackageNotFoundError:
             return "unknown"
-    argv = ["git", "-c", "safe.directory=*", "-C", str(checkout), "describe", "--always", "--dirty=+"]
+    head = _git(checkout, "rev-parse", "--short", "HEAD")
+    changed = _git(checkout, "status", "--porcelain", "--", ".", ":(exclude)docs")
+    return head + ("+" if changed else "") if head else "unknown"
+
+
+def _git(checkout: Path, *argv: str) -> str:
+    """What git says; empty where there is no git, and where it fails."""
+    command = ["git", "-c", "safe.directory=*", "-C", str(checkout), *argv]
     try:
-        done = subprocess.run(argv, check=False, capture_output=True, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
     except FileNotFoundError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

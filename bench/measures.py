@@ -28,6 +28,8 @@ PSS_SHIM = "pss.shim"
 GUEST_USED = "guest_used"
 ROOTFS_COLD, ROOTFS_WARM = "rootfs.cold", "rootfs.warm"
 VOLUME_COLD, VOLUME_WARM = "volume.cold", "volume.warm"
+FILES_READ, FILES_WRITE = "files.read", "files.write"
+FILES_WALK, FILES_WALK_AGAIN, FILES_MAKE = "files.walk", "files.walk_again", "files.make"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +73,10 @@ MEASURES = {
         Measure(ROOTFS_WARM, "a file of the image, read from the host's page cache", RATE),
         Measure(VOLUME_COLD, "a file of a bind-mounted volume, read from the host's disk", RATE),
         Measure(VOLUME_WARM, "a file of a bind-mounted volume, read from the host's page cache", RATE),
+        Measure(FILES_WALK, "lstat of everything below /usr, the first time"),
+        Measure(FILES_WALK_AGAIN, "the same again"),
+        Measure(FILES_MAKE, "500 files of 4 KiB made, renamed, removed"),
+        Measure(FILES_READ, "a file of the image, read for the first time, in the host's page cache", RATE),
+        Measure(FILES_WRITE, "a new file of 16 MiB, written and synced", RATE),
     )
 }

@@ -1,25 +1,28 @@
 """What runs come to, in sections of text, tables and pictures: said once, written as Markdown or HTML.
 
 Every number is a sample's, or stats.py's. A ratio stands only where the runs were interleaved; where they
-were not, the refusal stands in its place.
+were not, the refusal stands in its place. Runs of several machines stand one below the other, and beside each
+other in the table of targets alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bench import stats, svg, targets
-from bench.document import Document, Failure, Life
+from bench import measures, stats, svg, targets
+from bench.document import Document, Failure, Life, Trials
 from bench.measures import MEASURES, MIB, RATE
 from rpc.errors import CasemateError
 from shim.trace import printable
 
+WORDS = 400  # letters of what somebody else said
 TITLES = {
     "boot": "Start",
     "exec": "Exec",
     "delete": "End",
     "density": "Idle pods",
     "io": "Sequential reading",
+    "files": "Root file systems",
 }
 
 
@@ -49,32 +52,93 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Section:
+    """depth: 1 for a part of the page, 2 for a part of that."""
+
     title: str
     parts: tuple["str | Table | Picture | Row", ...]
+    depth: int = 1
 
 
 def sections(documents: Sequence[Document]) -> list[Section]:
-    """documents must not be empty; of several of one kind each has a section of its own."""
-    ordered = sorted(documents, key=lambda one: (list(TITLES).index(one.kind), one.began_at))
-    kinds = [one.kind for one in ordered]
-    found = [
-        Section("Machine", tuple(_machine(ordered))),
-        Section("Targets", (targets_table(targets.judge(ordered)),)),
-    ]
-    for number, document in enumerate(ordered):
-        earlier = kinds[:number].count(document.kind)
-        name = document.kind + (f"-{earlier + 1}" if earlier else "")
-        found.append(Section(TITLES[document.kind], tuple(_run(document, name))))
-    files = ordered[-1].files
-    if files:
-        rows = [*files.items(), ("all", sum(files.values()))]
-        table = Table(("file", "MiB"), tuple((name, f"{size / MIB:.1f}") for name, size in rows))
-        found.append(Section("The guest image", (table,)))
+    """documents must not be empty; of several of one kind and machine each has a section of its own."""
+    machines = by_machine(documents)
+    found = [Section("Targets", (targets_table({name: targets.judge(of) for name, of in machines.items()}),))]
+    for name, of in machines.items():
+        found += _of_machine(name, of, f"{_file_name(of[0].machine)}/" if of[0].machine else "")
     return found
 
 
+COMPARED = (
+    *(("boot", measures.RUN), ("density", measures.PSS), ("files", measures.FILES_READ)),
+    *(("files", measures.FILES_WRITE), ("files", measures.FILES_WALK), ("files", measures.FILES_WALK_AGAIN)),
+    *(("files", measures.FILES_MAKE),),
+)
+"""What a way to give a container its files is chosen by: kind of run, measure."""
+
+
+def files_compared(documents: Sequence[Document]) -> tuple[str | Table, ...]:
+    """Of one machine's runs, a column for each way whose root file system was looked at; none: empty."""
+    newest = {one.kind: one for one in sorted(documents, key=lambda one: one.began_at)}
+    if "files" not in newest:
+        return ()
+    found = newest["files"]
+    rows = [("files by", *(" and ".join(way.files) or "-" for way in found.ways))]
+    for kind, measure in COMPARED:
+        about = MEASURES[measure]
+        cells = [_beside(newest[kind], measure, way.name) if kind in newest else "-" for way in found.ways]
+        rows.append((f"{about.text} ({about.unit})", *cells))
+    tried = {one.way: f"{len(one.differences)} of {one.tried}" for one in found.trials}
+    rows.append(("expected by programs, and not so", *(tried.get(way.name, "-") for way in found.ways)))
+    about_it = (
+        "Medians, and their ratio to the first column's, of the runs above. docs/architecture.md says which "
+        "way a pod gets, why, and what other ways there would have been."
+    )
+    return (
+        about_it,
+        Table(("", *(way.name for way in found.ways)), tuple(rows)),
+    )
+
+
+def _beside(document: Document, measure: str, way: str) -> str:
+    values = document.values(way, measure)
+    if not values:
+        return "-"
+    about = MEASURES[measure]
+    median = about.show(stats.summary(values, most_is_best=about.unit == RATE).median)
+    compared = ratio(document, measure, way)
+    return f"{median}, x {compared}" if compared and not compared.startswith("refused") else median
+
+
+def by_machine(documents: Sequence[Document]) -> dict[str, list[Document]]:
+    """The runs of each machine, by its name and what accelerated its guests, in the order of a page."""
+    accel = {one.machine: one.accel.accel.upper() for one in documents if one.accel}
+    found: dict[str, list[Document]] = {}
+    for one in sorted(documents, key=lambda one: (one.machine, list(TITLES).index(one.kind), one.began_at)):
+        said = accel.get(one.machine, "")
+        name = f"{one.machine} ({said})" if one.machine and said else one.machine or said or "machine"
+        found.setdefault(name, []).append(one)
+    return found
+
+
+def _of_machine(title: str, documents: Sequence[Document], place: str) -> Iterator[Section]:
+    """place: what its pictures' names begin with."""
+    yield Section(title[0].upper() + title[1:], tuple(_machine(documents)))
+    kinds = [one.kind for one in documents]
+    for number, document in enumerate(documents):
+        earlier = kinds[:number].count(document.kind)
+        name = place + document.kind + (f"-{earlier + 1}" if earlier else "")
+        yield Section(TITLES[document.kind], tuple(_run(document, name)), 2)
+    if compared := files_compared(documents):
+        yield Section("How the root-file-system ways compare", compared, 2)
+    files = max(documents, key=lambda one: one.began_at).files
+    if files:
+        rows = [*files.items(), ("all", sum(files.values()))]
+        table = Table(("file", "MiB"), tuple((name, f"{size / MIB:.1f}") for name, size in rows))
+        yield Section("The guest image", (table,), 2)
+
+
 def _machine(documents: Sequence[Document]) -> Iterator[str]:
-    """Of each different machine or set of versions a paragraph: runs of two machines may stand together."""
+    """Of each different host or set of versions a paragraph: a machine may have changed between runs."""
     yield from dict.fromkeys(accelerated(document) for document in documents)
     said: dict[str, list[Document]] = {}
     for one in documents:
@@ -105,22 +169,32 @@ def accelerated(document: Document) -> str:
     return f"The guests ran under {way.accel.upper()} ({way.accel_reason})."
 
 
-def targets_table(judged: Sequence[targets.Judged]) -> Table:
-    """Every target, what was measured, the most or the least it may be, and the verdict."""
+def targets_table(machines: Mapping[str, Sequence[targets.Judged]]) -> Table:
+    """Every target, what measures it, the most or the least it may be, and the verdict on each machine."""
     rows = []
-    for one in judged:
-        unit = one.target.unit
-        digits = 3 if one.found and one.found.value < 0.1 else 2
-        value = f"{one.found.value:.{digits}f} {unit} ({one.found.detail})" if one.found else "-"
-        said = ", ".join(f"{value:g} {unit} ({accel.upper()})" for accel, value in one.target.limits.items())
-        limits = f"{one.target.bound.value} {said}" if said else "-"
-        verdict = one.verdict.value + (f": {one.reason}" if one.reason else "")
-        bold = one.verdict is targets.Verdict.MISSED
-        rows.append((one.target.text, value, limits, f"**{verdict}**" if bold else verdict))
-    return Table(("", "measured", "target", ""), tuple(rows))
+    for of_one in zip(*machines.values(), strict=True):
+        target = of_one[0].target
+        said = ", ".join(
+            f"{value:g} {target.unit} ({accel.upper()})" for accel, value in target.limits.items()
+        )
+        limits = f"{target.bound.value} {said}" if said else "-"
+        command = next((f"`{one.found.command}`" for one in of_one if one.found and one.found.command), "-")
+        rows.append((target.text, command, limits, *map(_verdict, of_one)))
+    return Table(("", "measured by", "target", *machines), tuple(rows))
+
+
+def _verdict(one: targets.Judged) -> str:
+    verdict = f"**{one.verdict.value}**" if one.verdict is targets.Verdict.MISSED else one.verdict.value
+    if one.reason:
+        verdict += f": {one.reason}"
+    if one.found is None:
+        return verdict
+    digits = 3 if one.found.value < 0.1 else 2
+    return f"{one.found.value:.{digits}f} {one.target.unit} ({one.found.detail}), {verdict}"
 
 
 def _run(document: Document, name: str) -> Iterator[str | Table | Picture | Row]:
+    yield f"`{document.command}`"
     yield conditions(document)
     yield table(document)
     if any(sample < stats.FEW for sample in _counts(document)):
@@ -129,6 +203,9 @@ def _run(document: Document, name: str) -> Iterator[str | Table | Picture | Row]
         yield f"**{len(document.failures)} of those that started at once failed**, and are in no line above:"
         yield Table(("", "round", "in its own words"), tuple(map(_failure, document.failures)))
     yield from _strips(document, name)
+    if document.trials:
+        yield "What programs expect of a local file system, each thing tried (bench/trials.py):"
+        yield Table(("", "tried", "not so"), tuple(map(_trials, document.trials)))
     if document.processes:
         yield "Of which processes, divided by the pods:"
         yield _shares(document)
@@ -161,7 +238,10 @@ def conditions(document: Document) -> str:
     for way in document.ways:
         if way.sources:
             size = f"{way.vcpus} vCPU, {way.memory_bytes // MIB} MiB"
-            said.append(f"machines of {way.name}: {' and '.join(way.sources)} ({size}, {way.accel.upper()})")
+            files = f", files by {' and '.join(way.files)}" if way.files else ""
+            said.append(
+                f"machines of {way.name}: {' and '.join(way.sources)} ({size}, {way.accel.upper()}{files})"
+            )
     return "; ".join(said) + f". Ratios are to {document.reference}, with their 95 % confidence interval."
 
 
@@ -198,9 +278,17 @@ def ratio(document: Document, measure: str, way: str) -> str:
     return f"{found.value:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f})"
 
 
+def _trials(found: Trials) -> tuple[str, str, str]:
+    return (found.way, str(found.tried), "; ".join(map(_words, found.differences)))
+
+
+def _words(text: str) -> str:
+    """What a guest or a client said, as code."""
+    return f"`{printable(' '.join(text.split()), WORDS).replace('`', chr(39))}`"
+
+
 def _failure(failure: Failure) -> tuple[str, str, str]:
-    words = printable(" ".join(failure.text.split())).replace("`", "'")
-    return (failure.way, str(failure.round), f"`{words}`")
+    return (failure.way, str(failure.round), _words(failure.text))
 
 
 def _counts(document: Document) -> Iterator[int]:
@@ -211,15 +299,17 @@ def _counts(document: Document) -> Iterator[int]:
 
 
 def _strips(document: Document, name: str) -> Iterator[Picture]:
-    groups = []
+    """A picture for each unit."""
+    units: dict[str, list[svg.Group]] = {}
     for measure in document.measures():
         values = {way.name: document.values(way.name, measure) for way in document.ways}
         there = {way: found for way, found in values.items() if found}
         medians = {way: stats.summary(found).median for way, found in there.items()}
-        groups.append(svg.Group(MEASURES[measure], there, medians))
-    about = f"{TITLES[document.kind]}: every sample and the medians"
-    if groups:
-        yield Picture(name, about, svg.strips(about, groups))
+        group = svg.Group(MEASURES[measure], there, medians)
+        units.setdefault(group.measure.unit, []).append(group)
+    for number, (unit, groups) in enumerate(units.items()):
+        about = f"{TITLES[document.kind]}: every sample and the medians" + (f" ({unit})" if number else "")
+        yield Picture(f"{name}-{_file_name(unit)}" if number else name, about, svg.strips(about, groups))
 
 
 def _shares(document: Document) -> Table:

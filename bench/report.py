@@ -8,14 +8,21 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from bench.document import Document
+from bench.document import Document, read
 from bench.page import Picture, Row, Section, Table, sections
 from bench.svg import MADE_BY
+from rpc.errors import NotFound
 
 HEAD = (
-    "Absolute numbers belong to the machine below. A ratio compares two things that took turns in one run, "
-    "never numbers of two runs."
+    "Absolute numbers belong to the machine that they are of. A ratio compares two things that took turns in "
+    "one run, never numbers of two runs. Each section begins with what measures the same."
 )
+WRITTEN = (
+    "Written by `casemate bench report`; do not edit. `make bench` measures the machine that it runs on, "
+    "`make bench-testbed` the emulated host of [testbed.md](testbed.md). Options that were tuned, and what "
+    "each gives: [architecture.md](architecture.md#options-that-were-tuned)."
+)
+HTML = "report.html"
 STYLE = """\
 body { font: 15px/1.5 sans-serif; color: #1f2430; max-width: 1720px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; }
@@ -32,15 +39,32 @@ def write_page(documents: Sequence[Document], page: Path) -> list[Path]:
     pictures = page.with_suffix("")
     found = sections(documents)
     pictures.mkdir(exist_ok=True)
-    for stale in pictures.glob("*.svg"):
+    for stale in pictures.rglob("*.svg"):
         if f'data-by="{MADE_BY}"' in stale.read_text(errors="replace"):
             stale.unlink()
     written = [page]
     page.write_text(markdown(found, pictures.name))
     for picture in _pictures(found):
         path = pictures / f"{picture.name}.svg"
+        path.parent.mkdir(exist_ok=True)
         path.write_text(picture.content)
         written.append(path)
+    return written
+
+
+def renew(page: Path) -> list[Path]:
+    """Writes a page of all the runs that are kept beside it, PAGE/MACHINE/*.json, and PAGE/report.html.
+
+    Returns what was written. Raises NotFound where no run is kept.
+    """
+    directory = page.with_suffix("")
+    kept = sorted(directory.glob("*/*.json"))
+    if not kept:
+        raise NotFound(f"there is no run in {directory}", hint="make bench")
+    documents = [read(path) for path in kept]
+    written = write_page(documents, page)
+    written.append(directory / HTML)
+    written[-1].write_text(html(documents))
     return written
 
 
@@ -55,9 +79,9 @@ def _pictures(found: Sequence[Section]) -> Iterator[Picture]:
 
 def markdown(found: Sequence[Section], directory: str) -> str:
     """directory: where the pictures are, as seen from the page."""
-    lines = ["# Performance", "", "Written by `make bench`; do not edit.", HEAD]
+    lines = ["# Performance", "", WRITTEN, "", HEAD]
     for section in found:
-        lines += ["", f"## {section.title}"]
+        lines += ["", f"{'#' * (1 + section.depth)} {section.title}"]
         for part in section.parts:
             lines.append("")
             if isinstance(part, Table):
@@ -84,7 +108,8 @@ def html(documents: Sequence[Document]) -> str:
     """One page that needs no other file."""
     body = ["<h1>casemate: performance</h1>", f"<p>{_inline(HEAD)}</p>"]
     for section in sections(documents):
-        body.append(f"<h2>{_inline(section.title)}</h2>")
+        level = 1 + section.depth
+        body.append(f"<h{level}>{_inline(section.title)}</h{level}>")
         for part in section.parts:
             if isinstance(part, Table):
                 body.append(_table(part))

@@ -16,6 +16,8 @@ OF_THE_HOST = ("accel", "transport", "qemu", "qemu_user", "virtiofsd", "firmware
 """What an operator tells of a host; how pods are made is the packaged default."""
 TEMPLATE = "template"
 """The profile's key that says which template a pod may be restored from; "off" has it booted."""
+FILES = "files"
+"""The profile's key that says how files come to a guest."""
 
 
 def known(checkout: Path) -> dict[str, Any]:
@@ -30,13 +32,22 @@ def restores(checkout: Path, template: str) -> bool:
 
 
 def written(
-    checkout: Path, host: Settings, *, images: Path, templates: Path, image: str, template: str
+    checkout: Path,
+    host: Settings,
+    *,
+    images: Path,
+    templates: Path,
+    image: str,
+    template: str = "",
+    files: str = "",
 ) -> str:
-    """TOML. image is a name or digest, template a value of that key or "" for the default."""
+    """TOML. image is a name or digest; template, files: values of these keys, or "" for the default."""
     keys = known(checkout)
     general = {name: getattr(host, name) for name in OF_THE_HOST}
     general |= {"image_dir": str(images), "template_dir": str(templates)}
-    profile = {"image": image} | ({TEMPLATE: template} if template else {})
+    profile = {"image": image} | {
+        key: value for key, value in ((TEMPLATE, template), (FILES, files)) if value
+    }
     lines = [f"{name} = {json.dumps(value)}" for name, value in general.items() if name in keys]
     lines.append("[profiles.default]")
     there = keys["profiles"]["default"]

@@ -9,9 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +25,6 @@ from images import builder, oci
 from images.image import GuestImage
 from images.store import ImageStore
 from rpc.errors import FailedPrecondition, NotFound, PermissionDenied
-from shim import forkserver
 from shim.paths import PodPaths
 
 Say = Callable[[str], None]
@@ -52,6 +50,7 @@ class PodFacts:
     vcpus: int = 0
     memory_bytes: int = 0
     shim_pid: int = 0
+    files: str = ""
 
 
 class Runner:
@@ -126,10 +125,9 @@ class Runner:
             vcpus=record["vcpus"],
             memory_bytes=record["memory_bytes"],
             shim_pid=record["pid"],
+            files=record.get("files", ""),  # which another checkout may not know
         )
-        self.facts_seen.add(
-            PodFacts(facts.source, facts.accel, facts.accel_reason, facts.vcpus, facts.memory_bytes)
-        )
+        self.facts_seen.add(replace(facts, shim_pid=0))
         return facts
 
 
@@ -153,6 +151,8 @@ class Stand:
         self.runners: dict[str, Runner] = {}
         self.guest_image: GuestImage | None = None
         self._archive = archive
+        # One directory for each checkout, with the first of its containerds: a template is made once.
+        self._templates: dict[Path, Path] = {}
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -192,7 +192,7 @@ class Stand:
         return instance, references[0]
 
     def _configuration(self, surroundings: Surroundings, instance: Instance) -> str:
-        """What an operator would write to have such pods, with templates that nobody else has."""
+        """What an operator would write to have such pods, with templates that no other run has."""
         checkout = surroundings.checkout
         if checkout == CHECKOUT:
             store = ImageStore(Path(self.settings.image_dir))
@@ -209,9 +209,10 @@ class Stand:
             checkout,
             self.settings,
             images=images,
-            templates=instance.base / "templates",
+            templates=self._templates.setdefault(checkout, instance.base / "templates"),
             image=image,
             template=surroundings.template,
+            files=surroundings.files,
         )
 
     def _guest_image(self, store: ImageStore, kind: str) -> GuestImage:
@@ -226,6 +227,16 @@ class Stand:
         if builder.current(store, builder.Options(name=name)) is None:
             self.say(f"the guest image {name} was made by another casemate: `{make}` makes it anew")
         return found
+
+    @contextlib.contextmanager
+    def among(self, names: Collection[str]) -> Iterator[None]:
+        """Within it, the ways of these names are all that there are."""
+        everyone = self.runners
+        self.runners = {name: runner for name, runner in everyone.items() if name in names}
+        try:
+            yield
+        finally:
+            self.runners = everyone
 
     def warm_up(self) -> None:
         """Fill every cache and have casemate's templates made: no turn pays for what is done once."""
@@ -250,14 +261,8 @@ class Stand:
 
 
 def start_casemated(instance: Instance) -> None:
-    """Returns when it serves: then its socket appears. Whoever waits for systemd is told, we look."""
-    pid = instance.spawn([str(instance.base / "bin/casemated")])
-    path = instance.path("/run/casemate") / forkserver.SOCKET
-    deadline = time.monotonic() + CASEMATED_S
-    while not path.exists():
-        if time.monotonic() > deadline or pid not in instance.descendants():
-            raise FailedPrecondition("casemated does not serve", details=instance.log_tail())
-        time.sleep(0.02)
+    """Returns when it serves."""
+    instance.spawn_ready([str(instance.base / "bin/casemated")], CASEMATED_S)
 
 
 def build_image(checkout: Path, images: Path) -> None:

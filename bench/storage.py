@@ -37,7 +37,7 @@ def read_sequentially(stand: Stand, rounds: int, size_bytes: int) -> tuple[Sampl
 
     def turn(runner: Runner) -> list[Value]:
         volume = _volume(runner) / payload.NAME
-        cold = [payload.evict(path) for path in (*_in_snapshots(runner), volume)]
+        cold = [payload.evict(path) for path in (*in_snapshots(runner), volume)]
         values = _read(runner, size_bytes, (measures.ROOTFS_COLD, measures.VOLUME_COLD))
         if not all(cold):
             stand.say("files cannot be taken out of this host's page cache: no reading from its disk")
@@ -73,7 +73,7 @@ def _volume(runner: Runner) -> Path:
     return runner.instance.work / "volume"
 
 
-def _in_snapshots(runner: Runner) -> list[Path]:
+def in_snapshots(runner: Runner) -> list[Path]:
     """Where the image's file is on the host."""
     snapshots = runner.instance.base / "root/io.containerd.snapshotter.v1.overlayfs/snapshots"
     found = list(snapshots.glob(f"*/fs/{payload.NAME}"))

@@ -2,19 +2,21 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import crowd, machine, measures, payload, settings, storage, timing
+from bench import crowd, files, machine, measures, payload, settings, storage, timing
 from bench.density import density
-from bench.document import KINDS, Document, Failure, Life, ProcessShare, WayFacts
+from bench.document import KINDS, Document, Failure, Life, ProcessShare, Trials, WayFacts
 from bench.instance import CHECKOUT, containerd_in
 from bench.stand import Runner, Say, Stand, demo_archive, scratch_directory
 from bench.turns import FEWEST_ROUNDS, Sample
 from bench.ways import Way, parse_all
+from config.load import load
 from rpc.errors import InvalidArgument, NotFound
+from shim.vm import designer
 
 # Memory hardly varies, and each weighing takes as many starts as there are pods.
 MOST_WEIGHINGS = 2
@@ -27,6 +29,8 @@ class Options:
     """What the command line says. containerd: the directory of one that is not on the PATH.
 
     parallel: clients of each turn of exec. crowd: how many start at once, after those that start alone.
+    machine: what a report calls this one. commit: this casemate's, where it has been installed without git's
+    knowledge.
     """
 
     ways: tuple[str, ...]
@@ -38,6 +42,8 @@ class Options:
     size_bytes: int = 64 * measures.MIB
     containerd: Path | None = None
     archive: Path | None = None
+    machine: str = ""
+    commit: str = ""
 
     def check(self) -> list[Way]:
         """The ways that are meant. Raises InvalidArgument."""
@@ -50,19 +56,47 @@ class Options:
 
 
 def default_ways(all_of_them: bool = False) -> tuple[str, ...]:
-    """runc first: ratios are to it. All of them: crun where it is, casemate beside casemated, and booting."""
+    """runc first: ratios are to it.
+
+    All of them: crun where it is, casemate beside casemated, with virtio-fs where it is not the only way that
+    files come, and booting.
+    """
     names = ["runc", "casemate"]
     if all_of_them:
         import shutil
 
         names[1:1] = ["crun"] if shutil.which("crun") else []
         names += ["casemate-node"]
+        names += ["casemate-virtiofs"] if designer.transport_of(load().transport) == "vsock" else []
         names += ["casemate-boot"] if settings.restores(CHECKOUT, "") else []
     return tuple(names)
 
 
-def run(kinds: Sequence[str], options: Options, say: Say) -> list[Document]:
-    """One document for each of kinds, all measured on one stand. Raises CasemateError."""
+def shows_something(kind: str, way: Way) -> bool:
+    """Whether such a run is worth its time: how a machine came to be counts for its start and its memory.
+
+    kind: one of KINDS, or "crowd" for the many at once of "boot".
+    """
+    surroundings = way.surroundings
+    if surroundings.template == "off":
+        return kind == "boot"
+    if surroundings.files:
+        return kind in ("boot", "density", "files")
+    if "crun" in way.programs:
+        return kind not in ("crowd", "files")
+    return kind != "files" or not surroundings.casemated
+
+
+def run(
+    kinds: Sequence[str],
+    options: Options,
+    say: Say,
+    wanted: Callable[[str, Way], bool] = lambda kind, way: True,
+) -> Iterator[Document]:
+    """One document for each of kinds as soon as there is one, all measured on one stand.
+
+    wanted: which ways take part in which kind. Raises CasemateError.
+    """
     ways = options.check()
     binaries = containerd_in(options.containerd) if options.containerd else None
     if options.containerd and binaries is None:
@@ -73,7 +107,7 @@ def run(kinds: Sequence[str], options: Options, say: Say) -> list[Document]:
         if archive is None:
             archive = scratch / "demo.tar"
             demo_archive(archive)
-        if "io" in kinds:
+        if {"io", "files"} & set(kinds):
             file, image = scratch / payload.NAME, scratch / "image.tar"
             payload.random_file(file, options.size_bytes)
             payload.add_layer(archive, file, image)
@@ -81,10 +115,12 @@ def run(kinds: Sequence[str], options: Options, say: Say) -> list[Document]:
             archive = image
         stand = undo.enter_context(Stand(ways, archive, say, binaries=binaries))
         stand.warm_up()
-        return [_measure(kind, stand, options) for kind in kinds]
+        for kind in kinds:
+            with stand.among([way.name for way in ways if wanted(kind, way)]):
+                yield _measure(kind, stand, options, wanted)
 
 
-def _measure(kind: str, stand: Stand, options: Options) -> Document:
+def _measure(kind: str, stand: Stand, options: Options, wanted: Callable[[str, Way], bool]) -> Document:
     host, began_at, began_s = machine.facts(), time.time(), time.monotonic()
     for runner in stand.runners.values():
         runner.facts_seen.clear()
@@ -92,14 +128,19 @@ def _measure(kind: str, stand: Stand, options: Options) -> Document:
     lives: tuple[Life, ...] = ()
     processes: tuple[ProcessShare, ...] = ()
     failures: tuple[Failure, ...] = ()
-    said: dict[str, Any] = {"runtimes": list(options.ways), "rounds": options.rounds}
+    trials: tuple[Trials, ...] = ()
+    words = [word for word, way in zip(options.ways, stand.ways, strict=True) if way.name in stand.runners]
+    said: dict[str, Any] = {"runtimes": words, "rounds": options.rounds}
     match kind:
         case "boot":
             timed = timing.boot(stand, options.rounds)
             samples, lives, said["crowd"] = timed.samples, timed.lives, options.crowd
             if options.crowd > 1:
                 rounds = min(options.rounds, MOST_CROWDS)
-                many = crowd.start_at_once(stand, rounds, options.crowd, samples)
+                with stand.among(
+                    [name for name, runner in stand.runners.items() if wanted("crowd", runner.way)]
+                ):
+                    many = crowd.start_at_once(stand, rounds, options.crowd, samples)
                 samples, failures = samples + many.samples, many.failures
                 said["crowds"] = rounds
         case "exec":
@@ -115,14 +156,23 @@ def _measure(kind: str, stand: Stand, options: Options) -> Document:
         case "io":
             samples = storage.read_sequentially(stand, options.rounds, options.size_bytes)
             said["size_bytes"] = options.size_bytes
+        case "files":
+            done = files.behaviour(stand, options.rounds, options.size_bytes)
+            samples, trials, said["size_bytes"] = done.samples, done.trials, options.size_bytes
         case _:
             raise InvalidArgument(f"{kind} is none of {', '.join(KINDS)}")
     return Document(
         kind=kind,
-        ways=tuple(_facts(runner) for runner in stand.runners.values()),
+        ways=tuple(_facts(runner, options.commit) for runner in stand.runners.values()),
         samples=samples,
         host=host | {"load_after": machine.facts()["load"]},
-        versions=machine.versions(stand.ways, stand.binaries.version, stand.settings.qemu),
+        versions=machine.versions(
+            stand.ways,
+            stand.binaries.version,
+            stand.settings.qemu,
+            stand.guest_image,
+            options.commit or machine.commit(CHECKOUT),
+        ),
         options=said,
         lives=lives,
         processes=processes,
@@ -130,24 +180,28 @@ def _measure(kind: str, stand: Stand, options: Options) -> Document:
         files=_files(stand),
         began_at=began_at,
         took_s=time.monotonic() - began_s,
+        machine=options.machine,
+        trials=trials,
     )
 
 
-def _facts(runner: Runner) -> WayFacts:
-    way = runner.way
+def _facts(runner: Runner, commit: str) -> WayFacts:
+    """commit: of the checkout that runs this, where it cannot say it itself."""
+    way, checkout = runner.way, runner.way.surroundings.checkout
     seen = sorted(runner.facts_seen, key=lambda facts: facts.source)
     if not seen:
         return WayFacts(way.name, way.runtime)
     return WayFacts(
         way.name,
         way.runtime,
-        machine.commit(way.surroundings.checkout),
+        (commit if checkout == CHECKOUT else "") or machine.commit(checkout),
         seen[0].accel,
         seen[0].accel_reason,
         tuple(dict.fromkeys(facts.source for facts in seen)),
         seen[0].vcpus,
         seen[0].memory_bytes,
         way.surroundings.casemated,
+        tuple(sorted({facts.files for facts in seen if facts.files})),
     )
 
 

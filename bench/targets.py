@@ -41,12 +41,14 @@ class Found:
     """value is in the target's unit; detail is the spread or the confidence interval, for a person.
 
     spoilt: what makes any value a target that was missed; empty where nothing does.
+    command: what measured it, without how often and beside what.
     """
 
     value: float
     detail: str
     accel: str
     spoilt: str = ""
+    command: str = ""
 
 
 class NotMeasured(Exception):
@@ -126,19 +128,21 @@ def _measured(
             size = f"{way.vcpus} vCPUs and {way.memory_bytes // measures.MIB} MiB"
             raise NotMeasured(f"the guests had {size}, the target is for 1 and 256 MiB")
         return document, way
-    if casemated:
+    if casemated and not source:
         raise NotMeasured("no casemate beside casemated in the run")
     came = {"": "no casemate in the run", BOOTED: "no pod was made to boot"}
     raise NotMeasured(came.get(source, f"no run whose pods all came from: {source}"))
 
 
-def _ratio(kind: str, measure: str, source: str, documents: Sequence[Document]) -> Found:
-    document, way = _measured(documents, kind, measure, source)
+def _ratio(
+    kind: str, measure: str, source: str, documents: Sequence[Document], casemated: bool = False
+) -> Found:
+    document, way = _measured(documents, kind, measure, source, casemated)
     try:
         found = stats.ratio(document.samples, measure, way.name, RUNC)
     except CasemateError as error:
         raise NotMeasured(str(error)) from None
-    return Found(found.value, f"{found.low:.2f} to {found.high:.2f}", way.accel)
+    return Found(found.value, f"{found.low:.2f} to {found.high:.2f}", way.accel, command=_command(document))
 
 
 def _median(
@@ -149,9 +153,12 @@ def _median(
         raise NotMeasured(f"the run had {document.options.get('pods')} pods up, the target is for {PODS}")
     found = stats.summary(document.values(way.name, measure))
     about = measures.MEASURES[measure]
-    return Found(
-        found.median / about.scale, f"{about.show(found.least)} to {about.show(found.most)}", way.accel
-    )
+    spread = f"{about.show(found.least)} to {about.show(found.most)}"
+    return Found(found.median / about.scale, spread, way.accel, command=_command(document))
+
+
+def _command(document: Document) -> str:
+    return f"casemate bench {document.kind}"
 
 
 def _crowd(pooled: bool, documents: Sequence[Document]) -> Found:
@@ -173,6 +180,7 @@ def _crowd(pooled: bool, documents: Sequence[Document]) -> Found:
             f"p95 {p95_s:.2f} s of {len(many)}, from {sources}; alone {alone_s:.2f} s; {cpus} CPUs",
             way.accel,
             f"{len(failed)} of {len(failed) + len(many)} failed" if failed else "",
+            f"{_command(document)} --parallel {CROWD}",
         )
     raise NotMeasured(
         f"no run of `casemate bench boot --parallel {CROWD}` whose pods came from: "
@@ -226,7 +234,7 @@ TARGETS = (
         "`ctr run` of `true`, the machine from the pool",
         "x runc",
         {"kvm": 1.0, "tcg": 1.0},
-        partial(_ratio, "boot", measures.RUN, POOLED),
+        partial(_ratio, "boot", measures.RUN, POOLED, casemated=True),
     ),
     Target(
         "start.booted",

@@ -29,13 +29,14 @@ SEARCH_PATH = (
 class Surroundings:
     """What a containerd must be given for a way; ways with the same share one.
 
-    template, image: the keys of casemate's profiles, empty for their defaults. without_mounts: of the host's.
-    casemated: whether it runs beside.
+    template, image, files: the keys of casemate's profiles, empty for their defaults. without_mounts: of the
+    host's. casemated: whether it runs beside.
     """
 
     checkout: Path = CHECKOUT
     template: str = ""
     image: str = ""
+    files: str = ""
     without_mounts: tuple[str, ...] = ()
     casemated: bool = False
 
@@ -82,6 +83,8 @@ def known() -> dict[str, Way]:
             Way("casemate", RUNTIME),
             Way("casemate-boot", RUNTIME, surroundings=Surroundings(template="off")),
             Way("casemate-node", RUNTIME, surroundings=Surroundings(casemated=True)),
+            Way("casemate-virtiofs", RUNTIME, surroundings=Surroundings(files="virtiofs")),
+            Way("casemate-9p", RUNTIME, surroundings=Surroundings(files="9p")),
             Way("casemate-tuned", RUNTIME, surroundings=Surroundings(image=TUNED)),
             Way("casemate-tuned-boot", RUNTIME, surroundings=Surroundings(template="off", image=TUNED)),
             Way("kata", KATA),

@@ -23,9 +23,9 @@ Runtimes = Annotated[
         "--runtime",
         metavar="[LABEL=]NAME[@CHECKOUT]",
         help="Again for each: runc, crun, casemate, casemate-boot (never restored), casemate-node (beside "
-        "casemated), casemate-tuned and casemate-tuned-boot (the guest image named tuned), kata, or "
-        "containerd's name of a runtime. Ratios are to the first. CHECKOUT: another checkout of casemate. "
-        "Default: runc, casemate.",
+        "casemated), casemate-9p and casemate-virtiofs (how files come), casemate-tuned and "
+        "casemate-tuned-boot (the guest image named tuned), kata, or containerd's name of a runtime. Ratios "
+        "are to the first. CHECKOUT: another checkout of casemate. Default: runc, casemate.",
     ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="How often each runtime has its turn.")]
@@ -45,6 +45,7 @@ Archive = Annotated[
         help="An OCI archive to run instead of the demo's image: with true, echo, cat, sleep and python3.",
     ),
 ]
+Machine = Annotated[str, typer.Option(metavar="NAME", help="What a report shall call this machine.")]
 Json = Annotated[bool, JsonOption]
 
 
@@ -58,6 +59,7 @@ def boot(
     output: Output = None,
     containerd: Containerd = None,
     archive: Archive = None,
+    machine: Machine = "",
     as_json: Json = False,
 ) -> None:
     """From the client's exec to the first byte of output, to its exit, to nothing left."""
@@ -70,6 +72,7 @@ def boot(
         crowd=parallel,
         containerd=containerd,
         archive=archive,
+        machine=machine,
     )
 
 
@@ -81,6 +84,7 @@ def execute(
     output: Output = None,
     containerd: Containerd = None,
     archive: Archive = None,
+    machine: Machine = "",
     as_json: Json = False,
 ) -> None:
     """A second process in a container that runs already."""
@@ -93,6 +97,7 @@ def execute(
         parallel=parallel,
         containerd=containerd,
         archive=archive,
+        machine=machine,
     )
 
 
@@ -103,10 +108,20 @@ def delete(
     output: Output = None,
     containerd: Containerd = None,
     archive: Archive = None,
+    machine: Machine = "",
     as_json: Json = False,
 ) -> None:
     """Deletion of a task that has ended; and from KILL of one that runs to nothing left."""
-    _run("delete", runtime, output, as_json, rounds=rounds, containerd=containerd, archive=archive)
+    _run(
+        "delete",
+        runtime,
+        output,
+        as_json,
+        rounds=rounds,
+        containerd=containerd,
+        archive=archive,
+        machine=machine,
+    )
 
 
 @app.command()
@@ -120,6 +135,7 @@ def density(
     output: Output = None,
     containerd: Containerd = None,
     archive: Archive = None,
+    machine: Machine = "",
     as_json: Json = False,
 ) -> None:
     """The memory of idle pods: PSS of all their processes, alone and as one of many; what guests use."""
@@ -133,6 +149,7 @@ def density(
         settle_s=settle,
         containerd=containerd,
         archive=archive,
+        machine=machine,
     )
 
 
@@ -146,6 +163,7 @@ def read(
     output: Output = None,
     containerd: Containerd = None,
     archive: Archive = None,
+    machine: Machine = "",
     as_json: Json = False,
 ) -> None:
     """Sequential reading of the image's files and of a bind-mounted volume's.
@@ -164,6 +182,39 @@ def read(
         size_bytes=size_bytes,
         containerd=containerd,
         archive=archive,
+        machine=machine,
+    )
+
+
+@app.command("files")
+def behave(
+    runtime: Runtimes = None,
+    size: Annotated[
+        int, typer.Option(min=1, max=65536, metavar="MIB", help="Size of the file to be read, in MiB.")
+    ] = 64,
+    rounds: Rounds = 5,
+    output: Output = None,
+    containerd: Containerd = None,
+    archive: Archive = None,
+    machine: Machine = "",
+    as_json: Json = False,
+) -> None:
+    """The root file system: reading, writing, walking, making files; what programs expect and do not find.
+
+    casemate-9p and casemate-virtiofs compare the two ways in which files come to a guest.
+    """
+    from bench.measures import MIB
+
+    _run(
+        "files",
+        runtime,
+        output,
+        as_json,
+        rounds=rounds,
+        size_bytes=size * MIB,
+        containerd=containerd,
+        archive=archive,
+        machine=machine,
     )
 
 
@@ -182,6 +233,7 @@ def report(
     """The targets, reached and missed; and pages with tables, every sample, and waterfalls side by side."""
     from bench import document, targets
     from bench import report as writer
+    from bench.page import by_machine, targets_table
 
     documents = [document.read(file) for file in files]
     if page is not None:
@@ -190,11 +242,12 @@ def report(
     if html is not None:
         html.write_text(writer.html(documents))
         print_note(f"wrote {html}")
-    judged = targets.judge(documents)
+    judged = {name: targets.judge(of) for name, of in by_machine(documents).items()}
     if as_json:
         print_json(
             [
                 {
+                    "machine": machine,
                     "target": one.target.name,
                     "text": one.target.text,
                     "unit": one.target.unit,
@@ -205,12 +258,11 @@ def report(
                     "verdict": one.verdict.value,
                     "reason": one.reason or None,
                 }
-                for one in judged
+                for machine, of_one in judged.items()
+                for one in of_one
             ]
         )
         return
-    from bench.page import targets_table
-
     _print_table(targets_table(judged))
 
 
@@ -218,6 +270,7 @@ def _run(
     kind: str, runtimes: list[str] | None, output: Path | None, as_json: bool, **options: object
 ) -> None:
     from bench import document, page, suite
+    from shim.trace import printable
 
     wanted = suite.Options(ways=tuple(runtimes or suite.default_ways()), **options)  # type: ignore[arg-type]
     try:
@@ -234,6 +287,10 @@ def _run(
     print_line(page.plain(page.accelerated(measured)))
     print_line(page.plain(page.conditions(measured)))
     _print_table(page.table(measured))
+    for one in measured.trials:
+        print_line(f"{one.way}: {len(one.differences)} of {one.tried} things are not as programs expect")
+        for words in one.differences:
+            print_line(f"  {printable(words, page.WORDS)}")
 
 
 def _print_table(table: "page.Table") -> None:

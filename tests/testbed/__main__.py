@@ -1,18 +1,28 @@
-"""`make testbed`, `make testbed-run`, `make testbed-shell`: build the bed, and use instances of it."""
+"""`make testbed`, `testbed-run`, `testbed-shell`, `bench-testbed`: build the bed, and use instances of it."""
 
 import argparse
 import shlex
 import shutil
+import signal
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from bench import report
+from bench.machine import commit
 from rpc.errors import CasemateError, NotFound
-from scripts.host import main_guard, require_root, say
+from scripts import demo_image, product
+from scripts.host import CHECKOUT, main_guard, require_root, say
 from scripts.host import run as run_command
 from tests.testbed import cache, debian, installation, kernel, machine
 
 TEMPLATE = ("casemate", "template", "build")
+PAGE = CHECKOUT / "docs/performance.md"
+SAMPLES = PAGE.with_suffix("") / "test-bed"
+# Everything that `make bench` measures takes half an hour of a quiet machine in the bed.
+BENCH = ("--machine=test bed", "--output=/share", "--rounds=4")
+BENCH_LIMIT_S = 5400.0
 
 
 def ensure() -> machine.Bed:
@@ -53,6 +63,32 @@ def shell(arguments: argparse.Namespace) -> int:
     return machine.run(ensure(), ["bash", "-c", prompt], shape(arguments, shell=True))
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Measure in an instance, keep the samples beside those of other machines, and write the page of all."""
+    archive, _ = demo_image.archive()
+    command = [str(product.DEFAULT_PREFIX / "bin/python3"), "-BI", "-m", "bench", "measure", *BENCH]
+    command += [f"--commit={commit(CHECKOUT)}", f"--archive={archive}", *arguments.arguments]
+    bed = ensure()
+    with tempfile.TemporaryDirectory(prefix="casemate-testbed-bench-", dir="/var/tmp") as name:
+        share = Path(name)
+        code = machine.run(bed, command, machine.Shape(limit_s=arguments.limit_s, share=share))
+        done = sorted(share.glob("*.json"))
+        if code and done:
+            say(f"exit code {code}; kept is what was measured until then")
+        SAMPLES.mkdir(parents=True, exist_ok=True)
+        for path in done:
+            shutil.copyfile(path, SAMPLES / path.name)
+    if done:
+        page(arguments)
+    return code
+
+
+def page(_: argparse.Namespace) -> int:
+    for path in report.renew(PAGE):
+        say(f"wrote {path}")
+    return 0
+
+
 def shape(arguments: argparse.Namespace, *, shell: bool = False) -> machine.Shape:
     share = Path(arguments.share).resolve() if arguments.share else None
     if share and not share.is_dir():
@@ -74,9 +110,20 @@ def main() -> int:
         if do is run:
             command.add_argument("script")
             command.add_argument("arguments", nargs=argparse.REMAINDER)
-    arguments = parser.parse_args()
+    command = commands.add_parser("bench", epilog="the rest: arguments of `python -m bench measure`")
+    command.set_defaults(do=bench)
+    command.add_argument("--limit-s", type=float, default=BENCH_LIMIT_S)
+    commands.add_parser("page").set_defaults(do=page)
+    arguments, rest = parser.parse_known_args()
+    if arguments.do is bench:
+        arguments.arguments = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # As an interrupt does: an instance ends with whoever asked for it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        require_root("testbed")
+        if arguments.do is not page:
+            require_root("testbed")
         code: int = arguments.do(arguments)
     except CasemateError as error:
         return main_guard(error)

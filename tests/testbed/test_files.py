@@ -1,27 +1,10 @@
 """A pod's files under a real KVM: by 9p, on memory that is the template's, where it has none but its own; by
-virtio-fs where it is given a directory. What programs expect of files is inside/trials.py.
+virtio-fs where it is given a directory. What programs expect of files is bench/trials.py.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.testbed import machine
-from tests.testbed.installation import PLACE
-
-LIMIT_S = 900.0
-
-
-@pytest.fixture(scope="module")
-def seen(bed: machine.Bed, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What inside/files.py saw in an instance of its own."""
-    share = tmp_path_factory.mktemp("share")
-    command = ["/usr/bin/python3", "-BEs", "-m", "tests.testbed.inside.files"]
-    shape = machine.Shape(share=share, limit_s=LIMIT_S)
-    assert machine.run(bed, ["env", "--chdir", PLACE, *command], shape) == 0
-    return json.loads(Path(share, "files.json").read_text())
+INSIDE = "files"
 
 
 def test_a_pod_with_its_own_files_has_them_by_9p(seen: Any) -> None:

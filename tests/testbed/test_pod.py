@@ -1,25 +1,8 @@
 """A pod under a real KVM: on newest containerd, libvirt and QEMU, over vsock, with cgroups v2 only."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.testbed import machine
-from tests.testbed.installation import PLACE
-
-LIMIT_S = 900.0
-
-
-@pytest.fixture(scope="module")
-def seen(bed: machine.Bed, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What inside/one_pod.py saw in an instance of its own."""
-    share = tmp_path_factory.mktemp("share")
-    command = ["/usr/bin/python3", "-BEs", "-m", "tests.testbed.inside.one_pod"]
-    shape = machine.Shape(share=share, limit_s=LIMIT_S)
-    assert machine.run(bed, ["env", "--chdir", PLACE, *command], shape) == 0
-    return json.loads(Path(share, "seen.json").read_text())
+INSIDE = "one_pod"
 
 
 def test_a_container_ends_with_its_programs_exit_code(seen: Any) -> None:

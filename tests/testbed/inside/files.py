@@ -2,7 +2,7 @@
 
 One has none but its own, the other was given a directory.
 
-Writes what it saw to /share/files.json; what that should be is the test's business.
+Writes what it saw to /share/seen.json; what that should be is the test's business.
 """
 
 import hashlib
@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 from images.oci import DEMO
+from scripts.host import CHECKOUT
 from tests.testbed.inside.one_pod import RUNTIME
 
-SEEN = Path("/share/files.json")
+SEEN = Path("/share/seen.json")
 GIVEN = Path("/root/given")
 TEMPLATES = Path("/var/lib/casemate/templates")
-TRIALS = Path(__file__).with_name("trials.py")
+TRIALS = CHECKOUT / "bench/trials.py"
 TRIALS_S = 120
 
 

@@ -36,6 +36,7 @@ def document(
     memory_bytes: int = 256 * measures.MIB,
     options: Mapping[str, Any] | None = None,
     lives: Sequence[Life] = (),
+    machine: str = "",
 ) -> Document:
     casemate = WayFacts("casemate", RUNTIME, "abc1234", accel, "because", (source,), 1, memory_bytes)
     return Document(
@@ -47,6 +48,7 @@ def document(
         options={"rounds": 3, **(options or {})},
         lives=tuple(lives),
         began_at=1_750_000_000.0,
+        machine=machine,
     )
 
 

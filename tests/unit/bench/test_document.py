@@ -14,7 +14,9 @@ from tests.unit.bench import runs
 
 def written(tmp_path: Path) -> tuple[document.Document, Path]:
     found = runs.samples("run", {"runc": [0.1, 0.2], "casemate": [1.0, 2.0]}, source="boot")
-    one = runs.document("boot", found, lives=[runs.life("casemate", "kernel")])
+    one = runs.document("boot", found, lives=[runs.life("casemate", "kernel")], machine="test bed")
+    casemate = replace(one.ways[1], files=("9p",))
+    one = replace(one, ways=(one.ways[0], casemate), trials=(document.Trials("casemate", 18, ("times",)),))
     one = replace(one, failures=(document.Failure("casemate", 1, "no room"),))
     path = tmp_path / "boot.json"
     document.write(one, path)
@@ -46,6 +48,8 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         {"lives": [{"way": "runc", "turn": 0, "exec_s": 2.0, "exit_s": 1.0, "gone_s": 3.0, "spans": []}]},
         {"failures": [{"way": "podman", "round": 0, "text": "?"}]},
         {"failures": [{"way": "runc", "round": "0", "text": "?"}]},
+        {"trials": [{"way": "podman", "tried": 1, "differences": []}]},
+        {"trials": [{"way": "runc", "tried": 1, "differences": ["one", "two"]}]},
         {"surprise": 1},
     ],
 )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import measures, page, report, svg
+from bench import document, measures, page, report, svg
 from bench.document import Document, Failure, ProcessShare
+from rpc.errors import NotFound
 from tests.unit.bench import runs
 
 HOSTILE = "kernel</text><script>alert(1)</script>\x1b[31m"
@@ -45,6 +46,90 @@ def test_a_page_says_what_accelerated_the_guests(documents: list[Document]) -> N
     assert "**The guests ran under TCG**" in report.markdown(page.sections(documents), "performance")
     kvm = replace(documents[1], ways=(documents[1].ways[0], replace(documents[1].ways[1], accel="kvm")))
     assert "The guests ran under KVM" in report.markdown(page.sections([kvm]), "performance")
+
+
+@pytest.fixture
+def two_machines() -> list[Document]:
+    """Of each machine a restored start, of one an exec, too."""
+    slow = runs.samples(measures.RUN, {"runc": [0.1] * 3, "casemate": [0.9] * 3}, "restore")
+    fast = runs.samples(measures.RUN, {"runc": [1.0] * 3, "casemate": [1.4] * 3}, "restore")
+    execs = runs.samples(measures.EXEC, {"runc": [1.0] * 3, "casemate": [1.1] * 3}, "restore")
+    return [
+        runs.document("boot", slow, source="restore", machine="host"),
+        runs.document("exec", execs, accel="kvm", source="restore", machine="test bed"),
+        runs.document("boot", fast, accel="kvm", source="restore", machine="test bed"),
+    ]
+
+
+def test_targets_of_two_machines_stand_in_one_table_and_each_is_judged_alone(
+    two_machines: list[Document],
+) -> None:
+    found = page.sections(two_machines)[0].parts[0]
+    assert isinstance(found, page.Table)
+    assert found.head[3:] == ("host (TCG)", "test bed (KVM)")
+    rows = {row[0]: row[1:] for row in found.rows}
+    command, limits, host, bed = rows["`ctr run` of `true`, the machine restored"]
+    assert command == "`casemate bench boot`"
+    assert limits == "at most 1.5 x runc (KVM), 6 x runc (TCG)"
+    assert host == "9.00 x runc (9.00 to 9.00), **missed**"
+    assert bed == "1.40 x runc (1.40 to 1.40), reached"
+    command, _, host, bed = rows["`ctr task exec` of `true`"]
+    assert command == "`casemate bench exec`"
+    assert host == "not measured: no run of `casemate bench exec`"
+    assert bed == "1.10 x runc (1.10 to 1.10), reached"
+
+
+def test_each_machine_has_a_part_of_the_page_with_its_own_facts(two_machines: list[Document]) -> None:
+    text = report.markdown(page.sections(two_machines), "performance")
+    titles = re.findall(r"^#{2,} .*$", text, re.MULTILINE)
+    assert titles == [
+        *("## Targets", "## Host (TCG)", "### Start"),
+        *("## Test bed (KVM)", "### Start", "### Exec"),
+    ]
+    _, host, bed = re.split(r"^## (?:Host|Test bed) .*$", text, flags=re.MULTILINE)
+    assert ("ran under TCG" in host, "ran under KVM" in host) == (True, False)
+    assert ("ran under TCG" in bed, "ran under KVM" in bed) == (False, True)
+
+
+def test_a_section_begins_with_the_command_that_measures_the_same() -> None:
+    options = {
+        "runtimes": ["runc", "casemate"],
+        "rounds": 2,
+        "pods": 10,
+        "settle_s": 5.0,
+        "parallel": 1,
+        "crowd": 32,
+        "crowds": 2,
+        "size_bytes": 64 << 20,
+    }
+    one = runs.document("density", runs.samples(measures.PSS, {"runc": [1.0] * 2}), options=options)
+    said = (
+        "casemate bench density --runtime runc --runtime casemate --rounds 2 "
+        "--parallel 32 --pods 10 --settle 5 --size 64"
+    )
+    assert one.command == said
+    assert page.sections([one])[2].parts[0] == f"`{said}`"
+
+
+def test_a_page_is_made_again_of_what_is_kept_beside_it(two_machines: list[Document], tmp_path: Path) -> None:
+    kept = tmp_path / "performance.md"
+    with pytest.raises(NotFound):
+        report.renew(kept)
+    for one in two_machines:
+        place = tmp_path / "performance" / one.machine.replace(" ", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        document.write(one, place / f"{one.kind}.json")
+    written = report.renew(kept)
+    assert {path.name for path in written} >= {"performance.md", "report.html", "exec.svg"}
+    assert (tmp_path / "performance/host/boot.svg") in written
+    linked = re.findall(r"!\[[^]]*\]\(([^)]+)\)", kept.read_text())
+    assert sorted(linked) == [
+        *("performance/host/boot.svg", "performance/test-bed/boot.svg", "performance/test-bed/exec.svg"),
+    ]
+    assert all((tmp_path / name).exists() for name in linked)
+    (tmp_path / "performance/host/boot.json").unlink()
+    report.renew(kept)
+    assert not (tmp_path / "performance/host/boot.svg").exists()
 
 
 def test_a_page_and_its_pictures_are_written_side_by_side(documents: list[Document], tmp_path: Path) -> None:
@@ -105,3 +190,56 @@ def test_an_axis_has_a_few_round_ticks(most: float) -> None:
     assert found[0] == 0
     assert 4 <= len(found) <= 11
     assert found[-1] <= most * 1.000001
+
+
+def files_of(way: str, differences: tuple[str, ...] = ()) -> document.Trials:
+    return document.Trials(way, 18, differences)
+
+
+def test_ways_to_give_a_container_its_files_stand_side_by_side() -> None:
+    """Of each what was measured in the newest run of its kind: start, memory, files; and what was not so."""
+    walked = runs.samples(measures.FILES_WALK, {"runc": [0.5] * 3, "casemate": [2.0] * 3})
+    read = runs.samples(measures.FILES_READ, {"runc": [2e9] * 3, "casemate": [1e8] * 3})
+    files = runs.document("files", [*walked, *read])
+    ways = (files.ways[0], replace(files.ways[1], files=("9p",)))
+    trials = (files_of("runc"), files_of("casemate", (f"times_hold: {HOSTILE}",)))
+    files = replace(files, ways=ways, trials=trials)
+    started = runs.samples(measures.RUN, {"runc": [0.1] * 3, "casemate": [0.4] * 3})
+    older = runs.samples(measures.RUN, {"runc": [9.0] * 3, "casemate": [9.0] * 3})
+    boots = [replace(runs.document("boot", older), began_at=1.0), runs.document("boot", started)]
+
+    title, about, table = next(
+        (section.title, *section.parts)
+        for section in page.sections([files, *boots])
+        if "compare" in section.title
+    )
+    assert title == "How the root-file-system ways compare"
+    assert "docs/architecture.md" in str(about)
+    assert isinstance(table, page.Table)
+    assert table.head == ("", "runc", "casemate")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["files by"] == ("-", "9p")
+    assert rows["`ctr run --rm` of `true`, from ctr's exec to its exit (s)"] == (
+        "0.100",
+        "0.400, x 4.00 (4.00 to 4.00)",
+    )
+    assert rows["lstat of everything below /usr, the first time (s)"][1].startswith("2.000, x 4.00")
+    assert rows["PSS of an idle pod's processes, the share of one of all (MiB)"] == ("-", "-")
+    assert rows["expected by programs, and not so"] == ("0 of 18", "1 of 18")
+
+    text = report.markdown(page.sections([files]), "performance")
+    assert "| casemate | 18 | `times_hold: kernel</text><script>" in text
+    assert "\x1b" not in text
+    assert "<script" not in report.html([files])
+
+
+def test_measures_of_two_units_are_drawn_on_two_axes() -> None:
+    walked = runs.samples(measures.FILES_WALK, {"runc": [0.5] * 3})
+    read = runs.samples(measures.FILES_READ, {"runc": [2e9] * 3})
+    parts = page.sections([runs.document("files", [*walked, *read])])[2].parts
+    pictures = [part for part in parts if isinstance(part, page.Picture)]
+    assert [picture.name for picture in pictures] == ["files", "files-MiB-s"]
+
+
+def test_without_a_look_at_root_file_systems_nothing_is_compared(documents: list[Document]) -> None:
+    assert page.files_compared(documents) == ()

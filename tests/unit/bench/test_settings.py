@@ -38,12 +38,14 @@ def test_what_the_operator_says_of_the_host_is_kept_and_the_rest_is_the_runs(pla
             templates=Path("/t"),
             image=digest,
             template="off",
+            files="virtiofs",
         )
     )
     now = load()
     assert (now.qemu, now.image_dir, now.template_dir) == ("/opt/qemu", "/i", "/t")
     default = now.profiles["default"]
     assert (default.image, default.template, default.vcpus) == (digest, "off", 1)
+    assert default.files == "virtiofs"
 
 
 def test_an_older_checkout_is_told_only_what_it_knows(places: Path) -> None:

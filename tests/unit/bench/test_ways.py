@@ -39,6 +39,13 @@ def test_the_guests_own_kernel_is_another_image() -> None:
     assert (boot.surroundings.image, boot.surroundings.template) == ("tuned", "off")
 
 
+def test_how_files_come_is_a_way() -> None:
+    found = [
+        way.surroundings.files for way in ways.parse_all(["casemate", "casemate-9p", "casemate-virtiofs"])
+    ]
+    assert found == ["", "9p", "virtiofs"]
+
+
 @pytest.mark.parametrize(
     "word",
     [

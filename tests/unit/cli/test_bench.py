@@ -34,6 +34,7 @@ def test_a_report_as_json(casemate: Casemate, kept: Path) -> None:
     assert found["exec"]["verdict"] == "reached"
     assert found["exec"]["measured"] == pytest.approx(1.5)
     assert found["start.restored"] == {
+        "machine": "TCG",
         "target": "start.restored",
         "text": "`ctr run` of `true`, the machine restored",
         "unit": "x runc",

@@ -315,4 +315,5 @@ def main() -> None:
     print(f"{len(TRIALS)} tried")
 
 
-main()
+if __name__ == "__main__":
+    main()
