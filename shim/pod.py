@@ -23,7 +23,7 @@ from rpc.errors import (
     InvalidArgument,
     NotFound,
 )
-from shim import oci, phases, resources, spec
+from shim import oci, phases, resources, shortage, spec
 from shim.anchor import AnchorMaker
 from shim.apprentice import Standby, tenant_of
 from shim.container import Container, Process
@@ -92,21 +92,22 @@ class Pod:
             self._profile = annotations.apply(self.settings, profile, wanted.annotations)
         tenant = tenant_of(self._profile, self.identity.namespace, wanted.annotations)
         wishes: list[str] = []
-        machine = await sources.obtain(
-            MachineRequest(
-                pod_id=self.identity.pod_id,
-                hostname=wanted.hostname or self.identity.pod_id[:12],
-                profile=self._profile,
-                settings=self.settings,
-                paths=self.paths,
-                cache=Path(places.cache_dir()),
-                tenant=tenant,
-                own_files=spec.has_own_files(wanted),
-                shares_directories=spec.shares_directories(wanted),
-            ),
-            self.trace,
-            wishes.append,
+        shortage.check_room()
+        request = MachineRequest(
+            pod_id=self.identity.pod_id,
+            hostname=wanted.hostname or self.identity.pod_id[:12],
+            profile=self._profile,
+            settings=self.settings,
+            paths=self.paths,
+            cache=Path(places.cache_dir()),
+            tenant=tenant,
+            own_files=spec.has_own_files(wanted),
+            shares_directories=spec.shares_directories(wanted),
         )
+        try:
+            machine = await sources.obtain(request, self.trace, wishes.append)
+        except CasemateError as error:
+            raise shortage.explained(error) from error
         self.trace.add(phases.POD_READY, from_s, time.monotonic())
         alike = self._profile.replace(files=machine.facts.files)
         self._standby.settle(alike, tenant, wished=bool(wishes), restored=machine.facts.restored)
@@ -152,8 +153,8 @@ class Pod:
         """QEMU, virtiofsd or the agent is gone: every process of every container has ended with it."""
         error = await asyncio.shield(machine.lost)
         if not machine.stopped:
-            self._error = str(error)
-            log.error("the pod's machine is lost: %s", error)
+            self._error = str(shortage.explained(error))
+            log.error("the pod's machine is lost: %s", self._error)
             await self._end_processes()
 
     async def _end_processes(self) -> None:

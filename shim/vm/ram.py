@@ -86,6 +86,11 @@ def extents(fd: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
+def data_bytes(fd: int) -> int:
+    """How much of a sparse file is data."""
+    return sum(end - start for start, end in extents(fd))
+
+
 def copy_without_zeros(source: int, target: int) -> int:
     """As fill(), leaving out every block of zeros, so that the copy is small. Returns the bytes it has.
 

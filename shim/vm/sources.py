@@ -15,7 +15,7 @@ from pathlib import Path
 from rpc.api import agent as api
 from rpc.client import Client
 from rpc.errors import CasemateError, DataLoss, DeadlineExceeded, Disconnected, NotFound, Unavailable
-from shim import phases
+from shim import phases, shortage
 from shim.helper import Helper, Watched, in_thread
 from shim.trace import Trace, printable
 from shim.vm import designer, ram
@@ -67,6 +67,8 @@ async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Mac
             try:
                 return await _restore_from(key, setting, trace, undo)
             except (TemplateUnusable, NotFound, DataLoss) as error:
+                if shortage.has_killed():
+                    raise  # no fault of the template's, and a boot takes more
                 to_blame = True
                 _say_why(key, error)
                 if isinstance(error, TemplateUnusable):
@@ -129,6 +131,7 @@ async def _run_on_copy(
     setting: Setting, trace: Trace, template: Opened, attempt: "Attempt", undo: AsyncExitStack
 ) -> None:
     """QEMU starts while its RAM is being written."""
+    shortage.check_room(ram.data_bytes(template.ram))
     memory, memory_bytes = setting.ram_file, setting.request.profile.memory_bytes
     undo.enter_context(ram.ram_directory(setting.ram, memory_bytes + ram.SLACK_BYTES))
     target = ram.make_ram(memory, memory_bytes, setting.user.uid)

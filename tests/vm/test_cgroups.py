@@ -101,32 +101,6 @@ def test_a_cgroup_that_cannot_be_is_refused_by_its_name(pods: Pods) -> None:
     faults.refused(result, f"cgroup {cgroup.CGROUPS}/", "Invalid argument", within_s=40)
 
 
-def test_a_limit_of_the_parents_holds_for_the_machine(pods: Pods) -> None:
-    """The kernel kills QEMU, not whoever else is in containerd's cgroup; the client is told."""
-    memory = Path(cgroup.CGROUPS, "memory")
-    limit = "memory.limit_in_bytes"
-    if not (memory / limit).exists():
-        memory, limit = Path(cgroup.CGROUPS), "memory.max"
-        enabled = (memory / "cgroup.subtree_control").read_text().split()
-        if "memory" not in enabled:
-            pytest.skip("the memory controller is not enabled below the root")
-    parent = memory / pods.ctr.namespace / "limited"
-    parent.mkdir(parents=True)
-    try:
-        if not (parent / limit).exists():
-            pytest.skip(f"{parent} has no memory controller")
-        (parent / limit).write_text(str(32 << 20))
-        options = ("--cgroup", f"/{pods.ctr.namespace}/limited/x")
-        result = pods.run("true", options=options)
-        assert result.code != 0
-        assert result.seconds < 40
-    finally:
-        for one in cgroup.hierarchies():
-            path = one.mounted / pods.ctr.namespace / "limited"
-            if path.is_dir():
-                path.rmdir()
-
-
 def test_this_machine_has_what_is_tested_here() -> None:
     """Else every test above would be about nothing."""
     assert counted()

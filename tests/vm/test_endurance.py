@@ -1,0 +1,183 @@
+"""Many starts through templates: nothing leaks, and no pod has what was another's.
+
+CASEMATE_TEST_STARTS says how many starts each test makes, CASEMATE_TEST_AT_ONCE how many at a time. A leak of
+one thing per start shows with a few; 1,000 are for what leaks seldom or little.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench import supervisor
+from bench.instance import Instance
+from config.load import load
+from shim.vm.template import TemplateStore
+from tests.vm import census, memory
+from tests.vm.faults import comm, runs
+from tests.vm.node import Node
+from tests.vm.pods import Pods
+from tests.vm.test_forkserver import CASEMATED, CONTAINERD, forked_by
+from tests.vm.test_restore import digests
+
+STARTS = int(os.environ.get("CASEMATE_TEST_STARTS") or 10)
+AT_ONCE = int(os.environ.get("CASEMATE_TEST_AT_ONCE") or 2)
+LIMIT_S = 300 + 30 * STARTS
+START_S = 120.0
+SETTLED = max(STARTS // 10, 4)
+"""After so many starts a daemon has made what it makes once."""
+MOST_GROWTH = {"containerd": 24 << 20, "casemated": 4 << 20}
+"""Bytes of resident memory. Go's collector comes when it likes; casemated's part is a few pages."""
+
+# Everything that a tenant could leave: files in every writable place, a freed and a held piece of memory.
+POD = """\
+marker=$1
+found=$(ls -d /root/left-* /tmp/left-* /run/left-* /dev/shm/left-* 2>/dev/null)
+for place in /root /tmp /run /dev/shm; do echo $marker > $place/left-$2; done
+held=$marker
+while [ ${#held} -lt 200000 ]; do held=$held$held; done
+echo $held | cat > /tmp/freed
+rm /tmp/freed
+read -r boot_id < /proc/sys/kernel/random/boot_id
+read -r uuid < /proc/sys/kernel/random/uuid
+random=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n')
+echo "$(cat /proc/sys/kernel/hostname) $boot_id $uuid $random $found"
+read -r word
+"""
+
+
+class Markers:
+    """What each pod is given that no other has, and that can be told from outside wherever it lies."""
+
+    def __init__(self) -> None:
+        self._tag = os.urandom(16).hex()
+        self.pattern = re.compile(self._tag.encode() + b":([0-9]{8});")
+
+    def of(self, number: int) -> str:
+        return f"{self._tag}:{number:08};"
+
+    def found_in(self, pids: set[int]) -> set[int]:
+        """The numbers of the pods whose markers lie in these processes' memory."""
+        return {int(match) for match in memory.found_in(pids, self.pattern)}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One pod, from inside and outside.
+
+    unique: what every pod has of its own. left: files of others. guest, host: whose markers lie in its QEMU's
+    memory, and in that of the other processes of the pod.
+    """
+
+    unique: tuple[str, ...]
+    left: tuple[str, ...]
+    guest: frozenset[int]
+    host: frozenset[int]
+    forked_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a daemon holds."""
+
+    descriptors: int
+    threads: int
+    resident_bytes: int
+
+
+def held_by(pid: int) -> Held:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return Held(
+        len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]), int(status["VmRSS"].split()[0]) << 10
+    )
+
+
+def kept(instance: Instance) -> Counter[str]:
+    """How many files there are in what outlives a pod, which the census leaves out."""
+    counts: Counter[str] = Counter()
+    for name in ("ended", "cache", "users"):
+        for _, directories, files in os.walk(instance.path(f"/run/casemate/{name}")):
+            counts[name] += len(directories) + len(files)
+    return counts
+
+
+def start(pods: Pods, markers: Markers, number: int) -> Seen:
+    """A pod's whole life, looked into while it holds what it was given."""
+    name = pods.ctr.new_id("e")
+    with pods.start("sh", "-c", POD, "pod", markers.of(number), str(number), name=name) as running:
+        hostname, boot_id, uuid, random, *left = running.read_until(b"\n", START_S).decode().split()
+        state = pods.state(name)
+        assert state["source"] in ("restore", "pool"), pods.paths(name).log.read_text()
+        processes = supervisor.descendants(state["pid"]) | {state["pid"]}
+        (qemu,) = (pid for pid in processes if comm(pid).startswith("qemu") and runs(pid))
+        guest, host = markers.found_in({qemu}), markers.found_in(processes - {qemu})
+        parent = forked_by(pods, name)
+        running.write(b"\n")
+        result = running.finish(START_S)
+    assert result.code == 0, result
+    assert hostname == name
+    unique = (hostname, boot_id, uuid, random)
+    return Seen(unique, tuple(left), frozenset(guest), frozenset(host), parent)
+
+
+@pytest.fixture
+def node(request: pytest.FixtureRequest, pods: Pods) -> Iterator[Node | None]:
+    """A casemated beside containerd, or none."""
+    if not request.param:
+        yield None
+        return
+    node = Node(pods.ctr.instance)
+    node.start()
+    yield node
+    node.close()
+
+
+@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.parametrize(
+    "node", [pytest.param(False, id="alone"), pytest.param(True, id="casemated")], indirect=True
+)
+def test_starts_leak_nothing_and_no_pod_has_what_was_anothers(
+    pods: Pods, node: Node | None, image_store: Path
+) -> None:
+    instance = pods.ctr.instance
+    daemons = {"containerd": instance.containerd_pid}
+    if node is not None:
+        (daemons["casemated"],) = node.children()
+    store = TemplateStore(image_store.parent / "test-templates", Path("/nowhere"))
+    pods.run("true").ok()
+    key = store.list()[0].key
+    template = digests(store, key)
+    markers = Markers()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        seen = list(pool.map(lambda number: start(pods, markers, number), range(SETTLED)))
+        before, there = {name: held_by(pid) for name, pid in daemons.items()}, kept(instance)
+        everything = census.take(pods.ctr)
+        seen += pool.map(lambda number: start(pods, markers, number), range(SETTLED, STARTS))
+
+    assert census.left_after(pods.ctr, everything) == []
+    after = {name: held_by(pid) for name, pid in daemons.items()}
+    print(f"{STARTS} starts, {AT_ONCE} at once: {before} -> {after}; {there} -> {kept(instance)}")
+
+    assert {one.forked_by for one in seen} == {CONTAINERD if node is None else CASEMATED}
+    # What a search from outside finds in a pod is its own, which shows that it would have found another's.
+    assert [set(one.guest) for one in seen] == [{number} for number in range(STARTS)]
+    assert all(one.host <= {number} for number, one in enumerate(seen))
+    assert [one.left for one in seen] == [()] * STARTS
+    for values in zip(*(one.unique for one in seen), strict=True):
+        assert len(set(values)) == STARTS
+    assert markers.found_in(set(daemons.values()) - {instance.containerd_pid}) == set()
+    assert digests(store, key) == template
+
+    for name, now in after.items():
+        assert now.descriptors <= before[name].descriptors + 2, name
+        assert now.threads <= before[name].threads + 8, name
+        assert now.resident_bytes - before[name].resident_bytes < MOST_GROWTH[name], name
+    assert len(list(instance.path("/run/casemate/ended").iterdir())) <= load().traces_kept + AT_ONCE
+    assert kept(instance)["users"] <= there["users"] + AT_ONCE
+    assert kept(instance)["cache"] <= there["cache"]
