@@ -16,6 +16,7 @@ from rpc.errors import CasemateError
 from shim.trace import printable
 
 WORDS = 400  # letters of what somebody else said
+DEEPEST = 3  # of phases within phases
 TITLES = {
     "boot": "Start",
     "exec": "Exec",
@@ -220,6 +221,9 @@ def _run(document: Document, name: str) -> Iterator[str | Table | Picture | Row]
             "grey the client, blue the host, green the guest. `casemate trace` draws any pod's."
         )
         yield Row(tuple(_waterfalls(document.lives, name)))
+        if any(life.spans for life in document.lives):
+            yield "The same in milliseconds. Phases overlap; a part of another one stands behind a dot."
+            yield phases_table(document.lives)
 
 
 def conditions(document: Document) -> str:
@@ -325,6 +329,35 @@ def _waterfalls(lives: Sequence[Life], name: str) -> Iterator[Picture]:
     for life in lives:
         about = f"a container's life: {life.way}"
         yield Picture(f"{name}-waterfall-{_file_name(life.way)}", about, svg.waterfall(life, most_s))
+
+
+def phases_table(lives: Sequence[Life]) -> Table:
+    """How long each phase took in each life that has any, each below the one that it is a part of; in ms."""
+    told = [life for life in lives if life.spans]
+    names = {span.name for life in told for span in life.spans}
+    begins: dict[tuple[str, str], float] = {}
+    took: dict[tuple[str, str, str], float] = {}
+    for life in told:
+        for span in life.spans:
+            # A guest names its own spans, and may say anything.
+            parent = span.parent if span.parent in names and span.parent != span.name else ""
+            began_s = span.start_s - life.exec_s
+            begins[parent, span.name] = min(begins.get((parent, span.name), began_s), began_s)
+            whole = (life.way, parent, span.name)
+            took[whole] = took.get(whole, 0.0) + span.end_s - span.start_s
+    rows: list[tuple[str, ...]] = []
+
+    def below(above: str, depth: int) -> None:
+        for parent, name in sorted((key for key in begins if key[0] == above), key=lambda key: begins[key]):
+            seconds = [took.get((life.way, parent, name)) for life in told]
+            shown = ["" if one is None else f"{1000 * one:.0f}" for one in seconds]
+            rows.append(("· " * depth + printable(name), *shown))
+            if depth < DEEPEST:
+                below(name, depth + 1)
+
+    below("", 0)
+    ends = [f"{1000 * (life.exit_s - life.exec_s):.0f}" for life in told]
+    return Table(("", *(life.way for life in told)), (*rows, ("ctr, from exec to exit", *ends)))
 
 
 def _file_name(way: str) -> str:

@@ -6,6 +6,7 @@ written.
 
 import json
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from config.settings import Settings
 
 DEFAULTS = Path("config/default.toml")
 OF_THE_HOST = ("accel", "transport", "qemu", "qemu_user", "virtiofsd", "firmware")
-"""What an operator tells of a host; how pods are made is the packaged default."""
+"""What an operator tells of a host, beside how long things may take; how pods are made is the default."""
+TIMEOUTS = "timeouts"
 TEMPLATE = "template"
 """The profile's key that says which template a pod may be restored from; "off" has it booted."""
 FILES = "files"
@@ -48,8 +50,12 @@ def written(
     profile = {"image": image} | {
         key: value for key, value in ((TEMPLATE, template), (FILES, files)) if value
     }
-    lines = [f"{name} = {json.dumps(value)}" for name, value in general.items() if name in keys]
-    lines.append("[profiles.default]")
-    there = keys["profiles"]["default"]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in profile.items() if name in there]
+    lines = list(_lines(general, keys))
+    if limits := list(_lines(vars(host.timeouts), keys.get(TIMEOUTS, {}))):
+        lines += [f"[{TIMEOUTS}]", *limits]
+    lines += ["[profiles.default]", *_lines(profile, keys["profiles"]["default"])]
     return "\n".join(lines) + "\n"
+
+
+def _lines(values: Mapping[str, object], known: Mapping[str, object]) -> Iterator[str]:
+    return (f"{name} = {json.dumps(value)}" for name, value in values.items() if name in known)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bench import document, measures, page, report, svg
 from bench.document import Document, Failure, ProcessShare
 from rpc.errors import NotFound
+from shim.trace import Span
 from tests.unit.bench import runs
 
 HOSTILE = "kernel</text><script>alert(1)</script>\x1b[31m"
@@ -182,6 +183,35 @@ def test_those_that_failed_stand_beside_the_numbers(documents: list[Document]) -
     assert "**1 of those that started at once failed**" in text
     assert "| casemate | 1 | `ctr: 'no' \\| room" in text
     assert "\x1b" not in text
+
+
+def test_phases_of_ways_stand_side_by_side_in_the_order_in_which_they_begin() -> None:
+    def life(way: str, *spans: tuple[str, str | None, float, float]) -> document.Life:
+        found = tuple(Span(name, 50 + start, 50 + end, parent=parent) for name, parent, start, end in spans)
+        return document.Life(way, 0, 50.0, 51.0, 51.5, found)
+
+    table = page.phases_table(
+        [
+            document.Life("runc", 0, 0.0, 1.0, 1.0),
+            life(
+                "boot", ("ready", None, 0.1, 0.9), ("kernel", "ready", 0.1, 0.6), ("drain", None, 0.9, 0.95)
+            ),
+            life(
+                "restore",
+                ("ready", None, 0.1, 0.3),
+                ("load", "ready", 0.15, 0.2),
+                ("load", "ready", 0.25, 0.3),
+            ),
+        ]
+    )
+    assert table.head == ("", "boot", "restore")
+    assert table.rows == (
+        ("ready", "800", "200"),
+        ("· kernel", "500", ""),
+        ("· load", "", "100"),
+        ("drain", "50", ""),
+        ("ctr, from exec to exit", "1000", "1000"),
+    )
 
 
 @given(st.floats(1e-6, 1e6))

@@ -28,7 +28,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_the_operator_says_of_the_host_is_kept_and_the_rest_is_the_runs(places: Path) -> None:
     config = places / "etc/config.toml"
-    config.write_text('qemu = "/opt/qemu"\n[profiles.default]\nvcpus = 8\n')
+    config.write_text('qemu = "/opt/qemu"\n[profiles.default]\nvcpus = 8\n[timeouts]\nboot_s = 99.5\n')
     digest = "sha256:" + "0" * 64
     config.write_text(
         settings.written(
@@ -43,6 +43,7 @@ def test_what_the_operator_says_of_the_host_is_kept_and_the_rest_is_the_runs(pla
     )
     now = load()
     assert (now.qemu, now.image_dir, now.template_dir) == ("/opt/qemu", "/i", "/t")
+    assert now.timeouts.boot_s == 99.5  # of an emulated machine in an emulated machine, say
     default = now.profiles["default"]
     assert (default.image, default.template, default.vcpus) == (digest, "off", 1)
     assert default.files == "virtiofs"
