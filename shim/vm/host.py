@@ -16,6 +16,7 @@ from config.programs import LIBVIRT_LEAST
 from rpc.errors import CasemateError, FailedPrecondition, Unavailable
 from shim.helper import tail
 from shim.trace import write_whole
+from shim.vm.cpu_models import without_models
 from shim.vm.users import QemuUser
 
 TYPE_CHECKING = False
@@ -51,11 +52,15 @@ class Host:
     """One embedded driver, for one domain. root is its directory, seeds where capabilities are kept
     between pods: asking a QEMU that libvirt has not met costs 0.3 to 1.2 s (facts: libvirt 9.0, 12.8)."""
 
-    def __init__(self, root: Path, memory: Path, user: QemuUser, seeds: Path) -> None:
-        """memory: where files that are a guest's RAM lie, for domains that have such."""
+    def __init__(
+        self, root: Path, memory: Path, user: QemuUser, seeds: Path, *, cpu_models: bool = True
+    ) -> None:
+        """memory: where files that are a guest's RAM lie, for domains that have such. cpu_models: whether a
+        domain may name one; otherwise what libvirt has learnt of them is not kept."""
         self._root = root
         self._memory = memory
         self._seeds = seeds
+        self._cpu_models = cpu_models
         self._seeded: set[tuple[str, bytes]] = set()
         self._user = user
         self._libvirt: libvirt_module | None = None
@@ -117,7 +122,8 @@ class Host:
         try:
             libvirt.virEventRegisterDefaultImpl()
             threading.Thread(target=_run_events, args=(libvirt,), name="libvirt-events", daemon=True).start()
-            self._connection = libvirt.open(f"qemu:///embed?root={self._root}")
+            with _without_path():
+                self._connection = libvirt.open(f"qemu:///embed?root={self._root}")
         except libvirt.libvirtError as error:
             raise Unavailable(
                 "libvirt's embedded driver does not start",
@@ -309,9 +315,30 @@ class Host:
                 if (path.name, content) in self._seeded:
                     continue
                 self._seeds.mkdir(mode=0o700, parents=True, exist_ok=True)
-                write_whole(self._seeds / path.name, content)
+                write_whole(self._seeds / path.name, self._worth_keeping(path.name, content))
         except OSError as error:
             log.warning(f"capabilities of QEMU not kept: {error}")
+
+    def _worth_keeping(self, name: str, content: bytes) -> bytes:
+        """What was learnt, without CPU models unless they are needed, or this libvirt has refused it so."""
+        if self._cpu_models:
+            return content
+        lean = without_models(content)
+        return content if (name, lean) in self._seeded else lean
+
+
+@contextmanager
+def _without_path() -> Iterator[None]:
+    """Newer libvirt (seen with 12.8; 9.0 knows its path) runs dmidecode where the PATH has it, to be able to
+    tell guests what machine the host is. Ours are not told."""
+    path = os.environ.pop("PATH", None)
+    os.environ["PATH"] = "/nonexistent"
+    try:
+        yield
+    finally:
+        del os.environ["PATH"]
+        if path is not None:
+            os.environ["PATH"] = path
 
 
 def _ignore_error(_: object, __: object) -> None:

@@ -22,7 +22,7 @@ from shim.helper import Helper, Watched, in_thread
 from shim.paths import PodPaths
 from shim.trace import Trace
 from shim.vm import accel as acceleration
-from shim.vm import designer, files
+from shim.vm import cpu_models, designer, files
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console, listen
 from shim.vm.designer import Files, Places, Way
@@ -147,7 +147,11 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     )
     undo.enter_context(bounded_directory(paths.libvirt))
     ram = paths.directory / "ram"
-    host = Host(paths.libvirt, ram, user, request.cache / f"libvirt-{accel.kind}")
+    named = designer.cpu_model(profile, accel) not in cpu_models.NAMELESS
+    if not named:
+        cpu_models.hide(paths.directory)
+    seeds = request.cache / f"libvirt-{accel.kind}{'' if named else '-lean'}"
+    host = Host(paths.libvirt, ram, user, seeds, cpu_models=named)
     transport = designer.transport_of(settings.transport)
     firmware = programs.firmware(settings)
     wanted = "virtiofs" if profile.files == "auto" and request.shares_directories else profile.files

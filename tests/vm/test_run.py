@@ -41,6 +41,19 @@ def test_the_guest_has_no_virtualization_of_its_own(pods: Pods) -> None:
     assert {"svm", "vmx"}.isdisjoint(flags)
 
 
+def test_a_cpu_model_that_the_operator_names_is_the_guests(pods: Pods) -> None:
+    """The libvirt of other pods knows of none, nor is told what QEMU has; this one's does and is."""
+    cache = pods.ctr.instance.path("/run/casemate/cache")
+    pods.run("true").ok()
+    (lean,) = cache.glob("libvirt-*-lean/*.xml")
+    assert b"<cpu " not in lean.read_bytes()
+    pods.ctr.instance.configure('[profiles.default]\ncpu_model = "Opteron_G3"\n')
+    model = pods.run("sh", "-c", "grep -m1 '^model name' /proc/cpuinfo").ok().out
+    assert "Opteron 23xx (Gen 3 Class Opteron)" in model
+    (whole,) = set(cache.glob("libvirt-*/*.xml")) - {lean}
+    assert b"<cpu " in whole.read_bytes()
+
+
 def test_arguments_arrive_as_they_were_given(pods: Pods) -> None:
     words = ("", " two  words ", "quote'\"", "$HOME", "new\nline", "ünïcødé", "-n")
     script = "import sys, json; print(json.dumps(sys.argv[1:]))"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -77,6 +79,44 @@ def test_what_was_learnt_about_qemu_serves_the_next_pod(tmp_path: Path) -> None:
     (tmp_path / "second" / CAPABILITIES / "abc.xml").write_text("<qemuCaps version='2'/>")
     second._keep_seeds()
     assert (seeds / "abc.xml").read_text() == "<qemuCaps version='2'/>"
+
+
+def lean_host(root: Path, seeds: Path) -> Host:
+    host = Host(root, root.parent / "ram", USER, seeds, cpu_models=False)
+    host.prepare()
+    (root / CAPABILITIES).mkdir(parents=True, exist_ok=True)
+    return host
+
+
+def test_a_pod_that_names_no_cpu_model_keeps_none_and_all_if_libvirt_wants_them(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds"
+    whole = "<qemuCaps>\n  <cpu type='tcg' name='486' usable='yes'/>\n</qemuCaps>\n"
+    lean = "<qemuCaps>\n</qemuCaps>\n"
+    first = lean_host(tmp_path / "first", seeds)
+    (tmp_path / "first" / CAPABILITIES / "abc.xml").write_text(whole)
+    first._keep_seeds()
+    assert (seeds / "abc.xml").read_text() == lean
+
+    second = lean_host(tmp_path / "second", seeds)
+    learnt = tmp_path / "second" / CAPABILITIES / "abc.xml"
+    assert learnt.read_text() == lean
+    second._keep_seeds()
+    assert (seeds / "abc.xml").read_text() == lean
+    learnt.write_text(whole)  # it did not take what it was given, and asked QEMU
+    second._keep_seeds()
+    assert (seeds / "abc.xml").read_text() == whole
+    lean_host(tmp_path / "third", seeds)._keep_seeds()
+    assert (seeds / "abc.xml").read_text() == whole
+
+
+def test_another_qemu_is_learnt_anew_without_models(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds"
+    host = lean_host(tmp_path / "first", seeds)
+    learnt = tmp_path / "first" / CAPABILITIES / "abc.xml"
+    for time in (1, 2):
+        learnt.write_text(f"<qemuctime>{time}</qemuctime>\n  <cpu name='486' usable='yes'/>\n")
+        host._keep_seeds()
+        assert (seeds / "abc.xml").read_text() == f"<qemuctime>{time}</qemuctime>\n"
 
 
 def test_seeds_that_cannot_be_kept_cost_nothing_else(
@@ -168,6 +208,28 @@ def test_a_libvirt_that_is_too_old_is_named_with_its_version(
 def test_a_libvirt_that_is_new_enough_is_taken(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libvirt", libvirt_of(9_000_000))
     host.load()
+
+
+@pytest.mark.parametrize("path", ["/usr/sbin:/usr/bin", None])
+def test_libvirt_finds_no_program_while_it_is_opened(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    module = libvirt_of(12_008_000)
+    seen: list[tuple[str, str | None]] = []
+    for_ever = threading.Event()
+    module.libvirtError = OSError  # type: ignore[attr-defined]
+    module.virEventRegisterDefaultImpl = lambda: None  # type: ignore[attr-defined]
+    module.virEventRunDefaultImpl = for_ever.wait  # type: ignore[attr-defined]
+    module.open = lambda uri: seen.append((uri, shutil.which("sh")))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "libvirt", module)
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
+    monkeypatch.delenv("PATH")
+    if path is not None:
+        monkeypatch.setenv("PATH", path)
+    host.load()
+    host.open()
+    assert seen == [(f"qemu:///embed?root={tmp_path}/libvirt", None)]
+    assert os.environ.get("PATH") == path
 
 
 def test_the_end_of_a_domain_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
