@@ -38,6 +38,9 @@ class Ratio:
     high: float
     rounds: int
 
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
 
 def quantile(values: Sequence[float], percent: int) -> float:
     """The percent-th percentile, interpolated between neighbours (R's type 7). values must not be empty."""

@@ -125,6 +125,35 @@ def delete(
 
 
 @app.command()
+def floor(
+    rounds: Annotated[int, typer.Option(min=2, help="How often each way has its turn.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """What libvirt costs a restored start, beside the same QEMU started by hand."""
+    from dataclasses import asdict
+
+    from bench import floor as measuring
+    from config.load import load
+
+    rows = measuring.measure(load(), rounds)
+    if as_json:
+        print_json({"rows": [asdict(row) for row in rows]})
+        return
+    cells = [
+        [
+            measuring.STEPS[row.step],
+            "-" if row.by_hand_s is None else f"{row.by_hand_s:.3f}",
+            f"{row.libvirt_s:.3f}",
+            "-"
+            if row.ratio is None
+            else f"{row.ratio.value:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})",
+        ]
+        for row in rows
+    ]
+    print_table(["STEP", "BY HAND (S)", "LIBVIRT (S)", "RATIO"], cells)
+
+
+@app.command()
 def density(
     runtime: Runtimes = None,
     pods: Annotated[int, typer.Option(min=1, max=1000, help="How many are up at once.")] = 10,

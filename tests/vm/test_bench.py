@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import document, measures, stats, suite, targets
+from bench import document, floor, measures, stats, suite, targets
 from bench.instance import CHECKOUT
 from tests.vm import builds
-from tests.vm.pods import FULL
+from tests.vm.operator import casemate
+from tests.vm.pods import FULL, Pods
 
 Bench = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -137,3 +138,15 @@ def test_a_checkout_is_measured_against_another(bench: Bench, tmp_path: Path) ->
     found = document.from_json(json.loads(done.stdout))
     assert [way.name for way in found.ways] == ["base", "this"]
     assert stats.ratio(found.samples, measures.EXEC, "this", "base").rounds == 2
+
+
+def test_the_floor_is_measured_step_by_step_and_leaves_nothing(pods: Pods) -> None:
+    done = casemate(pods.ctr.instance, "bench", "floor", "--rounds", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["step"]: row for row in json.loads(done.stdout)["rows"]}
+    assert list(rows) == list(floor.STEPS)
+    assert rows[floor.OPENED]["by_hand_s"] is rows[floor.OPENED]["ratio"] is None
+    for step in (floor.STARTED, floor.LOADED, floor.RESUMED, floor.ANSWERED):
+        assert 0 < rows[step]["by_hand_s"] < rows[floor.ALL]["by_hand_s"]
+        assert 0 < rows[step]["libvirt_s"] < rows[floor.ALL]["libvirt_s"]
+        assert rows[step]["ratio"]["rounds"] == 2
