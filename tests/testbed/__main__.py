@@ -20,7 +20,7 @@ from tests.testbed import cache, debian, installation, kernel, machine
 TEMPLATE = ("casemate", "template", "build")
 PAGE = CHECKOUT / "docs/performance.md"
 SAMPLES = PAGE.with_suffix("") / "test-bed"
-# Everything that `make bench` measures takes half an hour of a quiet machine in the bed.
+# All that `make bench` measures: some hundreds of starts, of seconds each.
 BENCH = ("--machine=test bed", "--output=/share", "--rounds=4")
 BENCH_LIMIT_S = 5400.0
 
