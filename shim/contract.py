@@ -6,6 +6,7 @@ Apart from bootstrap.py so that a plain `start` does not pay for the imports.
 import json
 import sys
 import time
+from functools import partial
 
 from config.load import load
 from rpc.api.bootstrap import BootstrapParams, BootstrapResult
@@ -15,6 +16,7 @@ from rpc.errors import CasemateError, InvalidArgument
 from shim.bootstrap import Arguments
 from shim.cleanup import TRACES_KEPT, clean_pod
 from shim.paths import PodPaths
+from shim.persistence import finish
 from shim.process import KILLED
 
 
@@ -52,7 +54,7 @@ def delete(arguments: Arguments) -> None:
     pod owns nothing here."""
     paths = PodPaths(arguments.namespace, arguments.id)
     pid = recorded_pid(paths)
-    for line in clean_pod(paths, kept=traces_kept()):
+    for line in finish(partial(clean_pod, paths, kept=traces_kept())):
         sys.stderr.write(f"casemate: removed {line}\n")
     seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
     response = DeleteResponse(pid=pid, exit_status=KILLED, exited_at=Timestamp(seconds=seconds, nanos=nanos))
