@@ -1,8 +1,8 @@
 """Work that is finished although whoever began it is killed meanwhile.
 
 containerd gives `delete` 5 seconds (io.containerd.timeout.shim.cleanup) and then kills it. On a host with
-far too much to do that is too little: the shim, which would have cleaned up itself, was killed by then, and the
-rest stayed. It must not know what the work is.
+far too much to do that is too little: the shim, which would have cleaned up itself, was killed by then, and
+the rest stayed. It must not know what the work is.
 """
 
 import json

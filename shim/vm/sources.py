@@ -20,6 +20,7 @@ from shim.helper import Helper, Watched, in_thread
 from shim.trace import Trace, printable
 from shim.vm import designer, ram
 from shim.vm.console import Console
+from shim.vm.crowding import crowding
 from shim.vm.designer import Files, Way
 from shim.vm.domain import FileSystem
 from shim.vm.guest import Facts, Machine, unanswered, why_ended
@@ -117,7 +118,7 @@ async def _restore(
         await attempt.run(partial(_create_restored, setting, trace, template.state, None, None))
     else:
         await _run_on_copy(setting, trace, template, attempt, undo)
-    limit_s = ANSWER_S * setting.factor
+    limit_s = _patience_s(ANSWER_S, setting)
     try:
         client, hello = await attempt.meet(phases.GUEST_RESUME, limit_s, waits_already=True)
     except CasemateError as error:
@@ -125,6 +126,11 @@ async def _restore(
             raise
         raise TemplateUnusable("the restored guest does not answer", str(error)) from error
     return attempt.machine(Way.RESTORE, client, hello, outer)
+
+
+def _patience_s(limit_s: float, setting: Setting) -> float:
+    """On a crowded host everybody waits, and a boot instead would only add to it."""
+    return min(limit_s * setting.factor * crowding(), setting.boot_s)
 
 
 async def _run_on_copy(
@@ -183,7 +189,7 @@ def _create_restored(
         if filling is not None:
             filling.wait()
         try:
-            host.load_state(state, LOAD_S * setting.factor)
+            host.load_state(state, _patience_s(LOAD_S, setting))
         except CasemateError as error:
             raise TemplateUnusable("QEMU does not take the template's state", str(error)) from error
     try:
