@@ -18,7 +18,9 @@ import os, sys
 from shim.persistence import finish
 def work():
     with open(sys.argv[1] + "/gate") as gate:
-        open(sys.argv[1] + "/begun", "w").close()
+        with open(sys.argv[1] + "/pid", "w") as pid:
+            pid.write(str(os.getpid()))
+        os.rename(sys.argv[1] + "/pid", sys.argv[1] + "/begun")
         gate.read()
     os.rename(sys.argv[1] + "/begun", sys.argv[1] + "/done")
     return []
@@ -42,12 +44,13 @@ def test_it_is_finished_whether_its_beginner_lives_or_not(tmp_path: Path, killed
     with subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as beginner:
         with open(tmp_path / "gate", "w"):
             await_file(tmp_path / "begun")
+            worker = int((tmp_path / "begun").read_text())
             if killed:
                 beginner.send_signal(signal.SIGKILL)
                 assert beginner.communicate(timeout=LIMIT_S)[0] == b""  # its end is the end of its output
         await_file(tmp_path / "done")
         if killed:
-            os.waitpid(-1, 0)  # ours now, as the tests' process takes orphans
+            os.waitpid(worker, 0)  # ours now, as the tests' process takes orphans
         else:
             assert beginner.communicate(timeout=LIMIT_S)[0] == b"[]\n"
 
