@@ -56,6 +56,7 @@ class AgentService:
         server.add(api.EVENTS, self.events)
         server.add(api.SYNC, self.sync)
         server.add(api.PREPARE, self.prepare)
+        server.add(api.REHEARSE, self.rehearse)
         server.add(api.SHUTDOWN, self.shutdown)
 
     # the machine
@@ -126,6 +127,14 @@ class AgentService:
         self._spans.forget()
         self.prepared = True
         self.ending.set()
+        return Empty()
+
+    async def rehearse(self, request: Empty, context: Context) -> Empty:
+        if self._guest.any_container():
+            raise FailedPrecondition("a guest that has containers needs no rehearsal")
+        from agent.rehearsal import rehearse
+
+        await rehearse(self._guest)
         return Empty()
 
     async def shutdown(self, request: Empty, context: Context) -> Empty:

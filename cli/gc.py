@@ -19,7 +19,7 @@ from images.store import ImageStore
 from rpc.errors import CasemateError
 from shim.cleanup import clean_pod
 from shim.journal import Kind, read_journal
-from shim.paths import PodPaths, run_dir
+from shim.paths import run_dir
 from shim.vm.template import Template, TemplateStore
 from shim.vm.versions import identity
 
@@ -35,7 +35,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")] = False,
     as_json: Annotated[bool, JsonOption] = False,
 ) -> None:
-    """Clean up after pods whose shim is gone, from their journals.
+    """Clean up after pods whose shim is gone, from their journals, and after machines of the pool.
 
     Pods with a shim are never touched. Of ended pods the records beyond traces_kept go, of templates those
     whose guest image or QEMU is no longer there, and the ones beyond templates_kept.
@@ -50,13 +50,13 @@ def gc(
         failed.append({"config": str(error)})
         kept = sys.maxsize
     cleaned: list[dict[str, Any]] = []
-    for pod in pods.running():
+    for pod in (*pods.running(), *pods.spares()):
         if pod.alive:
             continue
         about = {"namespace": pod.namespace, "id": pod.id, "key": pod.key}
         try:
             if not _is_starting(pod):
-                undone = _planned(pod) if dry_run else clean_pod(PodPaths.from_key(pod.key), kept=kept)
+                undone = _planned(pod) if dry_run else clean_pod(pod.paths, kept=kept)
                 cleaned.append(about | {"undone": undone})
         except (CasemateError, OSError) as error:
             if isinstance(error, PermissionError):
@@ -102,7 +102,7 @@ def _tell(
 
 def _is_starting(pod: pods.Pod) -> bool:
     """Whether a process of its journal lives, or it is too young to have a journal."""
-    entries = read_journal(PodPaths.from_key(pod.key).journal)
+    entries = read_journal(pod.paths.journal)
     for entry in entries:
         if entry.kind is Kind.PROCESS and pods.shim_alive(
             {"pid": int(entry.value), "start_time": entry.started}
@@ -116,7 +116,7 @@ def _is_starting(pod: pods.Pod) -> bool:
 def _planned(pod: pods.Pod) -> list[str]:
     """What clean_pod() would undo of what is there."""
     planned: list[str] = []
-    for entry in reversed(read_journal(PodPaths.from_key(pod.key).journal)):
+    for entry in reversed(read_journal(pod.paths.journal)):
         # Of processes none lives, or the pod would not be here.
         path = Path(entry.value)
         if (entry.kind is Kind.SOCKET and path.exists()) or (entry.kind is Kind.CGROUP and path.is_dir()):

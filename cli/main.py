@@ -25,6 +25,7 @@ COMMANDS = {
     "config": "cli.config",
     "image": "cli.image",
     "template": "cli.template",
+    "pool": "cli.pool",
     "bench": "cli.bench",
 }
 

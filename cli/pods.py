@@ -1,6 +1,6 @@
 """The pods of this host as their shims wrote them down, running and ended, and how to find one.
 
-Reads RUN/pods and RUN/ended and /proc only. What a file lacks is unknown, never guessed.
+Reads RUN/pods, RUN/spares and RUN/ended and /proc only. What a file lacks is unknown, never guessed.
 """
 
 import json
@@ -15,14 +15,14 @@ import typer
 
 from rpc.errors import NotFound
 from shim import system
-from shim.paths import run_dir
+from shim.paths import PODS, SPARES, PodPaths, run_dir
 
 UNKNOWN, STALE = "unknown", "stale"
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One directory of RUN/pods or RUN/ended."""
+    """One directory of RUN/pods, RUN/spares or RUN/ended."""
 
     directory: Path
     ended: bool
@@ -33,6 +33,11 @@ class Pod:
     @property
     def key(self) -> str:
         return self.directory.name
+
+    @property
+    def paths(self) -> PodPaths:
+        is_spare = self.directory.parent.name == SPARES
+        return PodPaths.of_spare(self.key) if is_spare else PodPaths.from_key(self.key)
 
     @property
     def namespace(self) -> str:
@@ -80,7 +85,12 @@ def open_shim(record: dict[str, Any]) -> int | None:
 
 
 def running() -> list[Pod]:
-    return sorted(_read(run_dir() / "pods", ended=False), key=lambda pod: (pod.namespace, pod.id))
+    return sorted(_read(run_dir() / PODS, ended=False), key=lambda pod: (pod.namespace, pod.id))
+
+
+def spares() -> list[Pod]:
+    """The machines of the pool, those that have waited longest first."""
+    return sorted(_read(run_dir() / SPARES, ended=False), key=lambda pod: pod.created_at)
 
 
 def ended() -> list[Pod]:

@@ -54,6 +54,8 @@ class TimeoutsTable(_Table):
 
 class NodeTable(_Table):
     fork_server: bool
+    pool: dict[Annotated[str, AfterValidator(values.profile_name)], Annotated[int, Field(ge=0, le=1000)]]
+    pool_memory: Size
 
 
 class ConfigTable(_Table):
@@ -98,7 +100,11 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         log_level=table.log_level,
         address_format=table.address_format,
         timeouts=Timeouts(**table.timeouts.model_dump()),
-        node=Node(**table.node.model_dump()),
+        node=Node(
+            fork_server=table.node.fork_server,
+            pool=table.node.pool,
+            pool_memory_bytes=table.node.pool_memory,
+        ),
         console_bytes=table.console_size,
         traces_kept=table.traces_kept,
     )

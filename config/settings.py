@@ -35,9 +35,11 @@ class Timeouts(Record):
 
 
 class Node(Record):
-    """What casemated does for the pods of this host."""
+    """What casemated does for the pods of this host. pool: how many machines wait, by profile."""
 
     fork_server: bool
+    pool: dict[str, int]
+    pool_memory_bytes: int
 
 
 class Settings(Record):
@@ -89,6 +91,8 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
     settings = Settings(**_checked(Settings, given))
     if not all(type(name) is str for name in settings.allowed_annotations):
         raise TypeError("allowed_annotations: not all are text")
+    if not all(type(count) is int for count in settings.node.pool.values()):
+        raise TypeError("node.pool: not all are numbers")
     if any(name != profile.name for name, profile in settings.profiles.items()):
         raise ValueError("a profile is stored under another's name")
     if settings.default_profile not in settings.profiles:

@@ -82,6 +82,12 @@ def _combined(paths: Sequence[str]) -> Loaded:
         settings = validate(merged)
     except ValidationError as error:
         raise _explained(error, sources, origins) from None
+    for name in settings.node.pool:
+        if name not in settings.profiles:
+            raise InvalidArgument(
+                f"{_place(('node', 'pool', name), sources, origins)}: node.pool: no profile {name!r}",
+                hint=did_you_mean(name, settings.profiles),
+            )
     if settings.default_profile not in settings.profiles:
         key = ("default_profile",)
         raise InvalidArgument(

@@ -9,9 +9,14 @@ import os
 import resource
 import select
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rpc.errors import FailedPrecondition
 from shim import cgroup, system
+
+Nature = dict[str, Any]
 
 NAMESPACES = ("mnt", "net", "uts", "ipc", "cgroup", "user", "pid", "pid_for_children", "time")
 # /proc/PID/status: what cannot be given back once it is gone, or is given for good.
@@ -22,32 +27,90 @@ PRIVILEGES = (
 LIMITS = range(16)  # RLIM_NLIMITS (asm-generic/resource.h)
 
 
-def take_over(pid: int, started: int) -> None:
-    """Of the process that has this pid and start time. Raises FailedPrecondition with what is different."""
-    pidfd = system.open_process(pid, started)
-    if pidfd is None:
-        raise FailedPrecondition(f"process {pid} has ended")
+class Likeness:
+    """Of the process that has this pid and start time, once it is known that ours may become like it.
+
+    nature: what a process can be made to have that runs already, as plain values; where those of two are
+    equal, what one of them has executed may serve the other. Raises FailedPrecondition with what is
+    different.
+    """
+
+    def __init__(self, pid: int, started: int) -> None:
+        self._pid = pid
+        pidfd = system.open_process(pid, started)
+        if pidfd is None:
+            raise FailedPrecondition(f"process {pid} has ended")
+        self._pidfd = pidfd
+        try:
+            with _refusing():
+                theirs = _status(pid)
+                _compare(pid, theirs)
+                self.nature = _nature(pid, theirs)
+                self.cgroups = _read(f"/proc/{pid}/cgroup")
+                self.oom_score_adj = int(_read(f"/proc/{pid}/oom_score_adj"))
+            self.check_alive()
+        except BaseException:
+            self.close()
+            raise
+
+    def check_alive(self) -> None:
+        """Else the pid may have been another's. Raises FailedPrecondition."""
+        if select.select([self._pidfd], [], [], 0)[0]:
+            raise FailedPrecondition(f"process {self._pid} has ended")
+
+    def take_over(self) -> None:
+        """Raises FailedPrecondition where that is not possible."""
+        with _refusing():
+            # A cgroup first, since all that is used from here on is to be counted there; and a cpuset may
+            # take CPUs away again.
+            cgroup.follow(self.cgroups)
+            become(self.nature)
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write(str(self.oom_score_adj))
+
+    def close(self) -> None:
+        os.close(self._pidfd)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
     try:
-        theirs = _status(pid)
-        _compare(pid, theirs)
-        # A cgroup first, since all that is used from here on is to be counted there; and a cpuset may
-        # take CPUs away again.
-        cgroup.follow(_read(f"/proc/{pid}/cgroup"))
-        os.umask(int(theirs["Umask"], 8))
-        for limit in LIMITS:
-            wanted = resource.prlimit(pid, limit)
-            if resource.getrlimit(limit) != wanted:
-                resource.setrlimit(limit, wanted)
-        _schedule_like(pid)
-        _take_signals_like(theirs)
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(_read(f"/proc/{pid}/oom_score_adj"))
-        if select.select([pidfd], [], [], 0)[0]:
-            raise FailedPrecondition(f"process {pid} has ended")  # and the pid may have been another's
+        yield
     except OSError as error:
         raise FailedPrecondition(f"{error.filename or 'the process'}: {error.strerror}") from error
-    finally:
-        os.close(pidfd)
+
+
+def own_nature() -> Nature:
+    """This process's."""
+    return _nature(os.getpid(), _status("self"))
+
+
+def _nature(pid: int, status: dict[str, str]) -> Nature:
+    return {
+        "limits": [list(resource.prlimit(pid, limit)) for limit in LIMITS],
+        "umask": int(status["Umask"], 8),
+        "cpus": sorted(os.sched_getaffinity(pid)),
+        "policy": [os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority],
+        "nice": os.getpriority(os.PRIO_PROCESS, pid),
+        "ignored": int(status["SigIgn"], 16),
+        "blocked": int(status["SigBlk"], 16),
+    }
+
+
+def become(nature: Nature) -> None:
+    """Gives this process another one's nature. Raises OSError."""
+    os.umask(nature["umask"])
+    for limit, wanted in zip(LIMITS, nature["limits"], strict=True):
+        if list(resource.getrlimit(limit)) != wanted:
+            resource.setrlimit(limit, tuple(wanted))
+    if os.sched_getaffinity(0) != (cpus := set(nature["cpus"])):
+        os.sched_setaffinity(0, cpus)
+    policy, priority = nature["policy"]
+    if (policy, priority) != (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority):
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    if nature["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
+        os.setpriority(os.PRIO_PROCESS, 0, nature["nice"])
+    _take_signals(nature["ignored"], nature["blocked"])
 
 
 def _compare(pid: int, theirs: dict[str, str]) -> None:
@@ -69,20 +132,8 @@ def _compare(pid: int, theirs: dict[str, str]) -> None:
             raise FailedPrecondition(f"casemated's {name} is not containerd's")
 
 
-def _schedule_like(pid: int) -> None:
-    if os.sched_getaffinity(0) != (wanted := os.sched_getaffinity(pid)):
-        os.sched_setaffinity(0, wanted)
-    policy = os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority
-    if policy != (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority):
-        os.sched_setscheduler(0, policy[0], os.sched_param(policy[1]))
-    nice = os.getpriority(os.PRIO_PROCESS, pid)
-    if nice != os.getpriority(os.PRIO_PROCESS, 0):
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-
-
-def _take_signals_like(theirs: dict[str, str]) -> None:
+def _take_signals(ignored: int, blocked: int) -> None:
     """Who is executed inherits which are ignored and blocked, so they may be containerd's; no handler is."""
-    ignored, blocked = (int(theirs[name], 16) for name in ("SigIgn", "SigBlk"))
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if ignored >> number - 1 & 1:
             signal.signal(number, signal.SIG_IGN)

@@ -1,23 +1,27 @@
-"""casemated: what is optional on a node and makes its pods start faster. Today that is the fork server.
+"""casemated: what is optional on a node and makes its pods start faster: the fork server, and the pool.
 
-It holds one process and puts another one in its place when it ends; pods neither need it nor notice its end.
-It must not import what a shim imports: that is for the fork server, and one copy is enough.
+It holds the fork server's process and puts another one in its place when it ends, and the connections of the
+machines that wait in the pool (pool.py); pods neither need it nor notice its end. It must not import what a
+shim imports: that is for the fork server, and one copy is enough.
 """
 
 import fcntl
+import json
 import os
 import select
 import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from config import places
 from config.load import load
 from node.loaded import STALE
+from node.pool import Pool, memory, plain_orders
 from rpc.errors import AlreadyExists, CasemateError
 from shim import forkserver, system
+from shim.paths import SPARES
 
 USAGE = """\
 usage: casemated
@@ -27,6 +31,9 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
 # A fork server that lived so long was none that cannot start.
 LIVED_S = 30.0
+# For a fork server that is busy with pods.
+SPARE_S = 1.0
+MOST_REPORT_BYTES = 1 << 20
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -48,6 +55,7 @@ class Casemated:
 
     def __init__(self) -> None:
         """Raises AlreadyExists, OSError, or InvalidArgument for a wrong configuration."""
+        os.umask(0o022)  # as `start` has it; what is secret says so itself
         self._settings = load()
         os.makedirs(places.run_dir(), mode=0o711, exist_ok=True)
         self._lock = os.open(places.run_dir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -55,7 +63,13 @@ class Casemated:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AlreadyExists(f"{places.run_dir()}: another casemated runs") from error
+        os.makedirs(os.path.join(places.run_dir(), SPARES), mode=0o711, exist_ok=True)
         self._path = forkserver.server_path()
+        self._reports, self._reporters = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._reports.setblocking(False)
+        self._pool = Pool(self._make_spare, say, memory)
+        for order in plain_orders(self._settings, recalled()):
+            self._pool.expect(order)
         self._waking, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in SIGNALS:
@@ -74,8 +88,13 @@ class Casemated:
             say("node.fork_server is false: there is nothing to do")
             notify("READY=1")
         while True:
-            left_s = None if self._again_s is None else max(self._again_s - time.monotonic(), 0.0)
-            pipes = [self._waking] + ([self._ready] if self._ready >= 0 else [])
+            again_s = self._pool.tend() if self._serves else None
+            if self._again_s is not None:
+                again_s = min(self._again_s, again_s or self._again_s)
+            left_s = None if again_s is None else max(again_s - time.monotonic(), 0.0)
+            pipes: list[Any] = [self._waking, self._reports, *self._pool.lifelines()]
+            if self._ready >= 0:
+                pipes.append(self._ready)
             woken, _, _ = select.select(pipes, [], [], left_s)
             if self._ready in woken:
                 self._hear_ready()
@@ -85,6 +104,13 @@ class Casemated:
                     break
                 if signal.SIGHUP in got:
                     self._begin_anew()
+            for lifeline in self._pool.lifelines():
+                if lifeline in woken:
+                    self._pool.hear(lifeline)
+            if self._reports in woken:
+                report = json.loads(self._reports.recv(MOST_REPORT_BYTES))
+                self._pool.note(report)
+                remember(report["order"]["nature"])
             self._reap()
             if self._again_s is not None and time.monotonic() >= self._again_s:
                 self._again_s = None
@@ -104,13 +130,30 @@ class Casemated:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            os.closerange(3, writing)
-            os.closerange(writing + 1, 1 << 16)
+            writing, reporters = _keep_open(writing, self._reporters.detach())
             os.environ.pop("NOTIFY_SOCKET", None)
             from node.zygote import serve
 
-            serve(self._path, casemated, writing)
+            serve(self._path, casemated, writing, reporters)
         os.close(writing)
+
+    @property
+    def _serves(self) -> bool:
+        """Whether there is a fork server that listens."""
+        return bool(self._zygote) and self._ready < 0
+
+    def _make_spare(self, order: dict[str, Any]) -> socket.socket | None:
+        """Has the fork server make a machine; None if it is just ending."""
+        lifeline = socket.socket(socket.AF_UNIX)
+        try:
+            lifeline.settimeout(SPARE_S)
+            lifeline.connect(self._path)
+            forkserver.send(lifeline, {"spare": order}, time.monotonic() + SPARE_S)
+        except OSError as error:
+            lifeline.close()
+            say(f"the fork server makes no machine for the pool: {error}")
+            return None
+        return lifeline
 
     def _hear_ready(self) -> None:
         ready = os.read(self._ready, 1)
@@ -127,6 +170,7 @@ class Casemated:
         if not pid:
             return
         self._zygote = 0
+        self._pool.drain()  # the next one may have other code
         system.unlink_if_there(self._path)
         code = os.waitstatus_to_exitcode(status)
         if code == STALE:
@@ -141,6 +185,7 @@ class Casemated:
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _end_zygote(self) -> None:
+        self._pool.drain()
         if self._zygote:
             os.kill(self._zygote, signal.SIGKILL)  # it holds nothing; who was served goes on
             os.waitpid(self._zygote, 0)
@@ -157,8 +202,44 @@ class Casemated:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _keep_open(*kept: int) -> list[int]:
+    """Closes every other descriptor but the standard ones. The numbers that the kept ones have then."""
+    for number, fd in enumerate(sorted(kept)):
+        os.dup2(fd, 3 + number)  # never onto one that is still to be moved, as they are in order
+    os.closerange(3 + len(kept), 1 << 16)
+    return [3 + sorted(kept).index(fd) for fd in kept]
+
+
 def _noticed(*_: object) -> None:
     """What woke the loop is read from its pipe."""
+
+
+def recalled() -> dict[str, Any] | None:
+    """The nature of the last `start` that was told of; None if there is none that can be read."""
+    try:
+        with open(_memory()) as file:
+            nature: dict[str, Any] = json.load(file)
+            return nature
+    except (OSError, ValueError):
+        return None
+
+
+def remember(nature: dict[str, Any]) -> None:
+    """For the next casemated of this boot. It saves the first pod a miss: a full disk is no matter."""
+    if recalled() == nature:
+        return
+    partial = _memory() + ".new"
+    try:
+        os.makedirs(places.cache_dir(), mode=0o700, exist_ok=True)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            json.dump(nature, file)
+        os.rename(partial, _memory())
+    except OSError as error:
+        say(f"{partial}: {error.strerror}")
+
+
+def _memory() -> str:
+    return os.path.join(places.cache_dir(), "start.json")
 
 
 def notify(state: str) -> None:

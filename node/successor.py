@@ -6,21 +6,28 @@ does.
 """
 
 import gc
+import json
 import os
 import socket
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from config import load
-from config.settings import from_mapping
-from node.likeness import take_over
+from config.settings import Settings, from_mapping
+from node.likeness import Likeness
 from node.loaded import Loaded
 from rpc.errors import CasemateError, FailedPrecondition, PermissionDenied
 from shim import daemon, forkserver, system
 from shim.bootstrap import Start
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from node.claim import Claimed
+
+SPARE = "spare"
 MOST_FDS = 1 << 20
 HELLO_S = 5.0
 # Read when a program or a library begins: what was read here cannot be made what `start` has.
@@ -29,12 +36,22 @@ READ_ONCE = ("LD_", "GLIBC_", "MALLOC_", "PYTHON", "LIBVIRT_")
 NOT_COMPARED = "LD_LIBRARY_PATH"
 
 
-def succeed(connection: socket.socket, loaded: Loaded, own: dict[str, str], stale: int) -> NoReturn:
-    """In the forked child. own: the server's environment. stale: a pipe that tells it to begin anew."""
+@dataclass(frozen=True, slots=True)
+class Links:
+    """To casemated, of which this is the pid. stale: a pipe that tells it to begin anew. reports: a socket
+    that takes what was asked of the pool."""
+
+    casemated: int
+    stale: int
+    reports: int
+
+
+def succeed(connection: socket.socket, loaded: Loaded, own: dict[str, str], links: Links) -> NoReturn:
+    """In the forked child. own: the server's environment."""
     status = 1
     try:
-        _be_nobodys({connection.fileno(), stale})
-        _converse(connection, loaded, own, stale)
+        _be_nobodys({connection.fileno(), links.stale, links.reports})
+        _converse(connection, loaded, own, links)
         status = 0
     except ConnectionResetError:
         status = 0  # `start` has left, and says itself why, or somebody looked whether we are here
@@ -60,35 +77,77 @@ def _be_nobodys(keep: set[int]) -> None:
     system.set_process_name("casemate-start")
 
 
-def _converse(connection: socket.socket, loaded: Loaded, own: dict[str, str], stale: int) -> None:
+def _converse(connection: socket.socket, loaded: Loaded, own: dict[str, str], links: Links) -> None:
     hello, fds = forkserver.receive(connection, time.monotonic() + HELLO_S)
     close_all(fds)
+    if SPARE in hello:
+        _be_spare(connection, hello[SPARE], links)
     try:
         pid = _check(connection, hello, own)
         if path := loaded.changed():
             with suppress(BlockingIOError):  # it was said often enough
-                os.write(stale, b"\n")
+                os.write(links.stale, b"\n")
             raise FailedPrecondition(f"casemated runs the code before an update ({path})")
-        take_over(pid, int(hello["started"]))
+        alike = Likeness(pid, int(hello["started"]))
+        request, settings = Start.from_words(hello["request"]), from_mapping(hello["settings"])
+        claimed = _claim(hello, request, settings, alike, links)
+        if claimed is None:
+            alike.take_over()
+        alike.check_alive()
+        alike.close()
     except CasemateError as error:
         forkserver.send(connection, {"declined": str(error)}, time.monotonic() + HELLO_S)
         return
-    os.close(stale)
     forkserver.send(connection, {"ready": os.getpid()}, time.monotonic() + HELLO_S)
-    _wear(hello)
-    gc.enable()
     words, fds = forkserver.receive(connection, None)
     listener, log = fds
-    request = Start.from_words(words["request"])
-    settings = from_mapping(words["settings"])
-    load.unreported[:] = words["unreported"]
-    started_ticks, bound_s = int(words["started_ticks"]), float(words["bound_s"])
+    bound_s = float(words["bound_s"])
+    if claimed is not None:
+        if claimed.hand_over(connection, listener, bound_s):
+            return
+        raise ConnectionError("the machine of the pool has ended")  # `start` sees the end, and forks
+    for fd in (links.stale, links.reports):
+        os.close(fd)
+    _wear(hello)
+    gc.enable()
+    load.unreported[:] = hello["unreported"]
     forkserver.send(connection, {"mine": os.getpid()}, time.monotonic() + HELLO_S)
     connection.close()
     for fd in (1, 2):
         os.dup2(log, fd)
     os.close(log)
-    daemon.run(request, settings, socket.socket(fileno=listener), started_ticks, bound_s, "casemated")
+    listening = socket.socket(fileno=listener)
+    daemon.run(request, settings, listening, int(hello["started"]), bound_s, "casemated")
+
+
+def _claim(
+    hello: dict[str, Any], request: Start, settings: Settings, alike: Likeness, links: Links
+) -> "Claimed | None":
+    """A machine of the pool, if the operator keeps any of the kind. casemated is told in any case."""
+    from node.claim import claim, order_of
+
+    order = order_of(request, settings, alike)
+    if order is None:
+        return None
+    claimed, why = claim(order, request, hello, alike)
+    report = {"order": order.words(), "digest": order.digest, "why": why}
+    with socket.socket(fileno=os.dup(links.reports)) as reports, suppress(BlockingIOError, ConnectionError):
+        reports.send(json.dumps(report).encode(), socket.MSG_DONTWAIT)  # casemated may have enough to do
+    if why:
+        request.remarks.append(f"not from the pool: {why}")
+    return claimed
+
+
+def _be_spare(connection: socket.socket, words: dict[str, Any], links: Links) -> None:
+    """Not for a `start`, but for casemated itself, whose end of the connection is the spare's life."""
+    pid, uid = forkserver.peer(connection)
+    if (pid, uid) != (links.casemated, os.geteuid()):
+        raise PermissionDenied(f"process {pid} of user {uid} is not casemated")
+    for fd in (links.stale, links.reports):
+        os.close(fd)
+    from node.spare import live
+
+    live(connection, words)
 
 
 def _check(connection: socket.socket, hello: dict[str, Any], own: dict[str, str]) -> int:

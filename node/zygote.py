@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from node import loaded as loading
 from node.loaded import STALE, Loaded, StaleError
-from node.successor import succeed
+from node.successor import Links, succeed
 from shim import system
 
 # What a shim imports in its life, at the latest when it is needed first; the rest comes with these.
@@ -27,14 +27,16 @@ NEEDED = (
     "shim.vm.maker",
     "shim.vm.domain",
     "libvirt",
+    "node.claim",
+    "node.spare",
 )
 BACKLOG = 128
 
 
-def serve(path: str, parent: int, ready: int) -> NoReturn:
+def serve(path: str, parent: int, ready: int, reports: int) -> NoReturn:
     """In a child of casemated's, which is the process `parent`. Until it listens at path nobody waits for it.
 
-    ready: a pipe that is written to then, and closed.
+    ready: a pipe that is written to then, and closed. reports: a socket for what is asked of the pool.
     """
     status = 1
     try:
@@ -54,7 +56,7 @@ def serve(path: str, parent: int, ready: int) -> NoReturn:
             with listen(path) as listener:
                 os.write(ready, b"\n")
                 os.close(ready)
-                status = _fork_for_each(listener, loaded)
+                status = _fork_for_each(listener, loaded, parent, reports)
     except BaseException:  # noqa: BLE001 - casemated's log is the only place to say it
         import traceback
 
@@ -82,13 +84,14 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def _fork_for_each(listener: socket.socket, loaded: Loaded) -> int:
+def _fork_for_each(listener: socket.socket, loaded: Loaded, casemated: int, reports: int) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: casemated ends us
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     own = dict(os.environ)
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    links = Links(casemated, writing, reports)
     gc.disable()
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, every page of ours
@@ -108,4 +111,4 @@ def _fork_for_each(listener: socket.socket, loaded: Loaded) -> int:
                 sys.stderr.write(f"casemated: no process can be forked: {error}\n")
                 continue
             if child == 0:
-                succeed(connection, loaded, own, writing)
+                succeed(connection, loaded, own, links)

@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from rpc.errors import Internal
-from shim import system
+from shim import network, system
 from shim.vm.users import anchor_uid
 
 MOST_FDS = 1 << 20
 QUESTION_BYTES = 4096 + 32  # a path, and a number
 ANSWER_BYTES = 256
 ANSWER_S = 5.0
+ENTER = b"network"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class AnchorMaker:
@@ -39,21 +44,31 @@ class AnchorMaker:
 
     def make(self, root: str) -> tuple[int, int]:
         """(pid here, pid as the host counts) of a new anchor. Raises Internal if it cannot become one."""
-        if self._lags:
-            raise Internal("the process that makes anchors did not answer before")
         if self._uid is None:
             self._uid = anchor_uid(self._locks)
-        try:
-            self._connection.sendall(b"%d %s" % (self._uid, os.fsencode(root)))
-            said = self._connection.recv(ANSWER_BYTES)
-        except OSError as error:
-            self._lags = True
-            raise Internal("the process that makes anchors does not answer", details=str(error)) from error
+        said = self._ask(b"%d %s" % (self._uid, os.fsencode(root)))
         numbers = said.split()
         if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
             words = said.decode("utf-8", "replace") or "it ended"
             raise Internal("the container's anchor process failed", details=words)
         return int(numbers[0]), int(numbers[1])
+
+    def enter_network(self, namespace: int) -> None:
+        """For anchors to come. namespace: a descriptor. Raises Internal."""
+        said = self._ask(ENTER, (namespace,))
+        if said != ENTER:
+            words = said.decode("utf-8", "replace") or "it ended"
+            raise Internal("the anchors' network namespace cannot be entered", details=words)
+
+    def _ask(self, question: bytes, fds: "Sequence[int]" = ()) -> bytes:
+        if self._lags:
+            raise Internal("the process that makes anchors did not answer before")
+        try:
+            socket.send_fds(self._connection, [question], fds)
+            return self._connection.recv(ANSWER_BYTES)
+        except OSError as error:
+            self._lags = True
+            raise Internal("the process that makes anchors does not answer", details=str(error)) from error
 
 
 def fork_maker(host_proc: int, locks: Path) -> AnchorMaker:
@@ -73,7 +88,13 @@ def _serve(connection: socket.socket, host_proc: int) -> NoReturn:
     system.set_process_name("casemate-maker")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     os.setsid()
-    while question := connection.recv(QUESTION_BYTES):
+    while True:
+        question, fds, _, _ = socket.recv_fds(connection, QUESTION_BYTES, 1)
+        if not question:
+            os._exit(0)
+        if fds:
+            connection.sendall(_enter_network(fds[0]))
+            continue
         uid, _, root = question.partition(b" ")
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
@@ -83,7 +104,16 @@ def _serve(connection: socket.socket, host_proc: int) -> NoReturn:
         with open(read, "rb") as pipe:
             said = pipe.read(ANSWER_BYTES)
         connection.sendall(b"%d %s" % (pid, said) if said.isdigit() else said or b"it ended")
-    os._exit(0)
+
+
+def _enter_network(namespace: int) -> bytes:
+    try:
+        network.enter(namespace)
+    except OSError as error:
+        return str(error).encode()[:ANSWER_BYTES]
+    finally:
+        os.close(namespace)
+    return ENTER
 
 
 def _be_anchor(root: str, uid: int, host_proc: int, write: int) -> NoReturn:

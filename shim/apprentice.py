@@ -46,7 +46,7 @@ class Standby:
     """A waiting apprentice, or the knowledge that none is needed: a pod like this one was restored before."""
 
     def __init__(self, hint: Path, words: int) -> None:
-        self._hint = hint
+        self.hint = hint
         self._words = words
 
     def settle(self, profile: "Profile", tenant: str, *, wished: bool, restored: bool) -> None:
@@ -60,7 +60,7 @@ class Standby:
 
     def make(self, profile: "Profile", tenant: str) -> None:
         """Has the template of this shape made. The next pod like this one has an apprentice in any case."""
-        system.unlink_if_there(self._hint)
+        system.unlink_if_there(self.hint)
         if self._words < 0:
             return
         order = {"profile": vars(profile), "tenant": tenant}
@@ -74,10 +74,10 @@ class Standby:
         """This pod was restored: those that are like it need no apprentice."""
         self.dismiss()
         try:
-            self._hint.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._hint.touch(mode=0o600)
+            self.hint.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.hint.touch(mode=0o600)
         except OSError as error:
-            log.warning("%s: %s", self._hint, error)
+            log.warning("%s: %s", self.hint, error)
 
     def dismiss(self) -> None:
         """Said, not only by closing: other children of the shim's hold the same end of the pipe."""
@@ -89,18 +89,23 @@ class Standby:
         self._words = -1
 
 
+def nobody_stands_by(settings: "Settings", namespace: str, spec: "dict[str, Any] | None") -> Standby:
+    """For a pod whose machine was restored before it asked."""
+    return Standby(run_dir() / "cache" / "restorable" / _likeness(settings, namespace, spec), -1)
+
+
 def stand_by(settings: "Settings", namespace: str, spec: "dict[str, Any] | None", keep: int) -> Standby:
     """Before the caller enters namespaces. keep: a descriptor that the apprentice must not hold open."""
-    hint = run_dir() / "cache" / "restorable" / _likeness(settings, namespace, spec)
-    if not settings.make_templates or hint.exists():
-        return Standby(hint, -1)
+    nobody = nobody_stands_by(settings, namespace, spec)
+    if not settings.make_templates or nobody.hint.exists():
+        return nobody
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(writing)
         os.close(keep)
         _wait(settings, reading)
     os.close(reading)
-    return Standby(hint, writing)
+    return Standby(nobody.hint, writing)
 
 
 def _likeness(settings: "Settings", namespace: str, spec: "dict[str, Any] | None") -> str:

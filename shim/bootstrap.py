@@ -134,7 +134,10 @@ def start(arguments: Arguments) -> None:
     from shim.procfs import start_time
 
     started_ticks = start_time("self")
-    offer = forkserver.ask(started_ticks) if settings.node.fork_server else forkserver.Offer(None)
+    if settings.node.fork_server:
+        offer = forkserver.ask(started_ticks, hand_over_words(request, settings))
+    else:
+        offer = forkserver.Offer(None)
     try:
         listener, log = prepare(request), -1
     except BaseException:
@@ -145,8 +148,7 @@ def start(arguments: Arguments) -> None:
         log = open_log(request.paths)
         answer(request, arguments, settings, params)
         # Last: a `start` that fails is never followed by a `delete`, so that nobody would end the daemon.
-        words = hand_over_words(request, settings, started_ticks, bound_s)
-        daemon = not offer.take(words, (listener.fileno(), log)) and os.fork() == 0
+        daemon = not offer.take({"bound_s": bound_s}, (listener.fileno(), log)) and os.fork() == 0
     except BaseException:
         from shim.cleanup import clean_pod
 
@@ -169,9 +171,7 @@ def start(arguments: Arguments) -> None:
     os.close(log)
 
 
-def hand_over_words(
-    request: Start, settings: "Settings", started_ticks: int, bound_s: float
-) -> "dict[str, Any]":
+def hand_over_words(request: Start, settings: "Settings") -> "dict[str, Any]":
     """What run() is told, for another process to call it."""
     from config.load import unreported
     from config.settings import to_mapping
@@ -180,8 +180,6 @@ def hand_over_words(
         "request": request.words(),
         "settings": to_mapping(settings),
         "unreported": unreported,
-        "started_ticks": started_ticks,
-        "bound_s": bound_s,
     }
 
 

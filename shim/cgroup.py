@@ -9,6 +9,7 @@ import errno
 import os
 import posixpath
 import select
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Place:
 
         Raises InvalidArgument for a path that is none, FailedPrecondition if the kernel does not let them.
         """
-        wanted = oci.parse(document if document is not None else {}).cgroups_path
+        wanted = named(document)
         if not wanted:
             return
         parent = parent_of(wanted)
@@ -99,6 +100,11 @@ class Place:
             _fill_cpuset(path)
 
 
+def named(document: object) -> str:
+    """The cgroup that a config.json names, in either form; empty if it names none. Raises InvalidArgument."""
+    return oci.parse(document if document is not None else {}).cgroups_path
+
+
 def parent_of(path: str) -> str:
     """Absolute, from the root of a hierarchy: the parent of a linux.cgroupsPath, of either form.
 
@@ -130,15 +136,17 @@ def hierarchies(mountinfo: str | None = None, own: str | None = None) -> list[Hi
     return first + [one for one in unified if not first or _has_controllers(one.mounted)]
 
 
-def follow(others: str) -> None:
-    """Moves this process to where another one is, in every hierarchy. others: its /proc/PID/cgroup.
+def follow(others: str, pids: "Sequence[int]" = ()) -> None:
+    """Moves this process, and pids, to where another one is, in every hierarchy. others: its
+    /proc/PID/cgroup. pids: processes that are where this one is.
 
     Raises FailedPrecondition if it is not there afterwards, OSError if the kernel does not let it.
     """
     here, there = (first + unified for first, unified in (_mounted(), _mounted(own=others)))
     for old, new in zip(here, there, strict=True):
         if old != new:
-            _move(os.getpid(), new.origin)
+            for pid in (os.getpid(), *pids):
+                _move(pid, new.origin)
     if (now := Path("/proc/self/cgroup").read_text()) != others:
         lines = sorted(set(others.splitlines()) - set(now.splitlines()))
         raise FailedPrecondition(f"cgroup {', '.join(lines)} cannot be entered")
@@ -200,8 +208,9 @@ def _fill_cpuset(directory: Path) -> None:
 
 
 def _move(pid: int, directory: Path) -> None:
-    """A process with all its threads. It costs the first of them some 10 ms: an RCU grace period."""
-    with open(directory / "cgroup.procs", "w") as file:
+    """A process with all its threads; one that has ended is no matter. It costs the first of several some
+    10 ms: an RCU grace period."""
+    with suppress(ProcessLookupError), open(directory / "cgroup.procs", "w") as file:
         file.write(str(pid))
 
 

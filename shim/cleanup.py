@@ -34,7 +34,10 @@ def clean_pod(paths: PodPaths, *, kept: int = TRACES_KEPT) -> list[str]:
     for entry in entries:
         undone += _UNDO[entry.kind](entry)
     if paths.directory.is_dir():
-        retire(paths, kept)
+        if paths.has_records:
+            retire(paths, kept)
+        else:
+            remove_tree(paths.directory)
         undone.append(f"directory {paths.directory}")
     return undone
 

@@ -24,15 +24,18 @@ from shim.paths import run_dir
 from shim.trace import Trace
 
 # Of containerd's environment: for containerd itself, or changing what programs load.
+MOST_OOM_SCORE = 1000  # OOM_SCORE_ADJ_MAX of linux/oom.h
 NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
     from typing import NoReturn
 
     from config.settings import Settings
     from shim.bootstrap import Start
+    from shim.paths import PodPaths
 
 
 def run(
@@ -49,12 +52,9 @@ def run(
     """
     system.keep_little_memory()
     try:
-        trace = Trace(request.namespace, request.pod_id, request.created_at)
-        exec_s = exec_time_s(started_ticks, request.first_line_s)
-        trace.add(phases.INTERPRETER, exec_s, request.first_line_s, parent=phases.START)
-        trace.add(phases.BIND, request.first_line_s, bound_s, parent=phases.START)
-        trace.add(phases.START, exec_s, bound_s)
-        detach(request)
+        trace = trace_of_start(request, started_ticks, bound_s)
+        detach()
+        os.environ["CASEMATE_POD"] = pod_name(request)
         standby = stand_by(settings, request.namespace, request.spec, listener.fileno())
         host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         host = HostNamespaces.current()
@@ -62,7 +62,7 @@ def run(
             system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
             if os.fork():
                 os._exit(0)
-            enter_namespaces(request)
+            enter_namespaces(request.paths)
         journal = Journal(request.paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
         with trace.span(phases.POD_NETWORK, phases.DETACH):
@@ -81,6 +81,7 @@ def run(
         serve(
             Daemon(
                 request=request,
+                paths=request.paths,
                 settings=settings,
                 listener=listener,
                 trace=trace,
@@ -103,6 +104,21 @@ def run(
     os._exit(0)
 
 
+def trace_of_start(request: "Start", started_ticks: int, bound_s: float) -> Trace:
+    """With what has passed before there was a daemon. Arguments as run()'s."""
+    trace = Trace(request.namespace, request.pod_id, request.created_at)
+    exec_s = exec_time_s(started_ticks, request.first_line_s)
+    trace.add(phases.INTERPRETER, exec_s, request.first_line_s, parent=phases.START)
+    trace.add(phases.BIND, request.first_line_s, bound_s, parent=phases.START)
+    trace.add(phases.START, exec_s, bound_s)
+    return trace
+
+
+def pod_name(request: "Start") -> str:
+    """What the environment of a pod's processes says of whose they are (CASEMATE_POD)."""
+    return f"{request.namespace}/{request.pod_id}"
+
+
 def exec_time_s(started_ticks: int, latest_s: float) -> float:
     """When the kernel started a process, on CLOCK_MONOTONIC, to 10 ms (proc(5): starttime in ticks).
 
@@ -112,7 +128,7 @@ def exec_time_s(started_ticks: int, latest_s: float) -> float:
     return min(ticks - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic(), latest_s)
 
 
-def detach(request: "Start") -> None:
+def detach() -> None:
     """A session of its own, and nothing of the caller's that would tie it to it."""
     os.setsid()
     os.chdir("/")
@@ -123,18 +139,23 @@ def detach(request: "Start") -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold what a guest put into memory
     for name in NOT_FOR_CHILDREN:
         os.environ.pop(name, None)
-    os.environ["CASEMATE_POD"] = f"{request.namespace}/{request.pod_id}"
 
 
 def raise_oom_score() -> None:
     """One more than the parent's, as every shim does: the kernel takes a pod before its containerd."""
-    try:
-        with open("/proc/self/oom_score_adj", "r+") as file:
-            score = min(int(file.read()) + 1, 1000)
-            file.seek(0)
-            file.write(str(score))
-    except PermissionError as error:
-        sys.stderr.write(f"oom_score_adj stays as it is: {error}\n")
+    with open("/proc/self/oom_score_adj") as file:
+        score = int(file.read())
+    set_oom_score(min(score + 1, MOST_OOM_SCORE), ("self",))
+
+
+def set_oom_score(score: int, pids: "Iterable[int | str]") -> None:
+    """Where the kernel does not let us, it stays, with a line in the log."""
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+                file.write(str(score))
+        except PermissionError as error:
+            sys.stderr.write(f"oom_score_adj of process {pid} stays as it is: {error}\n")
 
 
 def enter_network(request: "Start") -> CasemateError | None:
@@ -146,8 +167,8 @@ def enter_network(request: "Start") -> CasemateError | None:
     return None
 
 
-def enter_namespaces(request: "Start") -> None:
+def enter_namespaces(paths: "PodPaths") -> None:
     """As first process of the PID namespace."""
-    seclusion.enter(request.paths)
+    seclusion.enter(paths)
     system.set_process_name("casemate-shim")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

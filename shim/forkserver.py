@@ -4,11 +4,14 @@
 `start` makes the pod's directory and socket. The words, JSON behind a length of 4 bytes:
 
     start                                                server's child
-    hello: who asks, code, environment, command line ->
+    hello: who asks, code, environment, command line,
+           request, settings                         ->
                                                       <- ready, or why not
     (the address is printed)
-    go: request, settings; listener and log as fds   ->
+    go: when the socket was bound; listener, log as fds ->
                                                       <- mine: from here on it is the daemon
+
+The child may have one of the pool's machines say the last word in its stead (node/spare.py).
 
 Nothing that cannot be taken back is done before `mine` is sent, and the kernel decides whether it was: a
 `start` that waits no longer shuts its side of the connection, after which sending fails and the child ends;
@@ -30,12 +33,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOCKET = "casemated.sock"
-PROTOCOL = 1
+PROTOCOL = 2
 # A child is ready in a few hundredths of a second. What takes longer than this would be no gain.
 READY_S = 1.0
 MINE_S = 1.0
 MOST_BYTES = 16 << 20
-MOST_FDS = 2
+MOST_FDS = 3
 
 
 def server_path() -> str:
@@ -96,8 +99,9 @@ class Offer:
         return "mine" in answer
 
 
-def ask(started_ticks: int) -> Offer:
-    """Begins, and does not wait. started_ticks: when this process was executed, as /proc counts.
+def ask(started_ticks: int, words: "dict[str, Any]") -> Offer:
+    """Begins, and does not wait. started_ticks: when this process was executed, as /proc counts. words: what
+    the daemon will need to know, but for what take() gets.
 
     No casemated is no remark: most hosts have none.
     """
@@ -108,6 +112,7 @@ def ask(started_ticks: int) -> Offer:
         if peer(connection)[1] != os.geteuid():
             raise PermissionError(f"{server_path()} is another user's")
         hello = {
+            **words,
             **code(),
             "pid": os.getpid(),
             "started": started_ticks,

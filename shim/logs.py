@@ -12,6 +12,7 @@ import time
 def set_up_logging(level: str, bundle: str) -> None:
     """level: error, warning, info or debug. The FIFO is <bundle>/log."""
     root = logging.getLogger()
+    root.handlers.clear()  # of a machine that was nobody's before
     root.setLevel(level.upper())
     own = logging.StreamHandler(sys.stderr)
     own.setFormatter(Logfmt())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from config.load import unreported
 from rpc.errors import CasemateError
 from rpc.server import Server
-from shim import phases, system
+from shim import cgroup, phases, system
 from shim.anchor import AnchorMaker
 from shim.apprentice import Standby
 from shim.bootstrap import Start
@@ -23,7 +23,8 @@ from shim.helper import reap_orphans
 from shim.journal import Journal
 from shim.logs import set_up_logging
 from shim.namespaces import HostNamespaces
-from shim.pod import Pod
+from shim.paths import PodPaths
+from shim.pod import Pod, Reserve
 from shim.record import Identity
 from shim.seclusion import show_other_pods
 from shim.services.events import Listener, Publisher
@@ -42,10 +43,12 @@ log = logging.getLogger("casemate")
 class Daemon:
     """What the process is and has when its event loop begins. refusal: why there can be no machine.
 
-    host_proc is a directory fd of the host's /proc, host the namespaces that containerd is in.
+    paths: where the process itself sees the pod's directory; everybody else does at request.paths. host_proc
+    is a directory fd of the host's /proc, host the namespaces that containerd is in.
     """
 
     request: Start
+    paths: PodPaths
     settings: "Settings"
     listener: socket.socket
     trace: Trace
@@ -60,20 +63,21 @@ class Daemon:
 
 def serve(daemon: Daemon) -> None:
     """Runs until containerd says Shutdown, a signal does, or the pod was empty for too long."""
+    asyncio.run(serve_in_loop(daemon))
+
+
+async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
+    """As serve(), in an event loop that runs. reserve: a machine that the process has already."""
+    begun_s = time.monotonic()
     request = daemon.request
     set_up_logging(daemon.settings.log_level if not request.debug else "debug", request.bundle)
     for line in unreported:
         log.warning("%s", line)
     for line in request.remarks:
         log.info("%s", line)
-    if not daemon.place.directories and daemon.refusal is None:
+    if daemon.refusal is None and not cgroup.named(request.spec):
         log.warning("the container names no cgroup: the pod's processes stay in containerd's")
-    asyncio.run(_serve(daemon))
-
-
-async def _serve(daemon: Daemon) -> None:
-    begun_s = time.monotonic()
-    request, settings, trace = daemon.request, daemon.settings, daemon.trace
+    settings, trace = daemon.settings, daemon.trace
     loop = asyncio.get_running_loop()
     shutdown = asyncio.Event()
     loop.add_signal_handler(signal.SIGCHLD, reap_orphans)
@@ -84,7 +88,7 @@ async def _serve(daemon: Daemon) -> None:
     identity = Identity(request.namespace, request.pod_id, pid, started, daemon.host_proc, daemon.host)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
     listener = Listener(publisher)
-    pod = Pod(identity, settings, request.paths, trace, daemon.anchors, daemon.standby, listener)
+    pod = Pod(identity, settings, daemon.paths, trace, daemon.anchors, daemon.standby, listener)
     server = Server()
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")
@@ -92,7 +96,7 @@ async def _serve(daemon: Daemon) -> None:
     ending = _end_if_abandoned(pod, settings.timeouts.empty_s, shutdown)
     watching = asyncio.create_task(ending, name="abandoned")
     if daemon.refusal is None:
-        pod.begin(request.spec, begun_s)
+        pod.begin(request.spec, begun_s, reserve)
     else:
         pod.refuse(daemon.refusal)
     listening = await server.listen_unix(daemon.listener)
@@ -114,7 +118,7 @@ async def _serve(daemon: Daemon) -> None:
         await server.close()  # tells containerd that we are gone, which has the rest removed
         pod.write_state("ended")
         daemon.journal.close()
-        show_other_pods(request.paths)
+        show_other_pods(daemon.paths)
         retire(request.paths, settings.traces_kept)
         system.unlink_if_there(request.socket_path)
 

@@ -15,29 +15,66 @@ def enter_pod_network(document: object) -> None:
 
     Raises InvalidArgument if the path is not a network namespace, Unimplemented for the host's network.
     """
+    fd = open_pod_network(document)
+    if fd is None:
+        make_network()
+        return
+    try:
+        enter(fd)
+    finally:
+        os.close(fd)
+
+
+def open_pod_network(document: object) -> int | None:
+    """A descriptor of the namespace that the spec names; None where the pod is to have one of its own.
+
+    From the namespace that containerd is in. Raises as enter_pod_network().
+    """
     wanted = oci.parse(document if document is not None else {})
     spec.refuse_host_access(wanted)
     namespace = wanted.namespace("network")
     assert namespace is not None  # refuse_host_access() has seen to it
     if not namespace.path:
-        system.unshare(system.CLONE_NEWNET)
-        _raise_loopback()
-        return
+        return None
     try:
         fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if _is_own(fd):
-                raise InvalidArgument(
-                    f"network namespace {namespace.path} is the host's own",
-                    hint="a pod in the host's network cannot be isolated in a VM",
-                )
-            system.setns(fd, system.CLONE_NEWNET)
-        finally:
-            os.close(fd)
     except OSError as error:
         raise InvalidArgument(f"network namespace {namespace.path}: {error.strerror}") from error
     except ValueError as error:  # a NUL in the path
         raise InvalidArgument(f"network namespace {namespace.path!r}: {error}") from error
+    try:
+        if not is_network(fd):
+            raise InvalidArgument(f"network namespace {namespace.path}: it is none")
+        if _is_own(fd):
+            raise InvalidArgument(
+                f"network namespace {namespace.path} is the host's own",
+                hint="a pod in the host's network cannot be isolated in a VM",
+            )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_network(fd: int) -> bool:
+    """Whether it is a network namespace's descriptor (ioctl_ns(2), NS_GET_NSTYPE)."""
+    import fcntl
+
+    try:
+        return fcntl.ioctl(fd, 0xB703) == system.CLONE_NEWNET
+    except OSError:
+        return False
+
+
+def enter(fd: int) -> None:
+    """The calling thread alone. Raises OSError."""
+    system.setns(fd, system.CLONE_NEWNET)
+
+
+def make_network() -> None:
+    """A new one, with a loopback that is up."""
+    system.unshare(system.CLONE_NEWNET)
+    _raise_loopback()
 
 
 def _is_own(fd: int) -> bool:

@@ -10,6 +10,8 @@
         shared/          containers' files, for the shim to mount
         served/          the same, read-only but for what is mounted: what virtiofsd serves to the guest
     RUN/ended/KEY/       what is kept of an ended pod: state.json, trace.json, console.log, shim.log
+    RUN/spares/ID/       one machine of the pool (node/spare.py); becomes RUN/pods/KEY when a pod takes it
+        claim.sock       while it is to be had
     RUN/cache/           what can be found out again: accel.json, settings.json, verified images
 
 RUN is config/places.py's: /run/casemate, unless the environment says otherwise. pathlib is imported when it
@@ -29,6 +31,8 @@ except ImportError:
 
 JOURNAL = "journal.jsonl"
 LOG = "shim.log"
+CLAIM = "claim.sock"
+PODS, SPARES = "pods", "spares"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,10 +63,17 @@ def sha256_hex(text: str) -> str:
 class PodPaths:
     """Paths of one pod, running or ended. Creates nothing."""
 
-    __slots__ = ("_run", "key")
+    __slots__ = ("_home", "_run", "key")
 
     def __init__(self, namespace: str, pod_id: str, run: "os.PathLike[str] | None" = None) -> None:
         self._set(pod_key(namespace, pod_id), str(run) if run else places.run_dir())
+
+    @classmethod
+    def of_spare(cls, spare_id: str) -> "PodPaths":
+        """Of a machine of the pool, which has no records to be kept."""
+        paths = cls.from_key(spare_id)
+        paths._home = SPARES
+        return paths
 
     @classmethod
     def from_key(cls, key: str) -> "PodPaths":
@@ -74,15 +85,27 @@ class PodPaths:
     def _set(self, key: str, run: str) -> None:
         self.key = key
         self._run = run
+        self._home = PODS
 
     def in_words(self, name: str = "") -> str:
         """A file of a running pod's directory, or the directory, as text."""
-        directory = f"{self._run}/pods/{self.key}"
+        directory = f"{self._run}/{self._home}/{self.key}"
         return f"{directory}/{name}" if name else directory
 
     @property
     def directory(self) -> "Path":
         return _path(self.in_words())
+
+    @property
+    def has_records(self) -> bool:
+        """Whether something of it is kept in `ended`."""
+        return self._home == PODS
+
+    @property
+    def homes(self) -> "tuple[Path, ...]":
+        """Where directories as this one are, its own first."""
+        others = (home for home in (PODS, SPARES) if home != self._home)
+        return tuple(_path(f"{self._run}/{home}") for home in (self._home, *others))
 
     @property
     def ended(self) -> "Path":

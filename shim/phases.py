@@ -23,6 +23,8 @@ RAM_COPY = "ram.copy"  # the template's RAM into the guest's, while QEMU starts
 STATE_LOAD = "state.load"  # QEMU reads the template's state
 SHARE_PLUG = "share.plug"  # the file system's device
 GUEST_RESUME = "guest.resume"  # a restored guest runs until the agent answered
+POOL_RESUME = "pool.resume"  # a machine of the pool goes on
+POOL_GREET = "pool.greet"  # its agent is told whose it is
 GUEST_BOOT = "guest.boot"  # QEMU runs until the agent answered
 GUEST_SHARE = "guest.share"  # the guest mounts the share
 

@@ -8,9 +8,8 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
+from dataclasses import dataclass
 
-from config import annotations, places
 from config.settings import Profile, Settings
 from rpc.api import agent as api
 from rpc.api.cgroups import Metrics
@@ -25,7 +24,7 @@ from rpc.errors import (
 )
 from shim import oci, phases, resources, shortage, spec
 from shim.anchor import AnchorMaker
-from shim.apprentice import Standby, tenant_of
+from shim.apprentice import Standby
 from shim.container import Container, Process
 from shim.creation import NewContainer, make_container
 from shim.execution import forget_exec, start_exec
@@ -36,9 +35,19 @@ from shim.record import Identity, describe
 from shim.trace import CONTAINERD, Trace, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
-from shim.vm.setting import MachineRequest
+from shim.vm.spare import Spare
+from shim.wants import Wants, wants_of
 
 log = logging.getLogger("casemate")
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """A machine of the pool's, for this pod. placed: done when its processes are where the pod's are to be,
+    or why they cannot be."""
+
+    spare: Spare
+    placed: "asyncio.Future[None]"
 
 
 class Pod:
@@ -73,9 +82,10 @@ class Pod:
 
     # --- the machine ---
 
-    def begin(self, document: object, ready_from_s: float) -> None:
+    def begin(self, document: object, ready_from_s: float, reserve: Reserve | None = None) -> None:
         """Starts making the machine. What goes wrong is told to whoever needs the machine first."""
-        self._machine = asyncio.create_task(self._bring_up(document, ready_from_s), name="bring-up")
+        making = self._bring_up(document, ready_from_s, reserve)
+        self._machine = asyncio.create_task(making, name="bring-up")
         self._machine.add_done_callback(self._on_machine)
         self.write_state("starting")
 
@@ -84,35 +94,34 @@ class Pod:
         self._machine = asyncio.get_running_loop().create_task(_raise(error), name="refused")
         self._machine.add_done_callback(self._on_machine)
 
-    async def _bring_up(self, document: object, from_s: float) -> Machine:
+    async def _bring_up(self, document: object, from_s: float, reserve: Reserve | None) -> Machine:
+        identity = self.identity
         with self.trace.span(phases.SETTINGS, phases.POD_READY):
-            wanted = oci.parse(document if document is not None else {})
-            spec.refuse_host_access(wanted)
-            profile = self.settings.profiles[self.settings.default_profile]
-            self._profile = annotations.apply(self.settings, profile, wanted.annotations)
-        tenant = tenant_of(self._profile, self.identity.namespace, wanted.annotations)
+            wants = wants_of(document, self.settings, identity.namespace, identity.pod_id)
+            self._profile = wants.profile
         wishes: list[str] = []
-        shortage.check_room()
-        request = MachineRequest(
-            pod_id=self.identity.pod_id,
-            hostname=wanted.hostname or self.identity.pod_id[:12],
-            profile=self._profile,
-            settings=self.settings,
-            paths=self.paths,
-            cache=Path(places.cache_dir()),
-            tenant=tenant,
-            own_files=spec.has_own_files(wanted),
-            shares_directories=spec.shares_directories(wanted),
-        )
         try:
-            machine = await sources.obtain(request, self.trace, wishes.append)
+            machine = await self._obtain(wants, reserve, wishes.append)
         except CasemateError as error:
             raise shortage.explained(error) from error
         self.trace.add(phases.POD_READY, from_s, time.monotonic())
-        alike = self._profile.replace(files=machine.facts.files)
-        self._standby.settle(alike, tenant, wished=bool(wishes), restored=machine.facts.restored)
+        alike = wants.profile.replace(files=machine.facts.files)
+        self._standby.settle(alike, wants.tenant, wished=bool(wishes), restored=machine.facts.restored)
         self._spawn(machine.events(self._on_event))
         self._spawn(self._on_lost(machine))
+        return machine
+
+    async def _obtain(self, wants: Wants, reserve: Reserve | None, wish: "Callable[[str], None]") -> Machine:
+        pod_id = self.identity.pod_id
+        if reserve is None:
+            shortage.check_room()
+            return await sources.obtain(wants.request(pod_id, self.settings, self.paths), self.trace, wish)
+        machine = await sources.take_spare(reserve.spare, pod_id, wants.hostname, self.trace, wish)
+        try:
+            await reserve.placed
+        except BaseException:
+            await machine.stop()
+            raise
         return machine
 
     def _on_machine(self, task: "asyncio.Task[Machine]") -> None:
@@ -448,7 +457,7 @@ class Pod:
         ready = task is not None and task.done() and not task.cancelled() and not task.exception()
         machine = task.result() if task is not None and ready else None
         document = describe(
-            self.identity, self.paths, state, machine, self._profile, self.containers.values(), self._error
+            self.identity, state, machine, self._profile, self.containers.values(), self._error
         )
         document["created_at"] = self.trace.created_at
         try:
@@ -468,7 +477,7 @@ def _known(error: BaseException) -> bool:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     from shim.services.events import Listener

@@ -10,7 +10,7 @@ from typing import Any
 from config.settings import Profile
 from shim.container import Container
 from shim.namespaces import HostNamespaces
-from shim.paths import PodPaths
+from shim.paths import pod_key
 from shim.vm.guest import Machine
 
 
@@ -31,7 +31,6 @@ class Identity:
 
 def describe(
     identity: Identity,
-    paths: PodPaths,
     state: str,
     machine: Machine | None,
     profile: Profile | None,
@@ -43,7 +42,7 @@ def describe(
     return {
         "namespace": identity.namespace,
         "id": identity.pod_id,
-        "key": paths.key,
+        "key": pod_key(identity.namespace, identity.pod_id),
         "pid": identity.pid,
         "start_time": identity.start_time,
         "state": state,

@@ -19,10 +19,13 @@ def enter(paths: PodPaths) -> None:
 
 
 def hide_other_pods(paths: PodPaths) -> None:
-    """What breaks out of this pod's QEMU finds no socket of another's."""
-    own, pods = paths.directory, paths.directory.parent
+    """What breaks out of this pod's QEMU finds no socket of another's, nor of a machine of the pool."""
+    own = paths.directory
     held = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    system.mount("none", str(pods), "tmpfs", system.MS_NOSUID | system.MS_NODEV, "mode=0711,size=64k")
+    options = system.MS_NOSUID | system.MS_NODEV
+    for home in paths.homes:
+        home.mkdir(mode=0o711, exist_ok=True)
+        system.mount("none", str(home), "tmpfs", options, "mode=0711,size=64k")
     own.mkdir(mode=0o711)
     system.mount(f"/proc/self/fd/{held}", str(own), None, system.MS_BIND | system.MS_REC)
     os.close(held)
@@ -30,5 +33,5 @@ def hide_other_pods(paths: PodPaths) -> None:
 
 def show_other_pods(paths: PodPaths) -> None:
     """The way back, for a shim that ends: it has to remove its directory where everybody sees it."""
-    for path in (paths.directory, paths.directory.parent):
+    for path in (paths.directory, *paths.homes):
         system.umount(str(path), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)

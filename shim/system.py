@@ -54,6 +54,8 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 
+RENAME_EXCHANGE = 0x2
+
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
@@ -130,6 +132,12 @@ def umount_if_mounted(target: str) -> bool:
 
 def umount(target: str, flags: int = UMOUNT_NOFOLLOW) -> None:
     check(_libc.umount2(target.encode(), flags), target)
+
+
+def exchange(one: str, other: str) -> None:
+    """Each of two files or directories has the other's name afterwards, in one step (renameat2(2))."""
+    flags = ctypes.c_uint(RENAME_EXCHANGE)
+    check(_libc.renameat2(AT_FDCWD, one.encode(), AT_FDCWD, other.encode(), flags), one)
 
 
 def set_process_name(name: str) -> None:

@@ -24,7 +24,7 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
@@ -207,6 +207,9 @@ SYNC = Method(SERVICE, "Sync", Empty, Empty)
 PREPARE = Method(SERVICE, "Prepare", Empty, Empty)
 """Makes a booted guest ready to be saved. It forgets its boot, closes the connection when it has answered,
 says WAITING on its console, and waits for another connection: the first of whoever it is restored for."""
+REHEARSE = Method(SERVICE, "Rehearse", Empty, Empty)
+"""Runs a container of the guest's own files from create to delete, so that the next one finds all that it
+needs in memory. For a guest that has no container yet."""
 SHUTDOWN = Method(SERVICE, "Shutdown", Empty, Empty)
 WAITING = "casemate agent: waiting for the shim"
 
@@ -229,5 +232,6 @@ METHODS = (
     EVENTS,
     SYNC,
     PREPARE,
+    REHEARSE,
     SHUTDOWN,
 )

@@ -46,7 +46,8 @@ class Facts:
 
     @property
     def restored(self) -> bool:
-        return self.source == "restore"
+        """By itself, or for the pool."""
+        return self.source != "boot"
 
 
 class Machine:
@@ -129,6 +130,12 @@ class Machine:
             process.kill()
         for process in (self.qemu, self.files):
             await process.exited.wait()
+
+    def adopt(self, surroundings: AsyncExitStack) -> None:
+        """Owns from now on what that stack would undo, after all that is undone with the machine."""
+        everything = surroundings.pop_all()
+        everything.push_async_exit(self._undo.pop_all())
+        self._undo = everything
 
     async def stop(self) -> None:
         """Everything of it gone. What is mounted below the share must be unmounted before."""

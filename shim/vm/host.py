@@ -188,6 +188,11 @@ class Host:
         with self._asking():
             self._domain_or_fail().attachDevice(device)
 
+    def suspend(self) -> None:
+        """Raises Unavailable."""
+        with self._asking():
+            self._domain_or_fail().suspend()
+
     def resume(self) -> None:
         """Raises Unavailable."""
         with self._asking():

@@ -40,7 +40,7 @@ def bounded_directory(path: Path) -> Iterator[None]:
     options = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
     with ExitStack() as undo:
         for directory, size in ((path, "8m"), (path / "log", "2m")):
-            directory.mkdir(mode=0o711)
+            directory.mkdir(mode=0o711, exist_ok=True)  # of another try
             data = f"size={size},nr_inodes=2k,mode=0711"
             system.mount("casemate", str(directory), "tmpfs", options, data)
             undo.callback(system.umount, str(directory), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from rpc.api import agent as api
+from rpc.api.types import Empty
 from rpc.client import Client
 from rpc.errors import CasemateError, DataLoss, DeadlineExceeded, Disconnected, NotFound, Unavailable
 from shim import phases, shortage
@@ -35,6 +36,7 @@ from shim.vm.setting import (
     run_qemu,
     serve_files,
 )
+from shim.vm.spare import Spare
 from shim.vm.template import Opened, TemplateStore
 from shim.vm.template_key import template_key
 
@@ -58,30 +60,71 @@ async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Mac
     well (no virtiofsd, no QEMU) is raised, and not the template's fault.
     """
     async with AsyncExitStack() as undo:
+        return await _obtain(make_setting(request, trace, undo), trace, undo, wanted)
+
+
+async def _obtain(setting: Setting, trace: Trace, undo: AsyncExitStack, wanted: "Wanted") -> Machine:
+    if setting.request.profile.template == "off":
+        return await _boot(setting, trace, undo)
+    store, key = setting.templates, template_key(setting)
+    version = store.version(key)
+    to_blame = False
+    if version:
+        try:
+            return await _restore_from(key, setting, trace, undo)
+        except (TemplateUnusable, NotFound, DataLoss) as error:
+            if shortage.has_killed():
+                raise  # no fault of the template's, and a boot takes more
+            to_blame = True
+            _say_why(key, error)
+            if isinstance(error, TemplateUnusable):
+                store.note_useless(key)
+        except OSError as error:
+            _say_why(key, error)  # the host's trouble, which a boot may do without
+    machine = await _boot(setting, trace, undo)
+    if to_blame:
+        _discard(store, key, version)
+    if to_blame or not version:
+        _wish(store, key, wanted)
+    return machine
+
+
+async def make_spare(request: MachineRequest, trace: Trace) -> Spare:
+    """A machine that is restored, has met its agent and waits, paused, for the pod that it is to be of.
+
+    Raises NotFound where there is no template, TemplateUnusable, or why no machine can be made at all;
+    nothing is left then.
+    """
+    async with AsyncExitStack() as undo:
         setting = make_setting(request, trace, undo)
-        if request.profile.template == "off":
-            return await _boot(setting, trace, undo)
-        store, key = setting.templates, template_key(setting)
-        version = store.version(key)
-        to_blame = False
-        if version:
-            try:
-                return await _restore_from(key, setting, trace, undo)
-            except (TemplateUnusable, NotFound, DataLoss) as error:
-                if shortage.has_killed():
-                    raise  # no fault of the template's, and a boot takes more
-                to_blame = True
-                _say_why(key, error)
-                if isinstance(error, TemplateUnusable):
-                    store.note_useless(key)
-            except OSError as error:
-                _say_why(key, error)  # the host's trouble, which a boot may do without
-        machine = await _boot(setting, trace, undo)
-        if to_blame:
-            _discard(store, key, version)
-        if to_blame or not version:
-            _wish(store, key, wanted)
-        return machine
+        key = template_key(setting)
+        version = setting.templates.version(key)
+        if request.profile.template == "off" or not version:
+            raise NotFound(f"there is no template {key}", hint="the first pod of its kind has one made")
+        async with AsyncExitStack() as nothing:
+            machine = await _restore_from(key, setting, trace, nothing)
+        try:
+            # What a first container costs more than the next is paid while nobody waits.
+            await machine.call(api.REHEARSE, Empty())
+            await in_thread(setting.host.suspend)
+            return Spare(setting, key, version, machine, undo.pop_all())
+        except BaseException:
+            await machine.stop()
+            raise
+
+
+async def take_spare(spare: Spare, pod_id: str, hostname: str, trace: Trace, wanted: "Wanted") -> Machine:
+    """The machine of the pool as this pod's, or, should it have ended meanwhile, another one, as obtain()."""
+    try:
+        return await spare.take(pod_id, hostname, trace)
+    except CasemateError as error:
+        log.warning("the pod's machine is not the one of the pool: %s", error)
+    except BaseException:
+        await spare.stop()
+        raise
+    async with spare.undo as undo:
+        await spare.machine.stop()
+        return await _obtain(spare.setting_of(pod_id, hostname), trace, undo, wanted)
 
 
 def _say_why(key: str, error: Exception) -> None:

@@ -68,10 +68,9 @@ os.umask(int(sys.argv[2], 8))
 arguments = bootstrap.Arguments(["-namespace", "ns", "-address", "/a", "-id", "web", "start"])
 request = bootstrap.Start(arguments, "/bundle", "web", {"hostname": "web"})
 ticks = system.start_time("self")
-offer = forkserver.ask(ticks)
+offer = forkserver.ask(ticks, bootstrap.hand_over_words(request, load()))
 listener, log = bootstrap.listen(path), os.open(os.devnull, os.O_WRONLY)
-words = bootstrap.hand_over_words(request, load(), ticks, 1.0)
-taken = offer.take(words, (listener.fileno(), log))
+taken = offer.take({"bound_s": 1.0}, (listener.fileno(), log))
 print(json.dumps({"taken": taken, "remark": offer.remark, "pid": os.getpid(), "ticks": ticks,
     "limits": [resource.getrlimit(limit) for limit in range(16)],
     "cgroup": open("/proc/self/cgroup").read(), "environment": dict(os.environ)}))

@@ -76,7 +76,7 @@ def test_what_start_has_is_handed_over(serve: Serve, pipe: tuple[int, int]) -> N
         return hello, words
 
     served = serve(server)
-    offer = ask(4711)
+    offer = ask(4711, {})
     large = {"spec": "x" * 1_000_000, "odd": "\udcff"}
     assert offer.take(large, pipe)
     assert offer.remark == ""
@@ -95,7 +95,7 @@ def test_who_is_declined_does_it_alone_and_says_why(serve: Serve) -> None:
             receive(connection, until())
 
     served = serve(server)
-    offer = ask(1)
+    offer = ask(1, {})
     assert not offer.take({}, ())
     assert offer.remark == "another installation"
     served.result(LONG_S)
@@ -109,7 +109,7 @@ def test_a_start_that_fails_lets_go(serve: Serve) -> None:
             receive(connection, until())
 
     served = serve(server)
-    offer = ask(1)
+    offer = ask(1, {})
     offer.close()
     served.result(LONG_S)
     assert not offer.take({}, ())
@@ -119,22 +119,22 @@ def test_a_start_that_fails_lets_go(serve: Serve) -> None:
 
 
 def test_without_a_server_there_is_nothing_to_remark(run_dir: Path) -> None:
-    offer = ask(1)
+    offer = ask(1, {})
     assert (offer.take({}, ()), offer.remark) == (False, "")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(forkserver.server_path())
-    offer = ask(1)
+    offer = ask(1, {})
     assert (offer.take({}, ()), offer.remark) == (False, "")
 
 
 def test_what_is_no_socket_is_no_server(run_dir: Path) -> None:
     os.mkdir(forkserver.server_path())
-    assert not ask(1).take({}, ())
+    assert not ask(1, {}).take({}, ())
 
 
 def test_a_long_path_is_no_error(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASEMATE_RUN_DIR", str(run_dir / ("d" * 120)))
-    assert not ask(1).take({}, ())
+    assert not ask(1, {}).take({}, ())
 
 
 def test_a_server_whose_backlog_is_full_is_not_waited_for(run_dir: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_server_whose_backlog_is_full_is_not_waited_for(run_dir: Path) -> None
         listener.bind(forkserver.server_path())
         listener.listen(0)
         begun_s = time.monotonic()
-        offers = [ask(1) for _ in range(3)]
+        offers = [ask(1, {}) for _ in range(3)]
         assert time.monotonic() - begun_s < LONG_S / 10
         assert offers[-1].remark
         assert not offers[-1].take({}, ())
@@ -167,7 +167,7 @@ def test_a_server_that_is_killed_has_not_taken_it(serve: Serve, moment: str, pip
             os.close(fd)
 
     serve(server)
-    offer = ask(1)
+    offer = ask(1, {})
     assert not offer.take({}, pipe)
     assert offer.remark
 
@@ -179,7 +179,7 @@ def test_nonsense_is_no_daemon(serve: Serve, answer: bytes) -> None:
         connection.sendall(answer)
 
     serve(server)
-    offer = ask(1)
+    offer = ask(1, {})
     assert not offer.take({}, ())
     assert offer.remark
 
@@ -194,7 +194,7 @@ def test_a_server_that_is_silent_costs_a_bounded_time(serve: Serve, monkeypatch:
 
     serve(server)
     begun_s = time.monotonic()
-    offer = ask(1)
+    offer = ask(1, {})
     assert not offer.take({}, ())
     assert 0.2 <= time.monotonic() - begun_s < LONG_S
     assert offer.remark == "timed out"
@@ -229,7 +229,7 @@ def test_what_was_said_before_start_gave_up_counts(serve: Serve, monkeypatch: py
 
     monkeypatch.setattr(forkserver, "receive", late)
     served = serve(server)
-    assert ask(1).take({}, ())
+    assert ask(1, {}).take({}, ())
     served.result(LONG_S)
 
 

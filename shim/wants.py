@@ -1,0 +1,57 @@
+"""What a pod wants of its machine: from the first container's config.json and the operator's settings.
+
+Two pods that want the same can be given the same machine. It must not know where machines come from.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import annotations, places
+from config.settings import Profile, Settings
+from shim import oci, spec
+from shim.apprentice import tenant_of
+from shim.paths import PodPaths
+from shim.vm.setting import MachineRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have
+    it. hostname alone is no matter of the machine's making.
+    """
+
+    profile: Profile
+    tenant: str
+    own_files: bool
+    shares_directories: bool
+    hostname: str
+
+    def request(self, pod_id: str, settings: Settings, paths: PodPaths) -> MachineRequest:
+        return MachineRequest(
+            pod_id=pod_id,
+            hostname=self.hostname,
+            profile=self.profile,
+            settings=settings,
+            paths=paths,
+            cache=Path(places.cache_dir()),
+            tenant=self.tenant,
+            own_files=self.own_files,
+            shares_directories=self.shares_directories,
+        )
+
+
+def wants_of(document: object, settings: Settings, namespace: str, pod_id: str) -> Wants:
+    """document: config.json, or None if the bundle has none. namespace: containerd's.
+
+    Raises InvalidArgument, PermissionDenied, or Unimplemented as spec.refuse_host_access().
+    """
+    wanted = oci.parse(document if document is not None else {})
+    spec.refuse_host_access(wanted)
+    profile = annotations.apply(settings, settings.profiles[settings.default_profile], wanted.annotations)
+    return Wants(
+        profile=profile,
+        tenant=tenant_of(profile, namespace, wanted.annotations),
+        own_files=spec.has_own_files(wanted),
+        shares_directories=spec.shares_directories(wanted),
+        hostname=wanted.hostname or pod_id[:12],
+    )
