@@ -77,6 +77,7 @@ def claim(order: Order, request: Start, hello: dict[str, Any], alike: Likeness) 
         "order": order.words(),
         "cgroups": alike.cgroups,
         "oom_score_adj": alike.oom_score_adj,
+        "ignored": alike.ignored,
         **{name: hello[name] for name in ("request", "unreported", "environment", "argv", "started")},
     }
     why = "the pool is empty"

@@ -31,8 +31,8 @@ class Likeness:
     """Of the process that has this pid and start time, once it is known that ours may become like it.
 
     nature: what a process can be made to have that runs already, as plain values; where those of two are
-    equal, what one of them has executed may serve the other. Raises FailedPrecondition with what is
-    different.
+    equal, what one of them has executed may serve the other. ignored: its signals that are, as a mask. Raises
+    FailedPrecondition with what is different.
     """
 
     def __init__(self, pid: int, started: int) -> None:
@@ -46,6 +46,7 @@ class Likeness:
                 theirs = _status(pid)
                 _compare(pid, theirs)
                 self.nature = _nature(pid, theirs)
+                self.ignored = int(theirs["SigIgn"], 16)
                 self.cgroups = _read(f"/proc/{pid}/cgroup")
                 self.oom_score_adj = int(_read(f"/proc/{pid}/oom_score_adj"))
             self.check_alive()
@@ -65,6 +66,7 @@ class Likeness:
             # take CPUs away again.
             cgroup.follow(self.cgroups)
             become(self.nature)
+            ignore(self.ignored)
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write(str(self.oom_score_adj))
 
@@ -92,7 +94,6 @@ def _nature(pid: int, status: dict[str, str]) -> Nature:
         "cpus": sorted(os.sched_getaffinity(pid)),
         "policy": [os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority],
         "nice": os.getpriority(os.PRIO_PROCESS, pid),
-        "ignored": int(status["SigIgn"], 16),
         "blocked": int(status["SigBlk"], 16),
     }
 
@@ -110,7 +111,8 @@ def become(nature: Nature) -> None:
         os.sched_setscheduler(0, policy, os.sched_param(priority))
     if nature["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
         os.setpriority(os.PRIO_PROCESS, 0, nature["nice"])
-    _take_signals(nature["ignored"], nature["blocked"])
+    signals = (number for number in signal.valid_signals() if nature["blocked"] >> number - 1 & 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 def _compare(pid: int, theirs: dict[str, str]) -> None:
@@ -132,16 +134,15 @@ def _compare(pid: int, theirs: dict[str, str]) -> None:
             raise FailedPrecondition(f"casemated's {name} is not containerd's")
 
 
-def _take_signals(ignored: int, blocked: int) -> None:
-    """Who is executed inherits which are ignored and blocked, so they may be containerd's; no handler is."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+def ignore(ignored: int, but: frozenset[int] = frozenset()) -> None:
+    """Who is executed inherits which signals are ignored, so they may be containerd's; no handler is. but:
+    those that are handled here."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, *but}:
         if ignored >> number - 1 & 1:
             signal.signal(number, signal.SIG_IGN)
         else:
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
-    signals = (number for number in signal.valid_signals() if blocked >> number - 1 & 1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 def _status(pid: int | str) -> dict[str, str]:

@@ -46,17 +46,18 @@ from shim.vm.spare import Spare
 OOM_SCORE = daemon.MOST_OOM_SCORE
 LOWER_PRIORITY = 10
 CLAIM_S = 2.0
-IGNORED_BY_ZYGOTE = 1 << signal.SIGCHLD - 1 | 1 << signal.SIGINT - 1
+# As Python has it; the others are as they should be for what is executed.
+IGNORED = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
+HANDLED = frozenset((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT))
 
 
 def live(lifeline: socket.socket, words: dict[str, Any]) -> NoReturn:
     """In a child of the fork server that has one thread. words: an Order's."""
     status = 1
     try:
-        own = likeness.own_nature()
-        own["ignored"] &= ~IGNORED_BY_ZYGOTE
-        order = from_words(words, own)
+        order = from_words(words, likeness.own_nature())
         likeness.become(order.nature)
+        likeness.ignore(IGNORED)
         spare_id = order.digest + os.urandom(4).hex()
         _be_plain(spare_id)
         paths = PodPaths.of_spare(spare_id)
@@ -329,6 +330,7 @@ class Claim:
         self.started_ticks = int(words["started"])
         self.cgroups = str(words["cgroups"])
         self.oom_score_adj = int(words["oom_score_adj"])
+        self.ignored = int(words["ignored"])
         self.bound_s = float(go["bound_s"])
 
     def wear(self) -> None:
@@ -341,6 +343,7 @@ class Claim:
         time.tzset()
         system.set_command_line(self.argv)
         system.set_process_name("casemate-shim")
+        likeness.ignore(self.ignored, HANDLED)
         load.unreported[:] = self.unreported
 
 

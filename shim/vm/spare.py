@@ -3,13 +3,14 @@
 It belongs to one pod at most. It must not know who keeps it, nor how a pod gets at it.
 """
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from images.store import ImageStore
 from rpc.api import agent as api
-from rpc.errors import FailedPrecondition
+from rpc.errors import DeadlineExceeded, FailedPrecondition
 from shim import phases
 from shim.helper import in_thread
 from shim.trace import Trace
@@ -64,12 +65,15 @@ class Spare:
         it does not answer."""
         setting = self.setting
         trace.accel = setting.accel.kind
+        limit_s = ANSWER_S * setting.factor
         with trace.span(phases.POOL_RESUME, phases.POD_READY):
-            await in_thread(setting.host.resume)
+            try:
+                async with asyncio.timeout(limit_s):  # libvirt itself waits for ever
+                    await in_thread(setting.host.resume)
+            except TimeoutError:
+                raise DeadlineExceeded(f"QEMU did not go on within {limit_s:.0f} s") from None
         with trace.span(phases.POOL_GREET, phases.POD_READY):
-            hello = await self.machine.call(
-                api.HELLO, question(pod_id, hostname), timeout_s=ANSWER_S * setting.factor
-            )
+            hello = await self.machine.call(api.HELLO, question(pod_id, hostname), timeout_s=limit_s)
         self.machine.facts = replace(
             self.machine.facts, source=POOL, memory_used_bytes=hello.memory_used_bytes
         )

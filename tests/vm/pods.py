@@ -41,7 +41,8 @@ def prepare(instance: Instance, demo: Path, store: Path) -> None:
     (instance.config_dir / "config.toml").write_text(
         f'image_dir = "{store}"\ntemplate_dir = "{templates}"\nmake_templates = false\n'
     )
-    instance.path("/run/casemate/pods").mkdir(parents=True)
+    for name in ("pods", "spares"):
+        instance.path(f"/run/casemate/{name}").mkdir(parents=True)
     ctr = Ctr(instance)
     ctr.import_image(demo)
     ctr("run", "--rm", IMAGE, "warm-up", "true").ok()
