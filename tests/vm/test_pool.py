@@ -254,7 +254,6 @@ def test_a_template_that_was_removed_serves_nobody(pool: Pool, tmp_path: Path) -
     with pool.pods.detached("sleep", "1000") as name:
         assert pool.pods.state(name)["source"] == "boot"
         assert "its template was removed or replaced" in pool.log(name)
-    pool.wait_gone()
 
 
 def test_without_a_template_pods_are_booted(pool: Pool) -> None:
