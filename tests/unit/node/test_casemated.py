@@ -226,7 +226,8 @@ def test_a_start_that_waits_in_the_queue_of_a_killed_server_goes_alone(run: Path
         waiting = pool.submit(declined, run)
         wait_queued(run / SOCKET)
         kill(server.zygote)
-        assert "reset" in waiting.result().lower() or "left" in waiting.result()
+        # Whether it was reading or writing when the server went is luck.
+        assert any(word in waiting.result().lower() for word in ("reset", "left", "broken pipe"))
 
 
 def test_a_server_that_is_stopped_is_not_waited_for_long(run: Path, server: Server) -> None:
