@@ -15,6 +15,8 @@ from pathlib import Path
 from bench.instance import Instance
 from rpc.errors import DeadlineExceeded
 
+SPARE = "casemate-spare"
+"""What the first process of such a machine is called."""
 LOOK_AGAIN_S = 0.002
 """The removal of a directory is announced to nobody without a watch on it; the rest is waited for."""
 
@@ -32,11 +34,27 @@ class Present:
 
 
 def look(instance: Instance, namespace: str) -> Present:
+    """Machines that wait in a pool are no container's, and not seen."""
+    processes = instance.descendants()
     return Present(
-        frozenset(instance.descendants()),
+        frozenset(processes - _waiting(instance, processes)),
         {int(row[0]): row[4] for row in map(str.split, _mountinfo(instance).read_text().splitlines())},
         frozenset(_directories(instance, namespace)),
     )
+
+
+def _waiting(instance: Instance, processes: Iterable[int]) -> set[int]:
+    """Those that are called SPARE, and all that are in a PID namespace with one."""
+    named = {pid for pid in processes if _name(pid) == SPARE}
+    theirs = {_pid_namespace(pid) for pid in named} - {_pid_namespace(instance.supervisor_pid), ""}
+    return named | {pid for pid in processes if theirs and _pid_namespace(pid) in theirs}
+
+
+def _pid_namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def wait(instance: Instance, namespace: str, before: Present, timeout_s: float) -> float:

@@ -42,8 +42,10 @@ def written(
     image: str,
     template: str = "",
     files: str = "",
+    pool: int = 0,
 ) -> str:
-    """TOML. image is a name or digest; template, files: values of these keys, or "" for the default."""
+    """TOML. image is a name or digest; template, files: values of these keys, or "" for the default. pool:
+    how many machines of the default profile wait."""
     keys = known(checkout)
     general = {name: getattr(host, name) for name in OF_THE_HOST}
     general |= {"image_dir": str(images), "template_dir": str(templates)}
@@ -53,6 +55,8 @@ def written(
     lines = list(_lines(general, keys))
     if limits := list(_lines(vars(host.timeouts), keys.get(TIMEOUTS, {}))):
         lines += [f"[{TIMEOUTS}]", *limits]
+    if pool:
+        lines += ["[node]", f"pool = {{ default = {pool} }}"]
     lines += ["[profiles.default]", *_lines(profile, keys["profiles"]["default"])]
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +25,8 @@ from config.settings import Settings
 from images import builder, oci
 from images.image import GuestImage
 from images.store import ImageStore
-from rpc.errors import FailedPrecondition, NotFound, PermissionDenied
-from shim.paths import PodPaths
+from rpc.errors import DeadlineExceeded, FailedPrecondition, NotFound, PermissionDenied
+from shim.paths import CLAIM, SPARES, PodPaths
 
 Say = Callable[[str], None]
 
@@ -35,8 +36,9 @@ RUN_S = 180.0
 GONE_S = 60.0
 CASEMATED_S = 30.0
 TEMPLATE_S = 300.0
+POOL_S = 120.0
 """From the end of a first pod to that of the process that makes its template, at the lowest priority."""
-RESTORED = "restore"
+RESTORED, POOLED = "restore", "pool"
 """What a pod's state.json calls its source when it was not booted (shim/vm/guest.py, Facts)."""
 
 
@@ -107,6 +109,17 @@ class Runner:
     def wait_gone(self, before: gone.Present) -> float:
         """The monotonic time at which nothing that came after `before` was left."""
         return gone.wait(self.instance, self.ctr.namespace, before, GONE_S)
+
+    def wait_pool_full(self) -> None:
+        """Who fills it is no child of ours and tells nobody: hence a bounded poll."""
+        home = self.instance.path("/run/casemate") / SPARES
+        deadline = time.monotonic() + POOL_S
+        while len(list(home.glob(f"*/{CLAIM}"))) < self.way.surroundings.pool:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"{self.way.name}: the pool was not full after {POOL_S:.0f} s", self.instance.log_tail()
+                )
+            time.sleep(gone.LOOK_AGAIN_S)
 
     def paths(self, name: str) -> PodPaths:
         return PodPaths(self.ctr.namespace, name, self.instance.path("/run/casemate"))
@@ -213,6 +226,7 @@ class Stand:
             image=image,
             template=surroundings.template,
             files=surroundings.files,
+            pool=surroundings.pool,
         )
 
     def _guest_image(self, store: ImageStore, kind: str) -> GuestImage:
@@ -238,6 +252,12 @@ class Stand:
         finally:
             self.runners = everyone
 
+    def settle(self) -> None:
+        """Until every pool is full: no turn pays for the one before."""
+        for runner in self.runners.values():
+            if runner.way.surroundings.pool:
+                runner.wait_pool_full()
+
     def warm_up(self) -> None:
         """Fill every cache and have casemate's templates made: no turn pays for what is done once."""
         for runner in self.runners.values():
@@ -254,7 +274,7 @@ class Stand:
             surroundings = way.surroundings
             if way.is_casemate and settings.restores(surroundings.checkout, surroundings.template):
                 name = runner.run("true")
-                if runner.note(name).source != RESTORED:
+                if runner.note(name).source not in (RESTORED, POOLED):
                     self.say(f"{way.name}: its second pod was not restored, though its settings let it be")
                 runner.wait_gone(before)
             runner.facts_seen.clear()

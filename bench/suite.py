@@ -58,15 +58,15 @@ class Options:
 def default_ways(all_of_them: bool = False) -> tuple[str, ...]:
     """runc first: ratios are to it.
 
-    All of them: crun where it is, casemate beside casemated, with virtio-fs where it is not the only way that
-    files come, and booting.
+    All of them: crun where it is, casemate beside casemated, with its pool, with virtio-fs where it is not the
+    only way that files come, and booting.
     """
     names = ["runc", "casemate"]
     if all_of_them:
         import shutil
 
         names[1:1] = ["crun"] if shutil.which("crun") else []
-        names += ["casemate-node"]
+        names += ["casemate-node", "casemate-pool"]
         names += ["casemate-virtiofs"] if designer.transport_of(load().transport) == "vsock" else []
         names += ["casemate-boot"] if settings.restores(CHECKOUT, "") else []
     return tuple(names)
@@ -80,6 +80,8 @@ def shows_something(kind: str, way: Way) -> bool:
     surroundings = way.surroundings
     if surroundings.template == "off":
         return kind == "boot"
+    if surroundings.pool:
+        return kind in ("boot", "crowd")
     if surroundings.files:
         return kind in ("boot", "density", "files")
     if "crun" in way.programs:

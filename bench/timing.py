@@ -141,7 +141,12 @@ def in_turns(
     before: Sequence[Sample] = (),
 ) -> list[Sample]:
     """Every way once per round. before: the samples that the run has already."""
-    actions: dict[str, Action] = {way: partial(measure, runner) for way, runner in stand.runners.items()}
+
+    def settled(runner: Runner) -> list[Value]:
+        stand.settle()
+        return measure(runner)
+
+    actions: dict[str, Action] = {way: partial(settled, runner) for way, runner in stand.runners.items()}
     first_turn = max((sample.turn for sample in before), default=-1) + 1
     return take_turns(actions, rounds, first_turn=first_turn, on_round=progress(stand.say, what, rounds))
 

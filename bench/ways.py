@@ -19,6 +19,8 @@ from rpc.errors import InvalidArgument, NotFound
 RUNC = "io.containerd.runc.v2"
 KATA = "io.containerd.kata.v2"
 TUNED = KernelKind.TUNED.value  # the name of a guest image with a kernel of that kind
+# One is taken at a time, and the next is there before the next turn: as small as it can be without a wait.
+POOL = 2
 UNIFIED = Path("/sys/fs/cgroup/unified")
 SEARCH_PATH = (
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/kata/bin:/opt/kata/runtime-rs/bin"
@@ -30,7 +32,7 @@ class Surroundings:
     """What a containerd must be given for a way; ways with the same share one.
 
     template, image, files: the keys of casemate's profiles, empty for their defaults. without_mounts: of the
-    host's. casemated: whether it runs beside.
+    host's. casemated: whether it runs beside. pool: how many machines it keeps for pods to come.
     """
 
     checkout: Path = CHECKOUT
@@ -39,6 +41,7 @@ class Surroundings:
     files: str = ""
     without_mounts: tuple[str, ...] = ()
     casemated: bool = False
+    pool: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def known() -> dict[str, Way]:
             Way("casemate", RUNTIME),
             Way("casemate-boot", RUNTIME, surroundings=Surroundings(template="off")),
             Way("casemate-node", RUNTIME, surroundings=Surroundings(casemated=True)),
+            Way("casemate-pool", RUNTIME, surroundings=Surroundings(casemated=True, pool=POOL)),
             Way("casemate-virtiofs", RUNTIME, surroundings=Surroundings(files="virtiofs")),
             Way("casemate-9p", RUNTIME, surroundings=Surroundings(files="9p")),
             Way("casemate-tuned", RUNTIME, surroundings=Surroundings(image=TUNED)),

@@ -42,9 +42,10 @@ from shim.trace import Trace, write_json
 from shim.vm import sources
 from shim.vm.spare import Spare
 
+NAME = "casemate-spare"
 # The kernel ends what waits before what works.
 OOM_SCORE = daemon.MOST_OOM_SCORE
-LOWER_PRIORITY = 10
+LOWEST_PRIORITY = 19
 CLAIM_S = 2.0
 # As Python has it; the others are as they should be for what is executed.
 IGNORED = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
@@ -55,6 +56,7 @@ def live(lifeline: socket.socket, words: dict[str, Any]) -> NoReturn:
     """In a child of the fork server that has one thread. words: an Order's."""
     status = 1
     try:
+        system.set_process_name(NAME)
         order = from_words(words, likeness.own_nature())
         likeness.become(order.nature)
         likeness.ignore(IGNORED)
@@ -62,7 +64,7 @@ def live(lifeline: socket.socket, words: dict[str, Any]) -> NoReturn:
         _be_plain(spare_id)
         paths = PodPaths.of_spare(spare_id)
         paths.directory.mkdir(mode=0o711)
-        os.setpriority(os.PRIO_PROCESS, 0, min(order.nature["nice"] + LOWER_PRIORITY, 19))
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST_PRIORITY)
         log = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         for fd in (1, 2):
             os.dup2(log, fd)
@@ -77,7 +79,7 @@ def live(lifeline: socket.socket, words: dict[str, Any]) -> NoReturn:
         if os.fork():
             os._exit(0)
         daemon.enter_namespaces(paths)
-        system.set_process_name("casemate-spare")
+        system.set_process_name(NAME)
         journal = Journal(paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
         network.make_network()

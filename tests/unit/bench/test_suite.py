@@ -4,7 +4,7 @@ import pytest
 
 from bench import suite, ways
 
-ALL = ("runc", "crun", "casemate", "casemate-node", "casemate-virtiofs", "casemate-boot")
+ALL = ("runc", "crun", "casemate", "casemate-node", "casemate-pool", "casemate-virtiofs", "casemate-boot")
 
 
 @pytest.mark.parametrize(
@@ -12,10 +12,10 @@ ALL = ("runc", "crun", "casemate", "casemate-node", "casemate-virtiofs", "casema
     [
         ("boot", set()),
         ("crowd", {"crun", "casemate-virtiofs", "casemate-boot"}),
-        ("exec", {"casemate-virtiofs", "casemate-boot"}),
-        ("density", {"casemate-boot"}),
-        ("io", {"casemate-virtiofs", "casemate-boot"}),
-        ("files", {"crun", "casemate-node", "casemate-boot"}),
+        ("exec", {"casemate-pool", "casemate-virtiofs", "casemate-boot"}),
+        ("density", {"casemate-pool", "casemate-boot"}),
+        ("io", {"casemate-pool", "casemate-virtiofs", "casemate-boot"}),
+        ("files", {"casemate-pool", "crun", "casemate-node", "casemate-boot"}),
     ],
 )
 def test_a_way_is_measured_where_it_shows_something(kind: str, left_out: set[str]) -> None:
