@@ -58,8 +58,8 @@ class Options:
 def default_ways(all_of_them: bool = False) -> tuple[str, ...]:
     """runc first: ratios are to it.
 
-    All of them: crun where it is, casemate beside casemated, with its pool, with virtio-fs where it is not the
-    only way that files come, and booting.
+    All of them: crun where it is, casemate beside casemated, with its pool, with virtio-fs where it is not
+    the only way that files come, and booting.
     """
     names = ["runc", "casemate"]
     if all_of_them:
