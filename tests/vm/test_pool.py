@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -52,7 +53,7 @@ class Pool:
         return {path.parent.name for path in self.home.glob(f"*/{CLAIM}")}
 
     def wait_full(
-        self, count: int = 1, but: Set[str] = frozenset(), but_like: Set[str] = frozenset()
+        self, count: int = 1, but: AbstractSet[str] = frozenset(), but_like: AbstractSet[str] = frozenset()
     ) -> set[str]:
         """but, but_like: some that do not count, and others of their kind. Nobody tells who is no child of
         casemated's: hence a bounded poll."""
