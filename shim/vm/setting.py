@@ -268,8 +268,9 @@ def begin_opening(host: Host, trace: Trace, undo: AsyncExitStack) -> None:
     opening = in_thread(partial(open_libvirt, host, trace))
 
     async def done() -> None:
-        await asyncio.wait([opening])
-        opening.exception()  # looked at, as nobody else will
+        await asyncio.wait([opening], timeout=THREAD_END_S)
+        if opening.done():
+            opening.exception()  # looked at, as nobody else will
 
     undo.push_async_callback(done)
 
