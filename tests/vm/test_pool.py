@@ -121,6 +121,18 @@ def test_a_pod_takes_a_machine_and_another_one_is_made(pool: Pool) -> None:
     assert pool.pods.run("sh", "-c", "echo out; exit 7").code == 7
 
 
+def test_what_waits_goes_first_where_memory_runs_out_and_is_seen_by_no_other_pod(pool: Pool) -> None:
+    pool.start()
+    (spare,) = pool.records()
+    for pid in (spare["pid"], pool.qemu(spare)):
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+        assert os.stat(f"/proc/{pid}/root/run/casemate/{SPARES}").st_mode & 0o777 == 0o711
+        assert os.listdir(f"/proc/{pid}/root/run/casemate/{SPARES}") == [spare["id"]]
+    assert (pool.home / spare["id"] / CLAIM).stat().st_mode & 0o777 == 0o600
+    with pool.pods.detached("sleep", "1000", options=("--annotation", "dev.casemate.profile=small")) as name:
+        assert os.listdir(f"/proc/{pool.pods.state(name)['pid']}/root/run/casemate/{SPARES}") == []
+
+
 def test_pods_of_the_pool_differ_in_all_that_must_differ(pool: Pool) -> None:
     pool.start(2)
     found = []
