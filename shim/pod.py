@@ -304,7 +304,7 @@ class Pod:
             process.must_end = True
             self._spawn(self._end_or_kill(machine, process))
         try:
-            await machine.call(api.SIGNAL, request)
+            await machine.call(api.SIGNAL, request, machine.call_timeout_s)
         except DeadlineExceeded as error:
             log.error("killing the machine, as its agent does not kill %s: %s", container_id, error)
             machine.qemu.kill()

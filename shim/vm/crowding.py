@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 
 LOADAVG = Path("/proc/loadavg")
+MOST = 10.0
+"""A guest that hangs has to be found out in the end on every host."""
 
 
 def crowding(loadavg: Path = LOADAVG, cpus: int | None = None) -> float:
-    """Processes that want a processor, for each that there is: now or of late (proc(5)), and 1 at least."""
+    """Processes that want a processor, for each that there is: now or of late (proc(5)); from 1 to MOST."""
     words = loadavg.read_text().split()
     wanting = max(float(words[0]), int(words[3].partition("/")[0]))
-    return max(wanting / (cpus or os.cpu_count() or 1), 1.0)
+    return min(max(wanting / (cpus or os.cpu_count() or 1), 1.0), MOST)

@@ -18,6 +18,7 @@ from rpc.method import Method
 from shim.helper import Helper, Watched
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console
+from shim.vm.crowding import crowding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Machine:
 
         Raises what the agent answered, DeadlineExceeded if it does not, and why the machine is lost if it is.
         """
-        limit = None if patient else timeout_s or self.call_timeout_s
+        limit = None if patient else timeout_s or self.call_timeout_s * crowding()
         try:
             return await self._agent.call(method, request, timeout_s=limit)
         except Disconnected:

@@ -322,7 +322,7 @@ class Attempt:
     async def _mount(self, client: Client, share: api.MountShareRequest) -> None:
         assert self._qemu is not None
         files = self.files.process
-        limit_s = self._setting.request.settings.timeouts.agent_call_s * self._setting.factor
+        limit_s = self._setting.request.settings.timeouts.agent_call_s * self._setting.factor * crowding()
         mounting = asyncio.ensure_future(client.call(api.MOUNT_SHARE, share, timeout_s=limit_s))
         try:
             if await part_ended(mounting, (self._qemu, files), None):

@@ -13,7 +13,8 @@ from shim.vm.crowding import LOADAVG, crowding
         ("0.00 0.00 0.00 1/200 4711", 2, 1.0),
         ("1.90 0.00 0.00 1/200 4711", 2, 1.0),
         ("9.00 0.00 0.00 1/200 4711", 2, 4.5),
-        ("1.00 0.00 0.00 64/200 4711", 2, 32.0),  # they have only come: the average is of a minute
+        ("1.00 0.00 0.00 16/200 4711", 2, 8.0),  # they have only come: the average is of a minute
+        ("1.00 0.00 0.00 64/200 4711", 2, 10.0),  # somebody waits for the end of it, too
         ("64.00 60.00 9.00 3/200 4711", 64, 1.0),
     ],
 )
