@@ -62,6 +62,8 @@ ORDER = (
     *(measures.FILES_MAKE, measures.FILES_WRITE),
 )
 """Of what the worker does."""
+WORK_S = 900.0
+"""Some thousands of calls, each of which may be tens of milliseconds on an emulated host that is busy."""
 TRIED = Path(__file__).with_name("trials.py")
 
 
@@ -92,7 +94,7 @@ def behaviour(stand: Stand, rounds: int, size_bytes: int) -> Behaviour:
 def _values(runner: Runner, name: str, size_bytes: int) -> list[Value]:
     """Of a container that nothing else has run in."""
     source = runner.note(name).source
-    lines = runner.execute(name, "python3", "-c", WORKER).splitlines()
+    lines = runner.execute(name, "python3", "-c", WORKER, timeout_s=WORK_S).splitlines()
     values = []
     for measure, line in zip(ORDER, lines, strict=True):
         done, seconds = line.split()
@@ -105,7 +107,9 @@ def _values(runner: Runner, name: str, size_bytes: int) -> list[Value]:
 
 def try_all(runner: Runner, name: str) -> Trials:
     """Raises CtrFailed if the trials themselves do not come to their end."""
-    *differences, last = runner.execute(name, "python3", "-c", TRIED.read_text(), "/tried").splitlines()
+    *differences, last = runner.execute(
+        name, "python3", "-c", TRIED.read_text(), "/tried", timeout_s=WORK_S
+    ).splitlines()
     count, _, word = last.partition(" ")
     if word != "tried":
         raise CtrFailed(f"{runner.way.name}: the trials of its files ended early", details=last)

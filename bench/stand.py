@@ -98,10 +98,10 @@ class Runner:
         self.ctr("task", "delete", "--force", name, timeout_s=RUN_S)
         self.ctr("container", "delete", name, timeout_s=RUN_S)
 
-    def execute(self, name: str, *command: str) -> str:
+    def execute(self, name: str, *command: str, timeout_s: float = RUN_S) -> str:
         """Standard output of a command in a running container."""
         exec_id = self.ctr.new_id("e")
-        return self.ctr("task", "exec", "--exec-id", exec_id, name, *command, timeout_s=RUN_S).ok().out
+        return self.ctr("task", "exec", "--exec-id", exec_id, name, *command, timeout_s=timeout_s).ok().out
 
     def look(self) -> gone.Present:
         return gone.look(self.instance, self.ctr.namespace)
