@@ -273,7 +273,6 @@ class Process:
         self._lifeline.close()
         trace = daemon.trace_of_start(request, claim.started_ticks, claim.bound_s)
         self._journal.add(Entry(Kind.SOCKET, request.socket_path))
-        moving = in_thread(partial(self._host.run, partial(_take_place, self._paths.key, request.paths)))
         if claim.network is not None:
             network.enter(claim.network)
             self._anchors.enter_network(claim.network)
@@ -282,13 +281,14 @@ class Process:
         daemon.set_oom_score(min(claim.oom_score_adj + 1, daemon.MOST_OOM_SCORE), pids)
         place = cgroup.Place(request.paths.key)
 
-        def move_processes() -> None:
+        def take_place() -> None:
+            self._host.run(partial(_take_place, self._paths.key, request.paths))
             with trace.span(phases.POD_CGROUP, phases.POD_READY):
                 others = [pid for pid in pids if pid != os.getpid()]
                 cgroup.follow(claim.cgroups, others)
                 place.enter(request.spec, self._journal, pids)
 
-        placed = in_thread(move_processes)
+        placed = in_thread(take_place)
         trace.add(phases.DETACH, claim.bound_s, time.monotonic(), detail="pool")
         served = Daemon(
             request=request,
@@ -305,7 +305,6 @@ class Process:
             refusal=None,
         )
         await serve_in_loop(served, Reserve(spare, placed))
-        await moving
 
     def _tell(self, words: dict[str, Any]) -> None:
         """casemated, which may be gone."""
