@@ -13,6 +13,8 @@ from typing import Any
 from config.settings import Settings, to_mapping
 from shim import forkserver
 
+# A pod's start is not to share the host with the making of the next one's machine.
+REFILL_AFTER_S = 1.0
 # What lies between a failure to make a machine and the next try: twice as long each time.
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
@@ -122,6 +124,9 @@ class Pool:
             self._make_room(spare.kind.profile)
         elif "taken" in words:
             self._forget(spare)
+            now_s = time.monotonic()
+            if spare.kind.not_before_s < now_s:  # else many starts in a row would put it off for ever
+                spare.kind.not_before_s = now_s + REFILL_AFTER_S
         else:
             self._forget(spare)
             self._put_off(spare.kind, str(words.get("failed")))

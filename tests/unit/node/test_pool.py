@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from node.pool import LONGEST_PAUSE_S, Pool, memory
+from node.pool import LONGEST_PAUSE_S, REFILL_AFTER_S, Pool, memory
 from shim import forkserver
 
 MIB = 1 << 20
@@ -71,6 +71,11 @@ class Machines:
                 return
             self.ready(before)
 
+    def do_not_wait(self) -> None:
+        for kinds in self.pool._asked.values():
+            for kind in kinds:
+                kind.not_before_s = 0.0
+
     def alive(self) -> list[str]:
         """The kinds of those whose lifeline casemated holds."""
         return sorted(made["kind"] for made, ours, _ in self.made if ours.fileno() >= 0)
@@ -100,8 +105,15 @@ def test_one_that_is_taken_is_replaced_and_lives_on(machines: Machines) -> None:
     machines.ask("plain")
     machines.fill()
     machines.tell(0, taken="it")
+    again_s = machines.pool.tend()
+    assert again_s is not None
+    assert 0 < again_s - time.monotonic() <= REFILL_AFTER_S
+    assert len(machines.made) == 2
+    machines.tell(1, taken="it")
+    assert machines.pool.tend() == again_s  # not later for the second one
+    machines.do_not_wait()
     machines.fill()
-    assert len(machines.made) == 3
+    assert len(machines.made) == 4
     assert machines.alive() == ["plain", "plain"]
 
 
@@ -153,8 +165,7 @@ def test_a_failure_is_told_once_and_tried_again_later_each_time(machines: Machin
     again_s = machines.pool.tend()
     assert again_s is not None
     assert 0 < again_s - time.monotonic() <= 1
-    for kind in machines.pool._asked["default"]:
-        kind.not_before_s = 0.0
+    machines.do_not_wait()
     machines.pool.tend()
     machines.tell(1, failed="there is no template")
     again_s = machines.pool.tend()
@@ -194,8 +205,7 @@ def test_none_is_made_where_the_hosts_memory_is_short(machines: Machines) -> Non
     assert machines.pool.tend() is not None
     assert machines.made == []
     machines.memory = (3 * GIB, 16 * GIB)
-    for kind in machines.pool._asked["default"]:
-        kind.not_before_s = 0.0
+    machines.do_not_wait()
     machines.fill()
     assert len(machines.made) == 2
 
