@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shim import system
+from shim.cleanup import remove_tree
 
 BLOCK_BYTES = 4096
 COPY_BYTES = 8 << 20
@@ -18,8 +19,11 @@ SLACK_BYTES = 1 << 20  # for what the file system itself needs
 
 @contextmanager
 def ram_directory(path: Path, size_bytes: int) -> Iterator[None]:
-    """A file system in memory for one guest's RAM and nothing more, gone with the context."""
-    path.mkdir(mode=0o711)
+    """A file system in memory for one guest's RAM and nothing more, gone with the context.
+
+    libvirt, which may be opened at the same time, makes the directory too, and some of its own below.
+    """
+    path.mkdir(mode=0o711, exist_ok=True)
     try:
         options = system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC
         system.mount("casemate", str(path), "tmpfs", options, f"size={size_bytes},nr_inodes=16,mode=0711")
@@ -28,7 +32,7 @@ def ram_directory(path: Path, size_bytes: int) -> Iterator[None]:
         finally:
             system.umount(str(path), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
     finally:
-        path.rmdir()
+        remove_tree(path)
 
 
 def make_ram(file: Path, size_bytes: int, owner: int) -> int:

@@ -154,6 +154,16 @@ def test_rams_directory_takes_one_guests_ram_and_is_gone_with_it(tmp_path: Path)
 
 
 @root
+def test_what_libvirt_made_of_rams_directory_before_us_goes_with_it(tmp_path: Path) -> None:
+    """It makes them when it is opened, which may be a moment before or after."""
+    path = tmp_path / "ram"
+    (path / "libvirt/qemu").mkdir(parents=True)
+    with ram_directory(path, MIB + ram.SLACK_BYTES):
+        assert os.listdir(path) == []
+    assert not path.exists()
+
+
+@root
 def test_rams_directory_is_gone_after_a_failure_too(tmp_path: Path) -> None:
     path = tmp_path / "ram"
     with pytest.raises(ZeroDivisionError), ram_directory(path, MIB), open(path / "held", "wb"):
