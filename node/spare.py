@@ -37,10 +37,9 @@ from shim.logs import set_up_logging
 from shim.main import Daemon, serve_in_loop
 from shim.namespaces import HostNamespaces
 from shim.paths import CLAIM, PodPaths, run_dir
-from shim.pod import Reserve
 from shim.trace import Trace, write_json
 from shim.vm import sources
-from shim.vm.spare import Spare
+from shim.vm.spare import Reserve, Spare
 
 NAME = "casemate-spare"
 # The kernel ends what waits before what works.

@@ -42,6 +42,10 @@ class AnchorMaker:
         self._connection = connection
         self._lags = False  # a late answer must not be taken for the next question's
 
+    def close(self) -> None:
+        """No more anchors: their maker ends."""
+        self._connection.close()
+
     def make(self, root: str) -> tuple[int, int]:
         """(pid here, pid as the host counts) of a new anchor. Raises Internal if it cannot become one."""
         if self._uid is None:

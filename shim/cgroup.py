@@ -10,11 +10,10 @@ import os
 import posixpath
 import select
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from rpc.errors import FailedPrecondition, InvalidArgument
-from shim import oci, system
+from shim import system
 from shim.journal import Entry, Journal, Kind
 
 CGROUPS = "/sys/fs/cgroup"
@@ -25,12 +24,29 @@ DEFAULT_SLICE = "system.slice"  # as runc, for ":prefix:name"
 KILL_TIMEOUT_S = 4.0
 
 
-@dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """A mounted tree of cgroups, and in which directory of it this process is."""
+    """A mounted tree of cgroups, and in which directory of it this process is.
 
-    mounted: Path
-    origin: Path
+    Not a dataclass: `delete`, which only removes directories, would pay 6 ms for the import of inspect.
+    """
+
+    __slots__ = ("mounted", "origin")
+
+    def __init__(self, mounted: Path, origin: Path) -> None:
+        self.mounted = mounted
+        self.origin = origin
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hierarchy) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"Hierarchy({self.mounted}, {self.origin})"
+
+    def _key(self) -> tuple[Path, Path]:
+        return self.mounted, self.origin
 
 
 class Place:
@@ -40,6 +56,7 @@ class Place:
         self._name = PREFIX + key
         self._entered: list[tuple[Path, Hierarchy]] = []
         self._made: list[Path] = []
+        self._left: set[Path] = set()
 
     @property
     def directories(self) -> list[Path]:
@@ -75,19 +92,27 @@ class Place:
             except ValueError as error:  # a NUL, or what cannot be a file's name
                 raise InvalidArgument(f"cgroup {wanted!r}: {error}") from error
 
+    def step_out(self) -> None:
+        """This process returns to where it was before. Raises OSError."""
+        for directory, hierarchy in self._entered:
+            if directory not in self._left:
+                origin = hierarchy.origin if hierarchy.origin.is_dir() else hierarchy.mounted
+                _move(os.getpid(), origin)
+                self._left.add(directory)
+
     def leave(self) -> None:
-        """Ends every other process in there, returns to where it was before, and removes what was made.
+        """Steps out, ends every other process in there, and removes what was made.
 
         Raises OSError, or FailedPrecondition if a process outlives its SIGKILL.
         """
-        for directory, hierarchy in self._entered:
+        self.step_out()
+        for directory, _ in self._entered:
             _end_others(directory)
-            origin = hierarchy.origin if hierarchy.origin.is_dir() else hierarchy.mounted
-            _move(os.getpid(), origin)
         for directory in reversed(self._made):
             remove(str(directory))
         self._entered.clear()
         self._made.clear()
+        self._left.clear()
 
     def _make(self, directory: Path, top: Path, journal: Journal) -> None:
         """Parents that have to be made stay, as with runc: others may use them in the same moment."""
@@ -102,6 +127,8 @@ class Place:
 
 def named(document: object) -> str:
     """The cgroup that a config.json names, in either form; empty if it names none. Raises InvalidArgument."""
+    from shim import oci  # for `start` alone, see Hierarchy
+
     return oci.parse(document if document is not None else {}).cgroups_path
 
 

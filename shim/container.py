@@ -57,6 +57,10 @@ class Process:
             raise FailedPrecondition(f"process {self.exec_id or self.container_id} is {self.state.name}")
         return self.state
 
+    @property
+    def ended(self) -> bool:
+        return isinstance(self.state, Stopped)
+
     def stop(self, exit_status: int, exited_at_ns: int) -> bool:
         """Records its end; False if it had ended before."""
         if isinstance(self.state, Stopped):
@@ -181,10 +185,15 @@ class Container:
         """Execs first: they end before the init does."""
         return [*self.execs.values(), self.init]
 
-    async def release(self, machine: Machine | None) -> None:
-        """Everything of it on the host, and in the guest if that goes on."""
+    def let_go(self) -> None:
+        """Ends the anchor, whose end is nobody's wish any more. release() waits for it."""
         if self.watch is not None:
             self.watch.cancel()
+        self.anchor.kill()
+
+    async def release(self, machine: Machine | None) -> None:
+        """Everything of it on the host, and in the guest if that goes on."""
+        self.let_go()
         try:
             if machine is not None:
                 ended = isinstance(self.init.state, Stopped)

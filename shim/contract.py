@@ -1,23 +1,19 @@
-"""The parts of the shim's binary contract that need messages: `delete`, `-info`, BootstrapResult.
+"""What of the shim's binary contract needs more than `start` does: `delete`, `-info`, BootstrapResult.
 
-Apart from bootstrap.py so that a plain `start` does not pay for the imports.
+Apart from bootstrap.py so that a plain `start` does not pay for the imports, and each pays for its own.
 """
 
 import json
 import sys
-import time
 from functools import partial
 
 from config.load import load
-from rpc.api.bootstrap import BootstrapParams, BootstrapResult
-from rpc.api.task import DeleteResponse
-from rpc.api.types import RuntimeInfo, RuntimeVersion, Timestamp
 from rpc.errors import CasemateError, InvalidArgument
+from shim import absence
 from shim.bootstrap import Arguments
 from shim.cleanup import TRACES_KEPT, clean_pod
 from shim.paths import PodPaths
 from shim.persistence import finish
-from shim.process import KILLED
 
 
 def product_version() -> str:
@@ -31,6 +27,8 @@ def product_version() -> str:
 
 def print_info() -> None:
     """`-info`: a RuntimeInfo. stdin holds an Any of options; none of ours change the answer."""
+    from rpc.api.types import RuntimeInfo, RuntimeVersion
+
     info = RuntimeInfo(name="io.containerd.casemate.v2", version=RuntimeVersion(version=product_version()))
     sys.stdout.buffer.write(info.encode())
 
@@ -40,6 +38,8 @@ def bootstrap_result(arguments: Arguments, address: str, stdin: bytes) -> bytes 
 
     Options bytes parse as BootstrapParams too: only one that repeats the flags is taken for it.
     """
+    from rpc.api.bootstrap import BootstrapParams, BootstrapResult
+
     try:
         params = BootstrapParams.decode(stdin)
     except InvalidArgument:
@@ -56,9 +56,7 @@ def delete(arguments: Arguments) -> None:
     pid = recorded_pid(paths)
     for line in finish(partial(clean_pod, paths, kept=traces_kept())):
         sys.stderr.write(f"casemate: removed {line}\n")
-    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-    response = DeleteResponse(pid=pid, exit_status=KILLED, exited_at=Timestamp(seconds=seconds, nanos=nanos))
-    sys.stdout.buffer.write(response.encode())
+    sys.stdout.buffer.write(absence.answer(pid))
 
 
 def traces_kept() -> int:

@@ -5,6 +5,7 @@ Wires the parts together; each of them knows less than this.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -19,17 +20,18 @@ from shim.apprentice import Standby
 from shim.bootstrap import Start
 from shim.cgroup import Place
 from shim.cleanup import retire
-from shim.helper import reap_orphans
+from shim.helper import in_thread, reap_orphans
 from shim.journal import Journal
 from shim.logs import set_up_logging
 from shim.namespaces import HostNamespaces
 from shim.paths import PodPaths
-from shim.pod import Pod, Reserve
+from shim.pod import Pod
 from shim.record import Identity
-from shim.seclusion import show_other_pods
+from shim.seclusion import step_out
 from shim.services.events import Listener, Publisher
 from shim.services.task import TaskService
 from shim.trace import Trace
+from shim.vm.spare import Reserve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +69,10 @@ def serve(daemon: Daemon) -> None:
 
 
 async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
-    """As serve(), in an event loop that runs. reserve: a machine that the process has already."""
+    """As serve(), in an event loop that runs. reserve: a machine that the process has already.
+
+    Ends the process, unless it raises why it cannot end as it should.
+    """
     begun_s = time.monotonic()
     request = daemon.request
     set_up_logging(daemon.settings.log_level if not request.debug else "debug", request.bundle)
@@ -93,6 +98,7 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")
     sparing = asyncio.create_task(_spare_memory(pod), name="memory")
+    leaving = asyncio.create_task(_step_out(pod, daemon.place, reserve), name="cgroups")
     ending = _end_if_abandoned(pod, settings.timeouts.empty_s, shutdown)
     watching = asyncio.create_task(ending, name="abandoned")
     if daemon.refusal is None:
@@ -106,6 +112,7 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     finally:
         watching.cancel()
         sparing.cancel()
+        daemon.anchors.close()
         await pod.stop()
         publisher.finish()
         try:
@@ -113,14 +120,18 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
                 await publishing
         except TimeoutError:
             log.error("events were left that containerd did not take")
-        daemon.place.leave()  # while the journal is there: should it fail, `casemate gc` does the rest
+        # While the journal is there: should one of these fail, `delete` or `casemate gc` does the rest.
+        await leaving
+        daemon.place.leave()
         listening.close()
-        await server.close()  # tells containerd that we are gone, which has the rest removed
+        await server.close()
+        system.unlink_if_there(request.socket_path)
         pod.write_state("ended")
         daemon.journal.close()
-        show_other_pods(daemon.paths)
-        retire(request.paths, settings.traces_kept)
-        system.unlink_if_there(request.socket_path)
+        step_out(daemon.paths)
+        retire(request.paths, settings.traces_kept)  # from here on `delete` has nothing to do
+    # What is left is this process's and its namespaces': the kernel takes it away faster than we could.
+    os._exit(0)
 
 
 async def _spare_memory(pod: Pod) -> None:
@@ -130,6 +141,14 @@ async def _spare_memory(pod: Pod) -> None:
     except CasemateError:
         return  # the client is told; the pod ends
     system.return_memory()
+
+
+async def _step_out(pod: Pod, place: Place, reserve: Reserve | None) -> None:
+    """Beside the machine's end: the kernel takes its time to move a process."""
+    await pod.ending.wait()
+    if reserve is not None:
+        await asyncio.wait([reserve.placed])
+    await in_thread(place.step_out)
 
 
 async def _end_if_abandoned(pod: Pod, empty_s: float, shutdown: asyncio.Event) -> None:

@@ -38,5 +38,5 @@ CLIENT = "client"  # from that to the client's Delete
 DELETE = "task.delete"
 DRAIN = "stdio.drain"  # the last bytes of output
 SYNC = "guest.sync"  # the guest's dirty pages reach the host
-MACHINE_STOP = "machine.stop"  # QEMU and virtiofsd gone
+MACHINE_STOP = "machine.stop"  # QEMU killed, its file server gone
 UNMOUNT = "rootfs.unmount"

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 from config.settings import Profile, Settings
 from rpc.api import agent as api
@@ -35,19 +34,10 @@ from shim.record import Identity, describe
 from shim.trace import CONTAINERD, Trace, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
-from shim.vm.spare import Spare
+from shim.vm.spare import Reserve
 from shim.wants import Wants, wants_of
 
 log = logging.getLogger("casemate")
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """A machine of the pool's, for this pod. placed: done when its processes are where the pod's are to be,
-    or why they cannot be."""
-
-    spare: Spare
-    placed: "asyncio.Future[None]"
 
 
 class Pod:
@@ -79,6 +69,9 @@ class Pod:
         self._early: dict[str, api.Event] = {}
         self._exec_documents: dict[tuple[str, str], bytes] = {}
         self._error: str | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self.ending = asyncio.Event()
+        """Set when the pod's own container has ended or goes: so will the machine, and with it the pod."""
 
     # --- the machine ---
 
@@ -148,10 +141,11 @@ class Pod:
         assert self._profile is not None  # no machine is made without
         return machine, self._profile
 
-    def _spawn(self, coroutine: "Coroutine[Any, Any, None]") -> None:
+    def _spawn(self, coroutine: "Coroutine[Any, Any, None]") -> "asyncio.Task[None]":
         task = asyncio.create_task(coroutine)
         self._events.add(task)
         task.add_done_callback(self._reap_task)
+        return task
 
     def _reap_task(self, task: "asyncio.Task[None]") -> None:
         self._events.discard(task)
@@ -200,7 +194,21 @@ class Pod:
                 if process.started_s:
                     self.trace.add(phases.RUN, process.started_s, process.exited_s, detail=process.exec_id)
                 self._listener.exited(container, process)
+                self._flush_early()
                 self.write_state("running")
+
+    def _flush_early(self) -> None:
+        """While the client learns that the pod's own container has ended: it will want it deleted."""
+        container, machine = self.containers.get(self.identity.pod_id), self._alive()
+        if container is None or machine is None or not isinstance(container.init.state, Stopped):
+            return
+        if all(process.ended for each in self.containers.values() for process in each.processes()):
+            self.ending.set()
+            self._flushing = self._spawn(self._flush(machine))
+
+    async def _flush(self, machine: Machine) -> None:
+        with self.trace.span(phases.SYNC):
+            await machine.flush()
 
     # --- containers ---
 
@@ -259,6 +267,7 @@ class Pod:
         process = container.process(exec_id)
         async with process.lock:
             running = process.state.start()
+            self._flushing = None  # there will be more to flush
             machine = await self.machine()
             with self.trace.span(phases.START_TASK, detail=exec_id):
                 if exec_id:
@@ -412,7 +421,11 @@ class Pod:
     async def _delete_container(self, container: Container) -> None:
         machine = self._alive()
         last = container.id == self.identity.pod_id
+        if last:
+            self.ending.set()
+            container.let_go()
         if last and machine is not None:
+            await (self._flushing or self._flush(machine))
             with self.trace.span(phases.MACHINE_STOP, phases.DELETE):
                 await machine.halt()
                 await self._end_processes()  # those of the pod's other containers
@@ -433,20 +446,23 @@ class Pod:
 
     async def stop(self) -> None:
         """Everything of the pod gone, in whatever state it is."""
+        self.ending.set()
         if self._machine is not None:
             self._machine.cancel()
             await asyncio.gather(self._machine, return_exceptions=True)
         task = self._machine
         machine = None if task is None or task.cancelled() or task.exception() else task.result()
         if machine is not None:
-            await machine.halt(sync=bool(self.containers))
+            if self.containers:
+                await machine.flush()
+            await machine.halt()
         for container in list(self.containers.values()):
             for process in container.processes():
                 await process.close()
             await container.release(None)
             del self.containers[container.id]
         if machine is not None:
-            await machine.stop()
+            await machine.end()
         for event in list(self._events):
             event.cancel()
         await asyncio.gather(*self._events, return_exceptions=True)

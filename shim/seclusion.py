@@ -31,6 +31,16 @@ def hide_other_pods(paths: PodPaths) -> None:
     os.close(held)
 
 
+def step_out(paths: PodPaths) -> None:
+    """As show_other_pods(), for the calling thread alone, in a mount namespace of its own.
+
+    libvirt's threads stay behind, where the directory may be removed while they write to it: what they would
+    make anew, they make in a directory that is no more, and cannot. Nobody has to wait until they are done.
+    """
+    system.unshare(system.CLONE_NEWNS)
+    show_other_pods(paths)
+
+
 def show_other_pods(paths: PodPaths) -> None:
     """The way back, for a shim that ends: it has to remove its directory where everybody sees it."""
     for path in (paths.directory, *paths.homes):

@@ -134,7 +134,7 @@ class TaskService:
         container = self._pod.container(request.id)
         processes = [ProcessInfo(pid=container.pid)]
         for process in container.execs.values():
-            if not isinstance(process.state, Stopped):
+            if not process.ended:
                 details = Any.pack(ProcessDetails(exec_id=process.exec_id))
                 processes.append(ProcessInfo(pid=container.pid, info=details))
         return api.PidsResponse(processes=processes)

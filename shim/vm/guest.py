@@ -52,7 +52,7 @@ class Facts:
 
 
 class Machine:
-    """Owns QEMU, its file server and the agent's connection; stop() ends them all.
+    """Owns QEMU, its file server and the agent's connection; stop() ends them all, and undo what they needed.
 
     `lost` is why it is no more, once it is; `stopped` says that this was wanted.
     """
@@ -116,21 +116,32 @@ class Machine:
         error = await asyncio.shield(self.lost)
         return type(error)(error.brief, error.details, error.hint)
 
-    async def halt(self, *, sync: bool = True) -> None:
-        """QEMU and virtiofsd gone, nothing that the guest wrote lost; the share is still mounted."""
-        if sync and not self.lost.done():
-            try:
-                await self._agent.call(api.SYNC, Empty(), timeout_s=self.call_timeout_s)
-            except CasemateError as error:
-                log.warning(f"the guest did not flush its file systems: {error}")
+    async def flush(self) -> None:
+        """What the guest wrote is with the host."""
+        if self.lost.done():
+            return
+        try:
+            await self._agent.call(api.SYNC, Empty(), timeout_s=self.call_timeout_s)
+        except CasemateError as error:
+            log.warning(f"the guest did not flush its file systems: {error}")
+
+    async def halt(self) -> None:
+        """Nothing of the guest's reaches the share any more, where files are still mounted.
+
+        QEMU is killed, and may take until end() to give its memory back.
+        """
         self._watch.cancel()
         if not self.lost.done():
             self.stopped = True
             self.lost.set_result(Unavailable("the pod's machine was stopped"))
         for process in (self.qemu, self.files):
             process.kill()
-        for process in (self.qemu, self.files):
-            await process.exited.wait()
+        await self.files.exited.wait()
+
+    async def end(self) -> None:
+        """No process of it is left. What else it had is its shim's, and ends with that process."""
+        await self.halt()
+        await self.qemu.exited.wait()
 
     def adopt(self, surroundings: AsyncExitStack) -> None:
         """Owns from now on what that stack would undo, after all that is undone with the machine."""
@@ -140,7 +151,7 @@ class Machine:
 
     async def stop(self) -> None:
         """Everything of it gone. What is mounted below the share must be unmounted before."""
-        await self.halt(sync=False)
+        await self.end()
         await self._undo.aclose()
 
     async def _until_lost(self) -> None:

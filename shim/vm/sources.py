@@ -199,6 +199,7 @@ async def _run_on_copy(
     finally:
         os.close(target)
     _check_ram(setting, memory)
+    memory.unlink()  # QEMU's end gives it back, and nobody has to wait for that
 
 
 class Filling(threading.Thread):

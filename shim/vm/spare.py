@@ -5,7 +5,7 @@ It belongs to one pod at most. It must not know who keeps it, nor how a pod gets
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from images.store import ImageStore
@@ -84,3 +84,12 @@ class Spare:
         """Everything of it gone."""
         await self.machine.stop()
         await self.undo.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """A machine of the pool's, for one pod. placed: done when its processes are where the pod's are to be,
+    or why they cannot be."""
+
+    spare: Spare
+    placed: "asyncio.Future[None]"

@@ -13,7 +13,7 @@ import pytest
 
 from rpc.api.types import Mount
 from rpc.errors import InvalidArgument, NotFound, Unimplemented
-from shim import seclusion, system
+from shim import cleanup, seclusion, system
 from shim.cleanup import remove_tree
 from shim.paths import PodPaths
 from shim.rootfs import bound, mounted
@@ -336,6 +336,42 @@ def test_a_pod_sees_no_other_pods_directory(tmp_path: Path) -> None:
     isolated(work)
     assert own.log.exists()
     assert other.state.exists()
+
+
+def test_threads_that_stay_behind_make_nothing_anew_of_a_directory_that_is_removed(tmp_path: Path) -> None:
+    """libvirt's make what they miss of its root, parents included, at any moment until the process ends."""
+    paths = PodPaths("default", "own", tmp_path)
+    paths.directory.mkdir(parents=True)
+    status = paths.libvirt / "run" / "vm.xml"
+    ready, removed = threading.Event(), threading.Event()
+    errors: list[OSError | None] = []
+
+    def stay() -> None:
+        status.parent.mkdir(parents=True)
+        ready.set()
+        removed.wait(20)
+        try:
+            status.parent.mkdir(parents=True, exist_ok=True)
+            status.touch()
+            errors.append(None)
+        except OSError as error:
+            errors.append(error)
+
+    def work() -> None:
+        seclusion.hide_other_pods(paths)
+        tmpfs(paths.libvirt)
+        thread = threading.Thread(target=stay)
+        thread.start()
+        assert ready.wait(20)
+        seclusion.step_out(paths)
+        cleanup.retire(paths, 3)
+        removed.set()
+        thread.join()
+
+    isolated(work)
+    assert len(errors) == 1
+    assert isinstance(errors[0], FileNotFoundError)
+    assert not paths.directory.exists()
 
 
 # --- a pod's containers, with real mounts ---

@@ -183,11 +183,16 @@ def test_a_guest_that_tells_no_events_any_more_is_ended(tmp_path: Path, how: str
 def test_what_was_written_is_flushed_before_the_machine_is_halted(tmp_path: Path) -> None:
     async def life() -> None:
         async with running_guest(tmp_path) as guest:
-            await guest.machine.halt()
+            await guest.machine.flush()
             assert guest.agent.calls == ["Sync"]
-            assert guest.qemu.exited.is_set()
+            assert not guest.qemu.exited.is_set()
+            await guest.machine.halt()
             assert guest.files.exited.is_set()
             await guest.machine.halt()  # again is no error
+            await guest.machine.end()
+            assert guest.qemu.exited.is_set()
+            await guest.machine.flush()  # nor is this one, when there is nobody to ask
+            assert guest.agent.calls == ["Sync"]
 
     run(life())
 
@@ -198,7 +203,8 @@ def test_a_guest_that_does_not_flush_is_halted_all_the_same(
     async def life() -> None:
         async with running_guest(tmp_path, call_timeout_s=0.1) as guest:
             guest.agent.hold(api.SYNC)
-            await guest.machine.halt()
+            await guest.machine.flush()
+            await guest.machine.end()
             assert guest.qemu.exited.is_set()
 
     run(life())
@@ -209,7 +215,7 @@ def test_a_call_in_flight_when_the_machine_is_halted_ends(tmp_path: Path) -> Non
     async def life() -> None:
         async with running_guest(tmp_path) as guest:
             asking = await in_flight(guest)
-            await guest.machine.halt(sync=False)
+            await guest.machine.halt()
             async with asyncio.timeout(3):
                 with pytest.raises(CasemateError):
                     await asking

@@ -15,6 +15,7 @@ from rpc.errors import (
     NotFound,
 )
 from rpc.method import Method
+from shim.process import SIGKILL
 from tests.unit.rpc.wires import run, until
 from tests.unit.shim.pods import POD, running_pod
 
@@ -93,8 +94,9 @@ def test_the_machine_goes_with_the_container_that_the_pod_is_named_after(tmp_pat
             await tested.run()
             await tested.exit()
             await tested.pod.delete(POD)
-            assert tested.guest.qemu.exited.is_set()
             assert tested.guest.files.exited.is_set()
+            async with asyncio.timeout(2):
+                await tested.guest.qemu.exited.wait()
             assert tested.agent.calls[-1] == "Sync"
             assert tested.state()["state"] == "stopping"
 
@@ -134,3 +136,55 @@ def test_a_guest_that_does_not_delete_keeps_nothing_on_the_host(
     run(life())
     assert "exec shell: the guest did not delete it: device or resource busy" in caplog.text
     assert "container second: the guest did not delete it: device or resource busy" in caplog.text
+
+
+def test_what_was_written_is_flushed_when_the_pods_own_container_ends(tmp_path: Path) -> None:
+    """Its client will want it deleted, and finds that done."""
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            await tested.run()
+            await tested.run("second")
+            await tested.exit()
+            await tested.agent.calls_settle()
+            assert "Sync" not in tested.agent.calls, "something runs yet"
+            assert not tested.pod.ending.is_set()
+            await tested.exit("second")
+            await tested.agent.reached(api.SYNC)
+            assert tested.pod.ending.is_set()
+            await tested.pod.delete(POD)
+            assert tested.agent.calls.count("Sync") == 1
+
+    run(life())
+
+
+def test_what_is_written_after_an_early_flush_is_flushed_too(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            await tested.create("second")
+            await tested.run()
+            await tested.pod.kill("second", "", SIGKILL)
+            await tested.exit()
+            await tested.agent.reached(api.SYNC)
+            await tested.run("third")
+            await tested.pod.delete(POD)
+            assert tested.agent.calls.count("Sync") == 2
+
+    run(life())
+
+
+def test_a_delete_waits_for_the_flush_that_is_under_way(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            answer = tested.agent.hold(api.SYNC)
+            await tested.run()
+            await tested.exit()
+            await tested.agent.reached(api.SYNC)
+            deleting = asyncio.create_task(tested.pod.delete(POD))
+            await tested.agent.calls_settle()
+            assert not deleting.done()
+            assert not tested.guest.qemu.exited.is_set()
+            answer.set()
+            await deleting
+
+    run(life())
