@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rpc.errors import FailedPrecondition
 from shim import phases
 from shim.trace import Span
 
@@ -63,11 +64,20 @@ class ProcessMemory:
     pid: int = 0
 
 
-def memory_of(pids: Iterable[int], guest_memory_bytes: int) -> tuple[ProcessMemory, ...]:
-    """Of each process, largest first. A guest's RAM is the mapping of its size, in QEMU and in virtiofsd."""
+def memory_of(
+    pids: Iterable[int], guest_memory_bytes: int, procfs: Path = Path("/proc")
+) -> tuple[ProcessMemory, ...]:
+    """Of each process, largest first. A guest's RAM is the mapping of its size, in QEMU and in virtiofsd.
+
+    Raises FailedPrecondition where the kernel was built without the counts.
+    """
+    if not (procfs / "self" / "smaps_rollup").exists():
+        raise FailedPrecondition(
+            "this kernel does not say what memory a process has", hint="CONFIG_PROC_PAGE_MONITOR=y"
+        )
     found = []
     for pid in pids:
-        proc = Path(f"/proc/{pid}")
+        proc = procfs / str(pid)
         try:
             rollup = re.search(r"^Pss:\s+(\d+) kB", (proc / "smaps_rollup").read_text(), re.MULTILINE)
             if rollup is None:

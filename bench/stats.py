@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.turns import Sample, by_round, check_interleaved
-from rpc.errors import NotFound
+from rpc.errors import FailedPrecondition, NotFound
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -73,6 +73,8 @@ def ratio(samples: Sequence[Sample], measure: str, way: str, reference: str, *, 
         if not found:
             raise NotFound(f"there are no samples of {measure} for {name}")
     check_interleaved(samples, way, reference, measure)
+    if any(value <= 0 for values in theirs.values() for value in values):
+        raise FailedPrecondition(f"nothing is a multiple of nothing: {measure} of {reference} has a 0")
     rounds = sorted(ours)
     draw = random.Random(f"{seed} {measure} {way} {reference}")  # noqa: S311 - no secret, but repeatable
     drawn = sorted(_quotient(ours, theirs, draw.choices(rounds, k=len(rounds))) for _ in range(RESAMPLES))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.pod import memory_of, read_waterfall
+from rpc.errors import FailedPrecondition
 from shim import phases
 
 SPANS = [
@@ -33,6 +34,14 @@ def test_the_guests_share_of_a_run(tmp_path: Path) -> None:
     assert waterfall.guest_boot_s == pytest.approx(3.0)
     # share 0.1, create 0.3, and 0.5 from the call to Start to the first call to Delete
     assert waterfall.guest_run_s == pytest.approx(0.9)
+
+
+def test_a_kernel_that_counts_no_memory_is_told_of(tmp_path: Path) -> None:
+    """As one without CONFIG_PROC_PAGE_MONITOR: nothing would weigh nothing."""
+    for name in ("self", "17"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(FailedPrecondition, match="CONFIG_PROC_PAGE_MONITOR"):
+        memory_of([17], 256 << 20, procfs=tmp_path)
 
 
 def test_memory_of_this_process_is_what_the_kernel_says() -> None:

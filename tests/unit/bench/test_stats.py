@@ -90,3 +90,8 @@ def test_no_ratio_of_what_did_not_take_turns() -> None:
 def test_no_ratio_to_what_was_not_measured() -> None:
     with pytest.raises(NotFound, match="no samples of run for a"):
         stats.ratio(samples("run", {"b": [1, 2]}), "run", "b", "a")
+
+
+def test_no_ratio_to_nothing() -> None:
+    with pytest.raises(FailedPrecondition, match="multiple of nothing"):
+        stats.ratio(samples("pss", {"a": [0.0, 0.0], "b": [1.0, 2.0]}), "pss", "b", "a")
