@@ -70,8 +70,8 @@ def listen(path: str) -> socket.socket:
     """For root alone. What was there before is replaced in one step."""
     listener = socket.socket(socket.AF_UNIX)
     partial = f"{path}.{os.getpid()}"
-    mask = os.umask(0o177)
     try:
+        os.fchmod(listener.fileno(), 0o600)  # as in shim/bootstrap.py
         listener.bind(partial)
         listener.listen(BACKLOG)
         os.rename(partial, path)
@@ -79,8 +79,6 @@ def listen(path: str) -> socket.socket:
         listener.close()
         system.unlink_if_there(partial)
         raise
-    finally:
-        os.umask(mask)
     return listener
 
 

@@ -272,19 +272,21 @@ def open_log(paths: PodPaths) -> int:
 
 
 def listen(path: str) -> "Any":
-    """A socket that nobody but root may connect to, not for the blink of an eye."""
+    """A socket that nobody but root may connect to, not for the blink of an eye.
+
+    What is bound has the mode that the socket had (unix_bind_bsd). A umask would be the whole process's, its
+    threads', and that of a shim which is made like this process at the same time (node/likeness.py).
+    """
     import socket
 
     listener = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o177)
     try:
+        os.fchmod(listener.fileno(), 0o600)
         listener.bind(path)
         listener.listen(64)
     except BaseException:
         listener.close()
         raise
-    finally:
-        os.umask(mask)
     return listener
 
 

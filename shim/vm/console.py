@@ -85,11 +85,8 @@ def listen(path: Path, owner: int) -> socket.socket:
     """A listening unix socket, mode 0600, that only root and owner can connect to."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        mask = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
+        os.fchmod(listener.fileno(), 0o600)  # as in shim/bootstrap.py
+        listener.bind(str(path))
         os.chown(path, owner, -1)
         listener.listen(1)
     except BaseException:

@@ -463,3 +463,25 @@ def test_start_leaves_the_pod_to_the_daemon_and_answers(
     assert len(os.listdir("/proc/self/fd")) == before, "the socket is the daemon's alone"
     assert read_journal(request.paths.journal) == [Entry(Kind.SOCKET, request.socket_path)]
     assert Path(request.socket_path).exists()
+
+
+def test_a_socket_is_roots_alone_whatever_the_umask_which_stays_what_it_is(tmp_path: Path) -> None:
+    """A shim that casemated makes like `start` may look at its umask at any moment."""
+    seen: list[int] = []
+
+    class Socket(socket.socket):
+        def bind(self, address: str) -> None:
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            seen.append(int(status["Umask"], 8))
+            super().bind(address)
+
+    before = os.umask(0)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket, "socket", Socket)
+            with bootstrap.listen(str(tmp_path / "s")):
+                pass
+    finally:
+        os.umask(before)
+    assert seen == [0]
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
