@@ -470,7 +470,7 @@ def test_a_socket_is_roots_alone_whatever_the_umask_which_stays_what_it_is(tmp_p
     seen: list[int] = []
 
     class Socket(socket.socket):
-        def bind(self, address: str) -> None:
+        def bind(self, address: Any, /) -> None:
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             seen.append(int(status["Umask"], 8))
             super().bind(address)
