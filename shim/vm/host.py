@@ -67,7 +67,6 @@ class Host:
         self._connection: libvirt_module.virConnect | None = None
         self._domain: libvirt_module.virDomain | None = None
         self._created = 0
-        self.opening = threading.Lock()
         self._stopped = threading.Event()
         self._migrated = threading.Event()
 
@@ -79,14 +78,14 @@ class Host:
         """Writes the driver's configuration and seeds its cache. Raises OSError."""
         configuration = QEMU_CONF.format(user=self._user.user, group=self._user.group, memory=self._memory)
         etc = self._root / "etc"
-        (etc / "qemu").mkdir(mode=0o711, parents=True, exist_ok=True)
+        (etc / "qemu").mkdir(mode=0o711, parents=True)
         # Where the embedded driver looks for it: libvirt 9.0 here, newer ones in qemu/ (both seen).
         for path in (etc / "qemu.conf", etc / "qemu" / "qemu.conf"):
             path.write_text(configuration)
         self._root.chmod(0o711)
         if self._seeds.is_dir():
             target = self._root / CAPABILITIES
-            target.mkdir(parents=True, exist_ok=True)
+            target.mkdir(parents=True)
             for seed in self._seeds.glob("*.xml"):
                 content = seed.read_bytes()
                 (target / seed.name).write_bytes(content)

@@ -263,25 +263,16 @@ async def _libvirt_done(host: Host) -> None:
         log.warning("libvirt did not say within %.0f s that the domain has stopped", STOPPED_S)
 
 
-def begin_opening(host: Host, trace: Trace, undo: AsyncExitStack) -> None:
-    """open_libvirt() in a thread, beside what else there is to do. Its error is that of who calls it next."""
-    opening = in_thread(partial(open_libvirt, host, trace))
-
-    async def done() -> None:
-        await asyncio.wait([opening], timeout=THREAD_END_S)
-        if opening.done():
-            opening.exception()  # looked at, as nobody else will
-
-    undo.push_async_callback(done)
-
-
 def open_libvirt(host: Host, trace: Trace) -> None:
-    """In a thread: libvirt's calls block. Once per host; who comes while it is opened waits."""
-    with host.opening:
-        if host.is_open:
-            return
-        host.prepare()
-        with trace.span(phases.LIBVIRT_IMPORT, phases.POD_READY):
-            host.load()
-        with trace.span(phases.LIBVIRT_OPEN, phases.POD_READY):
-            host.open()
+    """In a thread: libvirt's calls block. Once per host.
+
+    Not while anything else of the machine is made: the driver makes directories where its RAM is to be, and
+    gives up if it is disturbed.
+    """
+    if host.is_open:
+        return
+    host.prepare()
+    with trace.span(phases.LIBVIRT_IMPORT, phases.POD_READY):
+        host.load()
+    with trace.span(phases.LIBVIRT_OPEN, phases.POD_READY):
+        host.open()

@@ -30,7 +30,6 @@ from shim.vm.setting import (
     AgentLine,
     MachineRequest,
     Setting,
-    begin_opening,
     make_setting,
     open_console,
     open_libvirt,
@@ -65,7 +64,6 @@ async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Mac
 
 
 async def _obtain(setting: Setting, trace: Trace, undo: AsyncExitStack, wanted: "Wanted") -> Machine:
-    begin_opening(setting.host, trace, undo)
     if setting.request.profile.template == "off":
         return await _boot(setting, trace, undo)
     store, key = setting.templates, template_key(setting)
@@ -103,7 +101,6 @@ async def make_spare(request: MachineRequest, trace: Trace) -> Spare:
         version = setting.templates.version(key)
         if request.profile.template == "off" or not version:
             raise NotFound(f"there is no template {key}", hint="the first pod of its kind has one made")
-        begin_opening(setting.host, trace, undo)
         async with AsyncExitStack() as nothing:
             machine = await _restore_from(key, setting, trace, nothing)
         try:
