@@ -127,8 +127,8 @@ class AgentVM:
         self._client: Client | None = None
         words = f"console=ttyS0 quiet panic=-1 pci=lastbus=0 {image.cmdline} {cmdline}"
         arguments = [
-            # One thread for both CPUs: with one each, a kernel that patches its own code on the one may trap on
-            # the other (int3 in sched_clock_cpu, one boot of some hundreds, QEMU 7.2).
+            # One thread for both CPUs: with one each, a kernel that patches its own code on the one may trap
+            # on the other (int3 in sched_clock_cpu, one boot of some hundreds, QEMU 7.2).
             *("-accel", "tcg,thread=single"),
             *("-M", "q35,sata=off,smbus=off,i8042=off,vmport=off,hpet=off,usb=off,graphics=off"),
             *("-cpu", "max", "-smp", "2", "-m", "256M", "-nodefaults", "-no-user-config", "-display", "none"),
