@@ -335,15 +335,17 @@ class Host:
 @contextmanager
 def _without_path() -> Iterator[None]:
     """Newer libvirt (seen with 12.8; 9.0 knows its path) runs dmidecode where the PATH has it, to be able to
-    tell guests what machine the host is. Ours are not told."""
-    path = os.environ.pop("PATH", None)
-    os.environ["PATH"] = "/nonexistent"
+    tell guests what machine the host is. Ours are not told.
+
+    What libvirt sees is changed, and not os.environ, from which a logging program may be given its
+    environment in the same moment.
+    """
+    os.putenv("PATH", "/nonexistent")
     try:
         yield
     finally:
-        del os.environ["PATH"]
-        if path is not None:
-            os.environ["PATH"] = path
+        path = os.environ.get("PATH")
+        os.unsetenv("PATH") if path is None else os.putenv("PATH", path)
 
 
 def _ignore_error(_: object, __: object) -> None:
