@@ -283,9 +283,11 @@ class Attempt:
 
     @property
     def files_failed(self) -> bool:
-        """What serves them has ended by itself: it ends with QEMU, too."""
+        """What serves them has ended by itself: it ends with QEMU, too, and then well, perhaps before QEMU's
+        own end is known."""
+        process = self.files.process
         qemu_ended = self._qemu is not None and self._qemu.exited.is_set()
-        return self.files.process.exited.is_set() and not qemu_ended
+        return process.exited.is_set() and process.status != 0 and not qemu_ended
 
     async def run(self, start: "Callable[[], int]") -> None:
         self._qemu = await run_qemu(self._setting, start, self.files.process, self._undo)
