@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import astuple, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from bench import stats
@@ -26,7 +25,7 @@ from config.settings import Profile, Settings
 from rpc.errors import Unavailable
 from shim import apprentice, seclusion, system
 from shim.helper import Watched, in_thread, reap_orphans
-from shim.paths import PodPaths, run_dir
+from shim.paths import PodPaths
 from shim.trace import Trace
 from shim.vm import designer, ram
 from shim.vm.designer import Files, Way
@@ -222,13 +221,6 @@ async def _work(
 ) -> "dict[str, Any]":
     asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap_orphans)
     trace = Trace("casemate.bench", paths.key, time.time())
-    request = MachineRequest(
-        pod_id="",
-        hostname="casemate",
-        profile=profile,
-        settings=settings,
-        paths=paths,
-        cache=Path(run_dir()) / "cache",
-    )
+    request = MachineRequest.of_nobody(profile, settings, paths)
     async with AsyncExitStack() as undo:
         return await _restore(make_setting(request, trace, undo), trace, line)

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -100,7 +100,7 @@ def _be_plain(spare_id: str) -> None:
     }
     os.environ.clear()
     os.environ.update(kept)
-    system.set_command_line([b"casemate-spare", spare_id.encode()])
+    system.set_command_line([NAME.encode(), spare_id.encode()])
 
 
 class Process:
@@ -178,10 +178,11 @@ class Process:
             for pid in _pids():
                 _set_priority(pid, order.nature["nice"])
             profile, facts = order.wants.profile, spare.machine.facts
+            pid = system.host_pid(self._host_proc)
             about = {
                 "id": self._paths.key,
-                "pid": system.host_pid(self._host_proc),
-                "start_time": system.start_time(system.host_pid(self._host_proc), self._host_proc),
+                "pid": pid,
+                "start_time": system.start_time(pid, self._host_proc),
                 "profile": profile.name,
                 "vcpus": profile.vcpus,
                 "memory_bytes": profile.memory_bytes,
@@ -225,7 +226,8 @@ class Process:
     def _answer(self, connection: socket.socket, spare: Spare) -> "Claim | None":
         """Raises what goes wrong with the other side."""
         words, fds = forkserver.receive(connection, time.monotonic() + CLAIM_S)
-        _close(fds)
+        for fd in fds:
+            os.close(fd)
         try:
             if forkserver.peer(connection)[1] != os.geteuid():
                 raise PermissionDenied("another user's")
@@ -238,14 +240,15 @@ class Process:
             return None
         forkserver.send(connection, {"granted": True}, time.monotonic() + CLAIM_S)
         go, fds = forkserver.receive(connection, time.monotonic() + CLAIM_S)
-        try:
+        with ExitStack() as undo:
+            for fd in fds:
+                undo.callback(os.close, fd)
             claim = Claim(words, go, fds)
             forkserver.send(connection, {"has": True}, time.monotonic() + CLAIM_S)
-            with socket.socket(fileno=claim.start) as start:
+            with socket.socket(fileno=os.dup(claim.start)) as start:
                 forkserver.send(start, {"mine": system.host_pid(self._host_proc)}, time.monotonic() + CLAIM_S)
-        except BaseException:
-            _close(fds)
-            raise
+            undo.pop_all()
+        os.close(claim.start)
         self._is_a_pods = True
         return claim
 
@@ -280,14 +283,14 @@ class Process:
         daemon.set_oom_score(min(claim.oom_score_adj + 1, daemon.MOST_OOM_SCORE), pids)
         place = cgroup.Place(request.paths.key)
 
-        def take_place() -> None:
+        def settle_in() -> None:
             self._host.run(partial(_take_place, self._paths.key, request.paths))
             with trace.span(phases.POD_CGROUP, phases.POD_READY):
                 others = [pid for pid in pids if pid != os.getpid()]
                 cgroup.follow(claim.cgroups, others)
                 place.enter(request.spec, self._journal, pids)
 
-        placed = in_thread(take_place)
+        placed = in_thread(settle_in)
         trace.add(phases.DETACH, claim.bound_s, time.monotonic(), detail="pool")
         served = Daemon(
             request=request,
@@ -381,9 +384,3 @@ def _mounts(mountinfo: Iterable[bytes]) -> set[tuple[bytes, bytes, bytes]]:
     hidden = os.fsencode(places.run_dir()) + b"/"
     rows = (line.split(maxsplit=5)[2:5] for line in mountinfo)
     return {(device, root, point) for device, root, point in rows if not point.startswith(hidden)}
-
-
-def _close(fds: Iterable[int]) -> None:
-    for fd in fds:
-        with suppress(OSError):
-            os.close(fd)

@@ -124,6 +124,8 @@ def _claim(
     hello: dict[str, Any], request: Start, settings: Settings, alike: Likeness, links: Links
 ) -> "Claimed | None":
     """A machine of the pool, if the operator keeps any of the kind. casemated is told in any case."""
+    if not any(settings.node.pool.values()):
+        return None
     from node.claim import claim, order_of
 
     order = order_of(request, settings, alike)

@@ -203,15 +203,7 @@ def _run(settings: "Settings", profile: "Profile", tenant: str, paths: PodPaths)
     system.set_process_name("casemate-maker")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     set_up_logging(settings.log_level, "")
-    request = MachineRequest(
-        pod_id="",
-        hostname="casemate",
-        profile=profile,
-        settings=settings,
-        paths=paths,
-        cache=run_dir() / "cache",
-        tenant=tenant,
-    )
+    request = MachineRequest.of_nobody(profile, settings, paths, tenant)
 
     async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap_orphans)

@@ -21,7 +21,7 @@ SLACK_BYTES = 1 << 20  # for what the file system itself needs
 def ram_directory(path: Path, size_bytes: int) -> Iterator[None]:
     """A file system in memory for one guest's RAM and nothing more, gone with the context.
 
-    libvirt, which may be opened at the same time, makes the directory too, and some of its own below.
+    It may be there already: libvirt, which keeps guests' RAM there, makes it too, and some of its own below.
     """
     path.mkdir(mode=0o711, exist_ok=True)
     try:

@@ -10,8 +10,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
-from config import programs
+from config import places, programs
 from config.settings import Profile, Settings
 from images.image import GuestImage
 from images.store import ImageStore
@@ -65,6 +66,12 @@ class MachineRequest:
     tenant: str = ""
     own_files: bool = False
     shares_directories: bool = False
+
+    @classmethod
+    def of_nobody(cls, profile: Profile, settings: Settings, paths: PodPaths, tenant: str = "") -> Self:
+        """For a machine that is no pod's: a template's, or one that is measured."""
+        cache = Path(places.cache_dir())
+        return cls("", "casemate", profile, settings, paths, cache, tenant)
 
 
 @dataclass(frozen=True, slots=True)
