@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -210,17 +210,27 @@ def test_a_libvirt_that_is_new_enough_is_taken(host: Host, monkeypatch: pytest.M
     host.load()
 
 
+def path_as_libvirt_sees_it() -> str | None:
+    """The environment of C, which os.environ is only a copy of."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    value: bytes | None = getenv(b"PATH")
+    return None if value is None else value.decode()
+
+
 @pytest.mark.parametrize("path", ["/usr/sbin:/usr/bin", None])
 def test_libvirt_finds_no_program_while_it_is_opened(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | None
 ) -> None:
     module = libvirt_of(12_008_000)
-    seen: list[tuple[str, str | None]] = []
+    seen: list[tuple[str, str | None, str | None]] = []
     for_ever = threading.Event()
     module.libvirtError = OSError  # type: ignore[attr-defined]
     module.virEventRegisterDefaultImpl = lambda: None  # type: ignore[attr-defined]
     module.virEventRunDefaultImpl = for_ever.wait  # type: ignore[attr-defined]
-    module.open = lambda uri: seen.append((uri, shutil.which("sh")))  # type: ignore[attr-defined]
+    module.open = lambda uri: seen.append(  # type: ignore[attr-defined]
+        (uri, path_as_libvirt_sees_it(), os.environ.get("PATH"))
+    )
     monkeypatch.setitem(sys.modules, "libvirt", module)
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "")
     monkeypatch.delenv("PATH")
@@ -228,8 +238,8 @@ def test_libvirt_finds_no_program_while_it_is_opened(
         monkeypatch.setenv("PATH", path)
     host.load()
     host.open()
-    assert seen == [(f"qemu:///embed?root={tmp_path}/libvirt", None)]
-    assert os.environ.get("PATH") == path
+    assert seen == [(f"qemu:///embed?root={tmp_path}/libvirt", "/nonexistent", path)]
+    assert path_as_libvirt_sees_it() == os.environ.get("PATH") == path
 
 
 def test_the_end_of_a_domain_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
