@@ -1,4 +1,4 @@
-"""Many starts through templates: nothing leaks, and no pod has what was another's.
+"""Many starts through templates and the pool: nothing leaks, and no pod has what was another's.
 
 CASEMATE_TEST_STARTS says how many starts each test makes, CASEMATE_TEST_AT_ONCE how many at a time. A leak of
 one thing per start shows with a few; 1,000 are for what leaks seldom or little.
@@ -23,15 +23,19 @@ from tests.vm.faults import comm, runs
 from tests.vm.node import Node
 from tests.vm.pods import Pods
 from tests.vm.test_forkserver import CASEMATED, CONTAINERD, forked_by
+from tests.vm.test_pool import Pool
 from tests.vm.test_restore import digests
 
 STARTS = int(os.environ.get("CASEMATE_TEST_STARTS") or 10)
 AT_ONCE = int(os.environ.get("CASEMATE_TEST_AT_ONCE") or 2)
 LIMIT_S = 300 + 30 * STARTS
+WAITING = 2
+"""Machines of the pool, where there is one."""
+ALONE, POOL = "alone", "pool"
 START_S = 120.0
 SETTLED = max(STARTS // 10, 4)
 """After so many starts a daemon has made what it makes once."""
-MOST_GROWTH = {"containerd": 24 << 20, "casemated": 4 << 20}
+MOST_GROWTH = {"containerd": 24 << 20, "fork server": 4 << 20, "casemated": 4 << 20}
 """Bytes of resident memory. Go's collector comes when it likes; casemated's part is a few pages."""
 
 # Everything that a tenant could leave: files in every writable place, a freed and a held piece of memory.
@@ -71,6 +75,7 @@ class Seen:
     """One pod. unique: what every pod has of its own."""
 
     unique: tuple[str, ...]
+    source: str
     forked_by: str
 
 
@@ -119,52 +124,91 @@ def start(pods: Pods, markers: Markers, number: int) -> Seen:
     assert host <= {number}
     assert not left
     unique = (hostname, boot_id, uuid, random)
-    return Seen(unique, parent)
+    return Seen(unique, state["source"], parent)
+
+
+@dataclass(slots=True)
+class Beside:
+    """What runs beside containerd: nothing, a casemated, or one that keeps machines."""
+
+    instance: Instance
+    node: Node | None = None
+    pool: Pool | None = None
+
+    def daemons(self) -> dict[str, int]:
+        """Pids. A pool is full then: it holds something for each machine that waits."""
+        found = {"containerd": self.instance.containerd_pid}
+        if self.pool is not None:
+            self.pool.wait_full(WAITING)
+        if self.node is not None:
+            found["fork server"] = self.node.wait_serving()
+            found["casemated"] = self.node.pid
+        return found
+
+    def held(self) -> dict[str, Held]:
+        return {name: held_by(pid) for name, pid in self.daemons().items()}
+
+    def close(self) -> None:
+        """What waits for pods ends with its casemated."""
+        if self.node is not None:
+            self.node.close()
+        if self.pool is not None:
+            self.pool.wait_gone()
 
 
 @pytest.fixture
-def node(request: pytest.FixtureRequest, pods: Pods) -> Iterator[Node | None]:
-    """A casemated beside containerd, or none."""
-    if not request.param:
-        yield None
-        return
-    node = Node(pods.ctr.instance)
-    node.start()
-    yield node
-    node.close()
+def beside(request: pytest.FixtureRequest, pods: Pods) -> Iterator[Beside]:
+    found = Beside(pods.ctr.instance)
+    if request.param != ALONE:
+        found.node = Node(found.instance)
+    if request.param == POOL:
+        assert found.node is not None
+        found.pool = Pool(pods, found.node)
+    yield found
+    found.close()
 
 
 @pytest.mark.timeout(LIMIT_S)
-@pytest.mark.parametrize(
-    "node", [pytest.param(False, id="alone"), pytest.param(True, id="casemated")], indirect=True
-)
+@pytest.mark.parametrize("beside", [ALONE, CASEMATED, POOL], indirect=True)
 def test_starts_leak_nothing_and_no_pod_has_what_was_anothers(
-    pods: Pods, node: Node | None, image_store: Path
+    pods: Pods, beside: Beside, image_store: Path
 ) -> None:
     instance = pods.ctr.instance
-    daemons = {"containerd": instance.containerd_pid}
-    if node is not None:
-        (daemons["casemated"],) = node.children()
     store = TemplateStore(image_store.parent / "test-templates", Path("/nowhere"))
     pods.run("true").ok()
     key = store.list()[0].key
     template = digests(store, key)
     markers = Markers()
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        seen = list(pool.map(lambda number: start(pods, markers, number), range(SETTLED)))
-        before, there = {name: held_by(pid) for name, pid in daemons.items()}, kept(instance)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+
+        def started(first: int, end: int) -> list[Seen]:
+            return list(threads.map(lambda number: start(pods, markers, number), range(first, end)))
+
+        seen = started(0, AT_ONCE)
         everything = census.take(pods.ctr)
-        seen += pool.map(lambda number: start(pods, markers, number), range(SETTLED, STARTS))
+        if beside.pool is not None:
+            beside.pool.start(WAITING)
+        elif beside.node is not None:
+            beside.node.start()
+        seen += started(AT_ONCE, SETTLED)
+        before, there = beside.held(), kept(instance)
+        seen += started(SETTLED, STARTS)
+        after = beside.held()
 
+    casemateds = set(beside.daemons().values()) - {instance.containerd_pid}
+    assert markers.found_in(casemateds.union(*map(supervisor.descendants, casemateds))) == set()
+    beside.close()
     assert census.left_after(pods.ctr, everything) == []
-    after = {name: held_by(pid) for name, pid in daemons.items()}
-    print(f"{STARTS} starts, {AT_ONCE} at once: {before} -> {after}; {there} -> {kept(instance)}")
+    sources = Counter(one.source for one in seen)
+    print(f"{STARTS} starts, {AT_ONCE} at once, {dict(sources)}: {there} -> {kept(instance)}")
+    print(f"{before} -> {after}")
 
-    assert {one.forked_by for one in seen} == {CONTAINERD if node is None else CASEMATED}
+    assert (sources["pool"] >= min(WAITING, STARTS - AT_ONCE)) == (beside.pool is not None)
+    parents = {one.forked_by for one in seen[AT_ONCE:]}
+    assert parents <= {CONTAINERD if beside.node is None else CASEMATED, *([POOL] if beside.pool else [])}
     for values in zip(*(one.unique for one in seen), strict=True):
         assert len(set(values)) == STARTS
-    assert markers.found_in(set(daemons.values()) - {instance.containerd_pid}) == set()
     assert digests(store, key) == template
 
     for name, now in after.items():
