@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 
-from agent import boot, libc, system
+from agent import boot, libc, network, system
 from agent.containers import Guest
 
 NAME = "rehearsal"
@@ -56,6 +56,7 @@ async def rehearse(guest: Guest) -> None:
     for file_system in SHARES:
         if file_system in boot.features():
             system.ensure_file_system(file_system)
+    boot.load_feature(network.DRIVER)
     os.makedirs(ROOT)
     libc.mount("/", ROOT, None, libc.MS_BIND)
     try:

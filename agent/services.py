@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent.containers import Guest
+    from agent.network import Network
     from agent.spans import Spans
     from agent.transport import Line
     from rpc.server import Context, Server
@@ -36,6 +37,7 @@ class AgentService:
         self._spans = spans
         self._line = line
         self._first_hello_may_be_stale = line is not None and line.kind == "serial"
+        self._network: Network | None = None
 
     def register(self, server: Server) -> None:
         server.add(api.HELLO, self.hello)
@@ -52,6 +54,7 @@ class AgentService:
         server.add(api.PAUSE, self.pause)
         server.add(api.RESUME, self.resume)
         server.add(api.UPDATE, self.update)
+        server.add(api.NETWORK, self.network)
         server.add(api.STATS, self.stats)
         server.add(api.EVENTS, self.events)
         server.add(api.SYNC, self.sync)
@@ -111,6 +114,16 @@ class AgentService:
             number = connection.fileno()
             options = [*request.options, "trans=fd", f"rfdno={number}", f"wfdno={number}"]
             system.mount_share(request.tag, request.path, request.fstype, options)
+
+    async def network(self, request: api.NetworkRequest, context: Context) -> Empty:
+        if self._line is None:
+            raise FailedPrecondition("this agent does not own its network")
+        if self._network is None:
+            from agent.network import Network
+
+            self._network = Network()
+        await self._network.apply(request)
+        return Empty()
 
     async def sync(self, request: Empty, context: Context) -> Empty:
         if self._guest.may_hold_data():

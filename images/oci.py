@@ -18,7 +18,7 @@ from images.image import sha256_of
 from images.packages import Form, Request, fetch, source_date_epoch
 
 DEMO = "localhost/casemate/demo:latest"
-DEMO_PACKAGES = ("bash", "coreutils", "findutils", "procps", "python3")
+DEMO_PACKAGES = ("bash", "coreutils", "findutils", "iproute2", "procps", "python3")
 
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"

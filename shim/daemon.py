@@ -19,7 +19,7 @@ from shim.apprentice import stand_by
 from shim.cgroup import Place
 from shim.journal import Journal
 from shim.namespaces import HostNamespaces
-from shim.network import enter_pod_network
+from shim.network import enter_network, open_pod_network
 from shim.paths import run_dir
 from shim.trace import Trace
 
@@ -58,6 +58,7 @@ def run(
         standby = stand_by(settings, request.namespace, request.spec, listener.fileno())
         host_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         host = HostNamespaces.current()
+        network_fd, refusal = open_network(request)  # its path may be one of the host's /proc
         with trace.span(phases.OWN_NAMESPACES, phases.DETACH):
             system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID)
             if os.fork():
@@ -66,7 +67,7 @@ def run(
         journal = Journal(request.paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
         with trace.span(phases.POD_NETWORK, phases.DETACH):
-            refusal = enter_network(request)
+            enter_network(network_fd)
         anchors = fork_maker(host_proc, run_dir() / "users")
         place = Place(request.paths.key)
         # Where the kernel takes its time, beside the imports.
@@ -158,13 +159,13 @@ def set_oom_score(score: int, pids: "Iterable[int | str]") -> None:
             sys.stderr.write(f"oom_score_adj of process {pid} stays as it is: {error}\n")
 
 
-def enter_network(request: "Start") -> CasemateError | None:
-    """Why the pod cannot have the network it asks for; the client is told when it asks for a container."""
+def open_network(request: "Start") -> tuple[int | None, CasemateError | None]:
+    """As open_pod_network(), and why the pod cannot have the network that it asks for; the client is told
+    when it asks for a container."""
     try:
-        enter_pod_network(request.spec)
+        return open_pod_network(request.spec), None
     except CasemateError as error:
-        return error
-    return None
+        return None, error
 
 
 def enter_namespaces(paths: "PodPaths") -> None:

@@ -10,25 +10,11 @@ from rpc.errors import InvalidArgument
 from shim import oci, spec, system
 
 
-def enter_pod_network(document: object) -> None:
-    """The namespace that the spec names, or a new one with a loopback that is up.
-
-    Raises InvalidArgument if the path is not a network namespace, Unimplemented for the host's network.
-    """
-    fd = open_pod_network(document)
-    if fd is None:
-        make_network()
-        return
-    try:
-        enter(fd)
-    finally:
-        os.close(fd)
-
-
 def open_pod_network(document: object) -> int | None:
     """A descriptor of the namespace that the spec names; None where the pod is to have one of its own.
 
-    From the namespace that containerd is in. Raises as enter_pod_network().
+    From the namespaces that containerd is in. Raises InvalidArgument if the path is not a network namespace,
+    Unimplemented for the host's network.
     """
     wanted = oci.parse(document if document is not None else {})
     spec.refuse_host_access(wanted)
@@ -64,6 +50,17 @@ def is_network(fd: int) -> bool:
         return fcntl.ioctl(fd, 0xB703) == system.CLONE_NEWNET
     except OSError:
         return False
+
+
+def enter_network(fd: int | None) -> None:
+    """A new one with a loopback that is up, where there is none to enter. Closes the descriptor."""
+    if fd is None:
+        make_network()
+        return
+    try:
+        enter(fd)
+    finally:
+        os.close(fd)
 
 
 def enter(fd: int) -> None:

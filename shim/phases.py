@@ -32,6 +32,7 @@ CREATE = "task.create"
 ROOTFS = "rootfs"  # the container's mounts on the host
 CREATE_WAITS = "task.create.waits"  # for the pod to be ready
 GUEST_CREATE = "guest.create"  # crun create
+GUEST_NETWORK = "guest.network"  # the guest has the interfaces that the pod's namespace has
 START_TASK = "task.start"
 RUN = "task.run"  # from the answer to Start to the exit of the container's init
 CLIENT = "client"  # from that to the client's Delete

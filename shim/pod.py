@@ -11,14 +11,11 @@ from contextlib import AsyncExitStack
 
 from config.settings import Profile, Settings
 from rpc.api import agent as api
-from rpc.api.cgroups import Metrics
 from rpc.errors import (
     AlreadyExists,
     CasemateError,
-    DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
 )
 from shim import oci, phases, resources, shortage, spec
@@ -29,6 +26,7 @@ from shim.creation import NewContainer, make_container
 from shim.execution import forget_exec, start_exec
 from shim.occupancy import Occupancy
 from shim.paths import PodPaths
+from shim.podnetwork import PodNetwork
 from shim.process import KILLED, SIGKILL, Created, Stopped
 from shim.record import Identity, describe
 from shim.trace import CONTAINERD, Trace, write_json
@@ -52,6 +50,7 @@ class Pod:
         anchors: AnchorMaker,
         standby: Standby,
         listener: "Listener",
+        network_of: "Callable[[Machine, Profile], PodNetwork]" = PodNetwork,
     ) -> None:
         self.identity = identity
         self.settings = settings
@@ -62,6 +61,7 @@ class Pod:
         self._anchors = anchors
         self._standby = standby
         self._listener = listener
+        self._network_of = network_of
         self._machine: asyncio.Task[Machine] | None = None
         self._profile: Profile | None = None
         self._events: set[asyncio.Task[None]] = set()
@@ -69,6 +69,7 @@ class Pod:
         self._early: dict[str, api.Event] = {}
         self._exec_documents: dict[tuple[str, str], bytes] = {}
         self._error: str | None = None
+        self._network: PodNetwork | None = None
         self._flushing: asyncio.Task[None] | None = None
         self.ending = asyncio.Event()
         """Set when the pod's own container has ended or goes: so will the machine, and with it the pod."""
@@ -88,9 +89,8 @@ class Pod:
         self._machine.add_done_callback(self._on_machine)
 
     async def _bring_up(self, document: object, from_s: float, reserve: Reserve | None) -> Machine:
-        identity = self.identity
         with self.trace.span(phases.SETTINGS, phases.POD_READY):
-            wants = wants_of(document, self.settings, identity.namespace, identity.pod_id)
+            wants = wants_of(document, self.settings, self.identity.namespace, self.identity.pod_id)
             self._profile = wants.profile
         wishes: list[str] = []
         try:
@@ -100,6 +100,8 @@ class Pod:
         self.trace.add(phases.POD_READY, from_s, time.monotonic())
         alike = wants.profile.replace(files=machine.facts.files)
         self._standby.settle(alike, wants.tenant, wished=bool(wishes), restored=machine.facts.restored)
+        self._network = self._network_of(machine, wants.profile)
+        self._spawn(self._network.follow())
         self._spawn(machine.events(self._on_event))
         self._spawn(self._on_lost(machine))
         return machine
@@ -109,13 +111,7 @@ class Pod:
         if reserve is None:
             shortage.check_room()
             return await sources.obtain(wants.request(pod_id, self.settings, self.paths), self.trace, wish)
-        machine = await sources.take_spare(reserve.spare, pod_id, wants.hostname, self.trace, wish)
-        try:
-            await reserve.placed
-        except BaseException:
-            await machine.stop()
-            raise
-        return machine
+        return await sources.take_reserved(reserve, pod_id, wants.hostname, self.trace, wish)
 
     def _on_machine(self, task: "asyncio.Task[Machine]") -> None:
         if task.cancelled():
@@ -123,7 +119,8 @@ class Pod:
         error = task.exception()
         if error is not None:
             self._error = str(error)
-            log.error("the pod's machine did not start: %s", error, exc_info=None if _known(error) else error)
+            unknown = None if isinstance(error, CasemateError) else error
+            log.error("the pod's machine did not start: %s", error, exc_info=unknown)
         self.write_state("starting" if error else "running")
 
     async def machine(self) -> Machine:
@@ -240,6 +237,7 @@ class Pod:
                         self.trace,
                         undo,
                     )
+                    await self._settle_network()
                     self.containers[new.container_id] = container
                     container.watch = asyncio.create_task(self._on_anchor_killed(container))
                     container.undo = undo.pop_all()
@@ -252,6 +250,12 @@ class Pod:
             self._on_event(early)
         self.write_state("running")
         return container
+
+    async def _settle_network(self) -> None:
+        """The guest has the network that the pod has now."""
+        if self._network is not None:
+            with self.trace.span(phases.GUEST_NETWORK):
+                await self._network.settle()
 
     async def _on_anchor_killed(self, container: Container) -> None:
         """Somebody on the host killed the pid that stands for the container: they mean the container."""
@@ -275,6 +279,7 @@ class Pod:
                     document = self._exec_documents[container_id, exec_id]
                     await start_exec(machine, process, document, self.identity)
                 else:
+                    await self._settle_network()  # the client may have changed it since
                     await machine.call(api.START_CONTAINER, api.ContainerRequest(container_id=container_id))
             process.state = running
             process.started_s = time.monotonic()
@@ -372,11 +377,7 @@ class Pod:
         self.container(container_id)
         machine = await self.machine()
         answer = await machine.call(api.STATS, api.ContainerRequest(container_id=container_id))
-        try:
-            # Made anew from what was understood: containerd and its clients parse no byte of the guest's.
-            return Metrics.decode(answer.metrics).encode()
-        except InvalidArgument as error:
-            raise DataLoss("the guest's statistics cannot be read", details=error.brief) from error
+        return resources.made_anew(answer.metrics)
 
     async def delete(self, container_id: str, exec_id: str = "") -> tuple[int, Stopped]:
         """Takes an ended process away, its output read to the end. Returns its pid and how it ended.
@@ -461,6 +462,8 @@ class Pod:
                 await process.close()
             await container.release(None)
             del self.containers[container.id]
+        if self._network is not None:
+            self._network.close()
         if machine is not None:
             await machine.end()
         for event in list(self._events):
@@ -485,10 +488,6 @@ class Pod:
 
 async def _raise(error: CasemateError) -> Machine:
     raise error
-
-
-def _known(error: BaseException) -> bool:
-    return isinstance(error, CasemateError)
 
 
 TYPE_CHECKING = False

@@ -6,6 +6,8 @@ gets, and lines about the rest. It must not know what a machine is made of.
 
 from config import annotations
 from config.settings import Profile
+from rpc.api.cgroups import Metrics
+from rpc.errors import DataLoss, InvalidArgument
 from shim.fields import Table, leave_out, refuse
 from shim.oci import Document, Limits
 
@@ -64,3 +66,12 @@ def beyond(limits: Limits, profile: Profile) -> tuple[str, ...]:
 
 def _larger(annotation: str) -> str:
     return f"annotate the pod with {annotation}, or with {annotations.PROFILE} for a larger profile"
+
+
+def made_anew(metrics: bytes) -> bytes:
+    """A guest's statistics (io.containerd.cgroups.v2.Metrics), of what was understood of them: containerd and
+    its clients parse no byte of the guest's. Raises DataLoss."""
+    try:
+        return Metrics.decode(metrics).encode()
+    except InvalidArgument as error:
+        raise DataLoss("the guest's statistics cannot be read", details=error.brief) from error

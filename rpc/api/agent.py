@@ -24,7 +24,7 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
@@ -173,6 +173,67 @@ class StatsResponse(Message):
     metrics: bytes = bytes_(1)
 
 
+class Address(Message):
+    """Of an interface. Addresses are 4 or 16 bytes. peer: the other end of a point-to-point link, else empty.
+    scope: rtnetlink(7)'s. prefix_route: whether the kernel makes the route to its network."""
+
+    local: bytes = bytes_(1)
+    prefix: int = uint32(2)
+    peer: bytes = bytes_(3)
+    broadcast: bytes = bytes_(4)
+    scope: int = uint32(5)
+    prefix_route: bool = boolean(6)
+
+
+class Interface(Message):
+    """mac: by which the guest finds its device; empty for lo, which has none. mtu: bytes, 0 for lo."""
+
+    name: str = string(1)
+    mac: bytes = bytes_(2)
+    mtu: int = uint32(3)
+    addresses: list[Address] = messages(4, Address)
+
+
+class Hop(Message):
+    """One way of a route. gateway may be of the other family than the route. weight: 1 or more."""
+
+    gateway: bytes = bytes_(1)
+    interface: str = string(2)
+    onlink: bool = boolean(3)
+    weight: int = uint32(4)
+
+
+class Route(Message):
+    """Of the main table. ipv6: its family. destination: empty for the default route. hops: none for a route
+    that refuses (kind says how, as RTN_ of rtnetlink(7)). metrics: the attributes inside RTA_METRICS."""
+
+    ipv6: bool = boolean(1)
+    destination: bytes = bytes_(2)
+    prefix: int = uint32(3)
+    kind: int = uint32(4)
+    scope: int = uint32(5)
+    priority: int = uint32(6)
+    source: bytes = bytes_(7)
+    hops: list[Hop] = messages(8, Hop)
+    metrics: bytes = bytes_(9)
+
+
+class Neighbour(Message):
+    """A permanent entry of the neighbour table."""
+
+    interface: str = string(1)
+    address: bytes = bytes_(2)
+    mac: bytes = bytes_(3)
+
+
+class NetworkRequest(Message):
+    """All that the pod's network is to be; what a former request had and this one has not goes."""
+
+    interfaces: list[Interface] = messages(1, Interface)
+    routes: list[Route] = messages(2, Route)
+    neighbours: list[Neighbour] = messages(3, Neighbour)
+
+
 class EventsRequest(Message):
     pass
 
@@ -201,6 +262,8 @@ RESIZE = Method(SERVICE, "Resize", ResizeRequest, Empty)
 PAUSE = Method(SERVICE, "Pause", ContainerRequest, Empty)
 RESUME = Method(SERVICE, "Resume", ContainerRequest, Empty)
 UPDATE = Method(SERVICE, "Update", UpdateRequest, Empty)
+NETWORK = Method(SERVICE, "Network", NetworkRequest, Empty)
+"""Waits for the devices that it names, and answers when everything is as asked."""
 STATS = Method(SERVICE, "Stats", ContainerRequest, StatsResponse)
 EVENTS = Method(SERVICE, "Events", EventsRequest, Event, server_streams=True)
 SYNC = Method(SERVICE, "Sync", Empty, Empty)
@@ -228,6 +291,7 @@ METHODS = (
     PAUSE,
     RESUME,
     UPDATE,
+    NETWORK,
     STATS,
     EVENTS,
     SYNC,

@@ -11,7 +11,7 @@ from pathlib import Path
 from config.settings import Profile
 from rpc.errors import FailedPrecondition, ResourceExhausted
 from shim.vm.accel import Acceleration
-from shim.vm.domain import Channel, Console, Disk, Domain, FileSystem, Memory, RootPort, Vsock
+from shim.vm.domain import Channel, Console, Disk, Domain, FileSystem, Memory, Nic, RootPort, Vsock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,9 +25,15 @@ SHARE_TAG = "casemate"
 TCG_CACHE_BYTES = 48 << 20
 VSOCK_DEVICE = "/dev/vhost-vsock"
 # Slots 0 and 31 are q35's own.
-ROOT_SLOT, SHARE_PORT_SLOT, AGENT_SLOT = 2, 3, 4
+ROOT_SLOT, SHARE_PORT_SLOT, AGENT_SLOT, NIC_PORTS_SLOT = 2, 3, 4, 5
 SHARE_BUS = 1
-LAST_BUS = 1  # the guest looks for no 255 others: 1.1 s of a boot in an emulated host (facts/measured.md)
+NIC_BUSES = (2, 3, 4, 5)
+"""A root port for each network interface that a pod may come to have: it has none when it starts."""
+MOST_QUEUES = 8
+VHOST_NET_DEVICE = "/dev/vhost-net"
+LAST_BUS = NIC_BUSES[
+    -1
+]  # the guest looks for no 255 others: 1.1 s of a boot in an emulated host (facts/measured.md)
 
 
 MAPPED_SINCE = (8, 2)  # QEMU that takes a read-only file for RAM that is written to (rom=off)
@@ -147,6 +153,10 @@ def design(
         devices=(
             Disk(str(image.rootfs), "vda", ROOT_SLOT),
             *shared,
+            *(
+                RootPort(bus, NIC_PORTS_SLOT, function, shares_slot=True)
+                for function, bus in enumerate(NIC_BUSES)
+            ),
             agent,
             Console(str(places.console)),
         ),
@@ -160,6 +170,12 @@ def design(
 def share(places: Places) -> FileSystem:
     """QEMU cannot save a vhost-user device before 8.2, so a machine that is restored gets it afterwards."""
     return FileSystem(SHARE_TAG, str(places.share), SHARE_BUS)
+
+
+def nic(mac: bytes, tap: str, bus: int, profile: Profile) -> Nic:
+    """A queue for each CPU of the guest, and the host's kernel to serve them where it can."""
+    vhost = os.access(VHOST_NET_DEVICE, os.R_OK | os.W_OK)
+    return Nic(mac, tap, bus, min(profile.vcpus, MOST_QUEUES), vhost)
 
 
 def cpu_model(profile: Profile, accel: Acceleration) -> str:

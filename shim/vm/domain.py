@@ -86,13 +86,46 @@ class FileSystem:
 
 @dataclass(frozen=True, slots=True)
 class RootPort:
-    """Bus number `bus`, with one slot that a device can be plugged into while the guest runs."""
+    """Bus number `bus`, with one slot that a device can be plugged into while the guest runs.
+
+    function: of a slot that several share; that of the first says so to the guest.
+    """
 
     bus: int
     slot: int
+    function: int = 0
+    shares_slot: bool = False
 
     def xml(self) -> str:
-        return element("controller", pci(self.slot), type_="pci", index=self.bus, model="pcie-root-port")
+        address = pci(self.slot, 0, self.function, several=self.shares_slot and not self.function)
+        return element("controller", address, type_="pci", index=self.bus, model="pcie-root-port")
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A virtio-net device on a tap of this name, which libvirt makes. It can be plugged into a root port.
+
+    queues: pairs of them. vhost: the host's kernel moves the packets, not QEMU.
+    """
+
+    mac: bytes
+    tap: str
+    bus: int
+    queues: int = 1
+    vhost: bool = False
+
+    def xml(self) -> str:
+        queues = {"queues": self.queues} if self.queues > 1 else {}
+        return element(
+            "interface",
+            element("mac", address=self.mac.hex(":")),
+            element("target", dev=self.tap),
+            element("model", type_="virtio"),
+            element("driver", name="vhost" if self.vhost else "qemu", **queues),
+            element("rom", enabled="no"),
+            pci(0, self.bus),
+            type_="ethernet",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +282,7 @@ def _comma(value: str) -> str:
     return value.replace(",", ",,")
 
 
-def pci(slot: int, bus: int = 0) -> str:
+def pci(slot: int, bus: int = 0, function: int = 0, *, several: bool = False) -> str:
     """Bus 0 is the root complex: a root port per device costs the guest milliseconds and memory."""
-    return element("address", type_="pci", domain=0, bus=bus, slot=slot, function=0)
+    more = {"multifunction": "on"} if several else {}
+    return element("address", type_="pci", domain=0, bus=bus, slot=slot, function=function, **more)

@@ -19,6 +19,7 @@ from shim.helper import Helper, Watched
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console
 from shim.vm.crowding import crowding
+from shim.vm.host import Host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Machine:
         share: Path,
         qemu_words: "QemuWords",
         call_timeout_s: float,
+        host: Host,
         undo: AsyncExitStack,
     ) -> None:
         self.facts = facts
@@ -77,6 +79,7 @@ class Machine:
         self._console = console
         self._qemu_words = qemu_words
         self.call_timeout_s = call_timeout_s
+        self.host = host
         self._undo = undo
         self.stopped = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()

@@ -188,6 +188,11 @@ class Host:
         with self._asking():
             self._domain_or_fail().attachDevice(device)
 
+    def detach(self, device: str) -> None:
+        """Asks the guest to let go of a device; where it does not, QEMU keeps it. Raises Unavailable."""
+        with self._asking():
+            self._domain_or_fail().detachDevice(device)
+
     def suspend(self) -> None:
         """Raises Unavailable."""
         with self._asking():

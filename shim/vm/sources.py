@@ -36,7 +36,7 @@ from shim.vm.setting import (
     run_qemu,
     serve_files,
 )
-from shim.vm.spare import Spare
+from shim.vm.spare import Reserve, Spare
 from shim.vm.template import Opened, TemplateStore
 from shim.vm.template_key import template_key
 
@@ -125,6 +125,19 @@ async def take_spare(spare: Spare, pod_id: str, hostname: str, trace: Trace, wan
     async with spare.undo as undo:
         await spare.machine.stop()
         return await _obtain(spare.setting_of(pod_id, hostname), trace, undo, wanted)
+
+
+async def take_reserved(
+    reserve: Reserve, pod_id: str, hostname: str, trace: Trace, wanted: "Wanted"
+) -> Machine:
+    """As take_spare(), once its processes are where the pod's belong, too. Raises why they cannot be."""
+    machine = await take_spare(reserve.spare, pod_id, hostname, trace, wanted)
+    try:
+        await reserve.placed
+    except BaseException:
+        await machine.stop()
+        raise
+    return machine
 
 
 def _say_why(key: str, error: Exception) -> None:
@@ -360,6 +373,7 @@ class Attempt:
             request.paths.shared,
             setting.words,
             request.settings.timeouts.agent_call_s * setting.factor,
+            setting.host,
             everything,
         )
 

@@ -41,7 +41,7 @@ def interfaces() -> dict[str, bool]:
 def test_a_pod_without_a_network_namespace_gets_one_with_a_loopback() -> None:
     def work() -> None:
         before = os.readlink("/proc/thread-self/ns/net")
-        network.enter_pod_network(config())
+        network.enter_network(network.open_pod_network(config()))
         assert os.readlink("/proc/thread-self/ns/net") != before
         assert {name: up for name, up in interfaces().items() if name == "lo"} == {"lo": True}
 
@@ -72,7 +72,7 @@ def test_the_namespace_that_is_named_is_entered_and_left_as_it_is(namespace: str
     }
 
     def work() -> None:
-        network.enter_pod_network(document)
+        network.enter_network(network.open_pod_network(document))
         assert os.readlink("/proc/thread-self/ns/net") == os.readlink(namespace)
         assert interfaces()["lo"] is False
 

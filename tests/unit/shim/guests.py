@@ -27,6 +27,8 @@ from shim.helper import Helper, Watched, spawn
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console
 from shim.vm.guest import Facts, Machine
+from shim.vm.host import Host
+from shim.vm.users import QemuUser
 from tests.unit.rpc.wires import until
 
 PIPE_BYTES = 64 << 10
@@ -333,8 +335,11 @@ async def running_guest(directory: Path, *, call_timeout_s: float = 20.0) -> Asy
         undo.callback(serving.cancel)
         client = Client(*await asyncio.open_connection(sock=here), "the guest's agent")
         undo.push_async_callback(client.close)
+        host = Host(
+            directory / "libvirt", directory / "ram", QemuUser(0, "root", "root"), directory / "seeds"
+        )
         machine = Machine(
-            FACTS, client, qemu, files, console, share, lambda: "", call_timeout_s, undo.pop_all()
+            FACTS, client, qemu, files, console, share, lambda: "", call_timeout_s, host, undo.pop_all()
         )
         guest = Guest(agent, machine, qemu, files)
         guest._hang_up = writer.transport.abort

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from config.load import load
+from config.settings import Profile
 from rpc.api import events
 from rpc.codec import Message
 from shim import system
@@ -23,6 +24,7 @@ from shim.container import Container, Process
 from shim.creation import NewContainer
 from shim.paths import PodPaths
 from shim.pod import Pod
+from shim.podnetwork import PodNetwork
 from shim.record import Identity
 from shim.services.events import Listener, Publisher
 from shim.trace import Trace
@@ -154,6 +156,22 @@ def host(directory: Path) -> Iterator[None]:
         yield
 
 
+class NoNetwork(PodNetwork):
+    """These pods are in the network of this machine, which is no guest's."""
+
+    def __init__(self, machine: Machine, profile: Profile) -> None:
+        pass
+
+    async def settle(self) -> None:
+        pass
+
+    async def follow(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def empty_pod(directory: Path, recorder: Publisher, anchors: AnchorMaker) -> Pod:
     """A pod without a machine; begin() or refuse() comes next. Within host()."""
     paths = PodPaths("default", POD, directory / "run")
@@ -162,7 +180,7 @@ def empty_pod(directory: Path, recorder: Publisher, anchors: AnchorMaker) -> Pod
     identity = Identity("default", POD, os.getpid(), system.start_time("self"), proc)
     trace = Trace("default", POD, 1_700_000_000.0)
     standby = Standby(directory / "run/cache/hint", -1)
-    return Pod(identity, load(), paths, trace, anchors, standby, Listener(recorder))
+    return Pod(identity, load(), paths, trace, anchors, standby, Listener(recorder), NoNetwork)
 
 
 async def close(pod: Pod) -> None:

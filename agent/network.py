@@ -1,0 +1,251 @@
+"""The guest's network as the pod's is: interfaces found by their MACs, named, given addresses and routes.
+
+Asked again, it changes what differs from what it was asked for before; what containers did themselves stays.
+Knows netlink; must not know what a container is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+
+from agent import boot
+from rpc import netlink
+from rpc.api import agent as api
+from rpc.errors import DeadlineExceeded, FailedPrecondition
+from rpc.netlink import Netlink, attribute, attributes_of, nested, text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEVICE_S = 10.0  # from QEMU's word that a device is plugged in to the guest's interface
+DRIVER = "net"
+_log = logging.getLogger("casemate.agent")
+
+# linux/if.h, if_link.h, if_addr.h, rtnetlink.h, neighbour.h
+_UP, _ETHERNET = 0x1, 1
+_IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _AF_SPEC = 1, 3, 4, 26
+_INET6_GENERATION, _GENERATE_NONE = 8, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
+_NO_DETECTION, _NO_PREFIX_ROUTE = 0x02, 0x200
+_RTA_DESTINATION, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_SOURCE = 1, 4, 5, 6, 7
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA = 8, 9, 18
+_MAIN_TABLE, _STATIC, _ONLINK = 254, 4, 0x4
+_PERMANENT = 0x80
+_NDA_DESTINATION, _NDA_MAC = 1, 2
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBi")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_HOP = struct.Struct("=HBBi")
+_NEIGHBOUR = struct.Struct("=B3xiHBB")
+_GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
+
+
+class Network:
+    """One per guest. apply() is not to be called while another one runs."""
+
+    def __init__(self) -> None:
+        self._applied: dict[tuple[int, bytes], None] = {}
+        self._macs: dict[bytes, str] = {}
+
+    async def apply(self, request: api.NetworkRequest) -> None:
+        """Raises FailedPrecondition with the kernel's words, DeadlineExceeded if a device does not appear."""
+        indices = {"lo": socket.if_nametoindex("lo")}
+        wanted = {interface.mac: interface for interface in request.interfaces if interface.mac}
+        if wanted:
+            boot.load_feature(DRIVER)
+            await _wait_for(set(wanted))
+        with Netlink() as asking:
+            _name(asking, wanted)
+            for mac, index in _by_mac(asking).items():
+                if mac in wanted:
+                    indices[wanted[mac].name] = index
+                    _bring_up(asking, wanted[mac], index, fresh=mac not in self._macs)
+            self._macs = {mac: interface.name for mac, interface in wanted.items()}
+            self._replace(asking, _entries(request, indices))
+
+    def _replace(self, asking: Netlink, entries: dict[tuple[int, bytes], None]) -> None:
+        for kind, body in reversed(self._applied):
+            if (kind, body) not in entries:
+                try:
+                    asking.ask(kind + 1, body)  # RTM_DEL... follows RTM_NEW...
+                except OSError as error:
+                    if error.errno not in _GONE:
+                        _log.warning("an address or route that is wanted no more stays: %s", error)
+        for kind, body in entries:
+            if (kind, body) not in self._applied:
+                _ask(asking, kind, body, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE, _WHAT[kind])
+        self._applied = entries
+
+
+_WHAT = {
+    netlink.RTM_NEWADDR: "an address",
+    netlink.RTM_NEWROUTE: "a route",
+    netlink.RTM_NEWNEIGH: "a neighbour",
+}
+
+
+def _ask(asking: Netlink, kind: int, body: bytes, flags: int, what: str) -> None:
+    try:
+        asking.ask(kind, body, flags)
+    except OSError as error:
+        raise FailedPrecondition(f"the guest's kernel does not take {what}", error.strerror) from error
+
+
+async def _wait_for(macs: set[bytes]) -> None:
+    """Until there is an interface of each, told by the kernel."""
+    loop = asyncio.get_running_loop()
+    with Netlink(netlink.RTMGRP_LINK) as changes:
+        changed = asyncio.Event()
+        loop.add_reader(changes.fileno(), changed.set)
+        try:
+            async with asyncio.timeout(DEVICE_S):
+                while missing := macs - _present():
+                    await changed.wait()
+                    changed.clear()
+                    changes.forget_changes()
+        except TimeoutError:
+            names = ", ".join(mac.hex(":") for mac in sorted(missing))
+            raise DeadlineExceeded(f"no network device {names} appeared within {DEVICE_S:g} s") from None
+        finally:
+            loop.remove_reader(changes.fileno())
+
+
+def _present() -> set[bytes]:
+    with Netlink() as asking:
+        return set(_by_mac(asking))
+
+
+def _links(asking: Netlink) -> Iterable[tuple[int, netlink.Attributes]]:
+    """The index and the attributes of each Ethernet interface."""
+    for body in asking.dump(netlink.RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, kind, index, _, _ = _LINK.unpack_from(body)
+        if kind == _ETHERNET:
+            yield index, attributes_of(body[_LINK.size :])
+
+
+def _by_mac(asking: Netlink) -> dict[bytes, int]:
+    return {about[_IFLA_ADDRESS]: index for index, about in _links(asking)}
+
+
+def _name(asking: Netlink, wanted: dict[bytes, api.Interface]) -> None:
+    """Those whose names are other's get one that nobody has first."""
+    renamed = []
+    for index, about in _links(asking):
+        interface = wanted.get(about[_IFLA_ADDRESS])
+        if interface is not None and text(about[_IFLA_NAME]) != interface.name:
+            _rename(asking, index, f"casemate{index}")
+            renamed.append((index, interface.name))
+    for index, name in renamed:
+        _rename(asking, index, name)
+
+
+def _rename(asking: Netlink, index: int, name: str) -> None:
+    body = _LINK.pack(0, 0, index, 0, _UP) + attribute(_IFLA_NAME, name)  # which takes one that is down
+    _ask(asking, netlink.RTM_SETLINK, body, 0, f"the interface's name {name}")
+
+
+def _bring_up(asking: Netlink, interface: api.Interface, index: int, *, fresh: bool) -> None:
+    if fresh:
+        # The pod's own link-local address is among those that are asked for, or there is to be none.
+        has_ipv6 = any(len(each.local) == 16 for each in interface.addresses)
+        _set_ipv6(interface.name, has_ipv6)
+        if has_ipv6:
+            none = attribute(_INET6_GENERATION, bytes((_GENERATE_NONE,)))
+            body = _LINK.pack(0, 0, index, 0, 0) + nested(_AF_SPEC, nested(socket.AF_INET6, none))
+            _ask(asking, netlink.RTM_SETLINK, body, 0, f"how {interface.name} makes its addresses")
+    body = _LINK.pack(0, 0, index, _UP, _UP) + attribute(_IFLA_MTU, interface.mtu)
+    _ask(asking, netlink.RTM_SETLINK, body, 0, f"an MTU of {interface.mtu} for {interface.name}")
+
+
+def _set_ipv6(name: str, wanted: bool) -> None:
+    """No router of the pod's network adds anything to what the host has decided."""
+    for parameter, value in (("disable_ipv6", not wanted), ("accept_ra", False)):
+        path = f"/proc/sys/net/ipv6/conf/{name}/{parameter}"
+        try:
+            with open(path, "w") as file:
+                file.write(str(int(value)))
+        except FileNotFoundError:
+            if wanted:
+                raise FailedPrecondition(
+                    f"{name} is to have an IPv6 address: the guest has no IPv6"
+                ) from None
+            return
+
+
+def _entries(request: api.NetworkRequest, indices: dict[str, int]) -> dict[tuple[int, bytes], None]:
+    """(RTM_NEW..., body) of all there is to be, what others need first."""
+    entries: dict[tuple[int, bytes], None] = {}
+    for interface in request.interfaces:
+        for address in interface.addresses:
+            entries[netlink.RTM_NEWADDR, _address(address, indices[interface.name])] = None
+    for route in sorted(request.routes, key=_needs_others):
+        entries[netlink.RTM_NEWROUTE, _route(route, indices)] = None
+    for neighbour in request.neighbours:
+        entries[netlink.RTM_NEWNEIGH, _neighbour(neighbour, indices)] = None
+    return entries
+
+
+def _needs_others(route: api.Route) -> bool:
+    """A gateway has to be reachable when its route is made."""
+    return any(hop.gateway and not hop.onlink for hop in route.hops)
+
+
+def _address(address: api.Address, index: int) -> bytes:
+    ipv6 = len(address.local) == 16
+    # The pod's interface has it already, and would answer to the question whether anybody has.
+    flags = (_NO_DETECTION if ipv6 else 0) | (0 if address.prefix_route else _NO_PREFIX_ROUTE)
+    body = _ADDRESS.pack(_family(ipv6), address.prefix, 0, address.scope, index)
+    body += attribute(_IFA_LOCAL, address.local) + attribute(_IFA_ADDRESS, address.peer or address.local)
+    if address.broadcast:
+        body += attribute(_IFA_BROADCAST, address.broadcast)
+    return body + attribute(_IFA_FLAGS, flags)
+
+
+def _route(route: api.Route, indices: dict[str, int]) -> bytes:
+    hops = route.hops
+    flags = _ONLINK if len(hops) == 1 and hops[0].onlink else 0
+    body = _ROUTE.pack(
+        _family(route.ipv6), route.prefix, 0, 0, _MAIN_TABLE, _STATIC, route.scope, route.kind, flags
+    )
+    for kind, content in ((_RTA_DESTINATION, route.destination), (_RTA_SOURCE, route.source)):
+        if content:
+            body += attribute(kind, content)
+    if route.priority:
+        body += attribute(_RTA_PRIORITY, route.priority)
+    if route.metrics:
+        body += nested(_RTA_METRICS, route.metrics)
+    if len(hops) == 1:
+        body += attribute(_RTA_OIF, indices[hops[0].interface]) + _gateway(route, hops[0])
+    elif hops:
+        body += nested(_RTA_MULTIPATH, *(_hop(route, hop, indices) for hop in hops))
+    return body
+
+
+def _hop(route: api.Route, hop: api.Hop, indices: dict[str, int]) -> bytes:
+    gateway = _gateway(route, hop)
+    flags = _ONLINK if hop.onlink else 0
+    return _HOP.pack(_HOP.size + len(gateway), flags, hop.weight - 1, indices[hop.interface]) + gateway
+
+
+def _gateway(route: api.Route, hop: api.Hop) -> bytes:
+    if not hop.gateway:
+        return b""
+    ipv6 = len(hop.gateway) == 16
+    if ipv6 == route.ipv6:
+        return attribute(_RTA_GATEWAY, hop.gateway)
+    return attribute(_RTA_VIA, struct.pack("=H", _family(ipv6)) + hop.gateway)
+
+
+def _neighbour(neighbour: api.Neighbour, indices: dict[str, int]) -> bytes:
+    family = _family(len(neighbour.address) == 16)
+    body = _NEIGHBOUR.pack(family, indices[neighbour.interface], _PERMANENT, 0, 0)
+    return body + attribute(_NDA_DESTINATION, neighbour.address) + attribute(_NDA_MAC, neighbour.mac)
+
+
+def _family(ipv6: bool) -> int:
+    return socket.AF_INET6 if ipv6 else socket.AF_INET

@@ -1,0 +1,169 @@
+"""The pod's network in its guest: what the namespace has, the guest is given, now and whenever it changes.
+
+Each interface of the namespace gets a device in the guest with its MAC, behind a tap that the packets are
+redirected to; addresses, routes and neighbours are the guest's to answer for. It must not know of containers.
+"""
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from functools import partial
+
+from config.settings import Profile
+from rpc import netlink
+from rpc.api import agent as api
+from rpc.errors import AlreadyExists, CasemateError, ResourceExhausted, Unavailable
+from rpc.netlink import Netlink
+from shim import interfaces, network, redirect
+from shim.helper import in_thread
+from shim.interfaces import TAP_PREFIX, Link, View
+from shim.vm import designer
+from shim.vm.domain import Nic
+from shim.vm.guest import Machine
+
+CHANGES = (
+    netlink.RTMGRP_LINK
+    | netlink.RTMGRP_NEIGH
+    | netlink.RTMGRP_IPV4_IFADDR
+    | netlink.RTMGRP_IPV4_ROUTE
+    | netlink.RTMGRP_IPV6_IFADDR
+    | netlink.RTMGRP_IPV6_ROUTE
+)
+MOST_LEFT_OUT = 100
+"""Lines in the log of what no guest gets."""
+log = logging.getLogger("casemate")
+
+
+@dataclass(slots=True)
+class Plugged:
+    """An interface that the guest has, and whether redirecting it took an ingress queue of its own."""
+
+    link: Link
+    nic: Nic
+    made_ingress: bool
+
+
+class PodNetwork:
+    """Of the namespace that the calling thread is in when it is made, and of the machine of one pod."""
+
+    def __init__(self, machine: Machine, profile: Profile) -> None:
+        self._machine = machine
+        self._profile = profile
+        self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._asking = Netlink()
+        self._changes = Netlink(CHANGES)
+        self._lock = asyncio.Lock()
+        self._plugged: dict[str, Plugged] = {}
+        self._told: bytes = b""
+        self._left_out: set[str] = set()
+
+    async def settle(self) -> None:
+        """Returns when the guest has what the namespace has at this moment.
+
+        Raises ResourceExhausted for more interfaces than a guest has room for, AlreadyExists if another pod's
+        guest is in this network, Unavailable with what the kernel, libvirt or the guest says.
+        """
+        async with self._lock:
+            view = self._read()
+            for name, plugged in list(self._plugged.items()):
+                if name not in view.links or not plugged.link.same_device(view.links[name]):
+                    del self._plugged[name]
+                    self._part(plugged)
+                    await self._detach(plugged.nic)
+            for name, link in view.links.items():
+                if name not in self._plugged:
+                    self._plugged[name] = await self._plug(link, view)
+                elif self._plugged[name].link != link:
+                    self._adapt(self._plugged[name], link)
+            wanted = view.request.encode()
+            if wanted != self._told:
+                await self._machine.call(api.NETWORK, view.request)
+                self._told = wanted
+
+    async def follow(self) -> None:
+        """Has the guest follow every change, until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        loop.add_reader(self._changes.fileno(), changed.set)
+        changed.set()
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                self._changes.forget_changes()
+                try:
+                    await self.settle()
+                except CasemateError as error:
+                    log.error("the guest's network is not as the pod's: %s", error)
+        finally:
+            loop.remove_reader(self._changes.fileno())
+
+    def close(self) -> None:
+        """The namespace as it was found. A tap ends with QEMU."""
+        for plugged in self._plugged.values():
+            self._part(plugged)
+        self._plugged.clear()
+        self._asking.close()
+        self._changes.close()
+        os.close(self._namespace)
+
+    def _read(self) -> View:
+        try:
+            view = interfaces.read(self._asking)
+        except (OSError, ValueError) as error:
+            raise Unavailable("the pod's network cannot be read", str(error)) from error
+        for line in view.left_out:
+            if line not in self._left_out and len(self._left_out) < MOST_LEFT_OUT:
+                self._left_out.add(line)
+                log.warning("not in the guest: %s", line)
+        return view
+
+    async def _plug(self, link: Link, view: View) -> "Plugged":
+        used = {plugged.nic.bus for plugged in self._plugged.values()}
+        free = [bus for bus in designer.NIC_BUSES if bus not in used]
+        if not free:
+            raise ResourceExhausted(
+                f"interface {link.name}: a guest has room for {len(designer.NIC_BUSES)} interfaces"
+            )
+        nic = designer.nic(link.mac, f"{TAP_PREFIX}{link.index}", free[0], self._profile)
+        if nic.tap in view.taken:
+            raise AlreadyExists(
+                f"interface {link.name} is another pod's already: its network namespace has {nic.tap}",
+                hint="two VMs cannot share one network namespace: run both containers in one pod",
+            )
+        await in_thread(partial(self._attach, nic))
+        try:
+            index = interfaces.index_of(self._asking, nic.tap)
+            redirect.be_quiet(self._asking, index, link.mtu)
+            return Plugged(link, nic, redirect.join(self._asking, link.index, index))
+        except OSError as error:
+            await self._detach(nic)
+            raise Unavailable(
+                f"interface {link.name} cannot be redirected to the guest", str(error)
+            ) from error
+
+    def _adapt(self, plugged: "Plugged", link: Link) -> None:
+        """To another MTU."""
+        try:
+            redirect.be_quiet(self._asking, interfaces.index_of(self._asking, plugged.nic.tap), link.mtu)
+        except OSError as error:
+            raise Unavailable(f"{plugged.nic.tap} cannot have {link.name}'s MTU", str(error)) from error
+        plugged.link = link
+
+    def _part(self, plugged: "Plugged") -> None:
+        try:
+            redirect.part(self._asking, plugged.link.index, wholly=plugged.made_ingress)
+        except OSError as error:
+            log.warning("interface %s is still redirected: %s", plugged.link.name, error)
+
+    def _attach(self, nic: Nic) -> None:
+        """In a thread of its own: libvirt makes the tap in the namespace of its caller."""
+        network.enter(self._namespace)
+        self._machine.host.attach(nic.xml())
+
+    async def _detach(self, nic: Nic) -> None:
+        try:
+            await in_thread(partial(self._machine.host.detach, nic.xml()))
+        except CasemateError as error:
+            log.warning("the guest keeps its device for %s: %s", nic.tap, error)

@@ -1,0 +1,104 @@
+"""Two interfaces that are one: what comes in at either goes out at the other (tc-mirred(8)).
+
+The pod's interface keeps its addresses, so that who looks from the host sees them, and its namespace's own
+stack gets no packet any more: the guest does. It must not know what a guest is.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from rpc import netlink
+from rpc.netlink import Netlink, attribute, nested
+
+# linux/pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h, if_ether.h, if_link.h
+_INGRESS, _INGRESS_HANDLE = 0xFFFFFFF1, 0xFFFF0000
+_EVERY_PROTOCOL = 0x0003
+_PRIORITY = 0xC35E
+"""Of our filters, by which they are found again."""
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_U32_SELECTOR, _U32_ACTION, _U32_TERMINAL = 5, 7, 1
+_ACTION_KIND, _ACTION_OPTIONS = 1, 2
+_MIRRED_PARAMETERS, _STOLEN, _REDIRECT = 2, 4, 1
+_AF_SPEC, _INET6_GENERATION, _GENERATE_NONE = 26, 8, 1
+_MTU = 4
+_GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
+"""What the kernel says of filters and queues of an interface that has none, or is none any more."""
+_TC = struct.Struct("=B3xiIII")
+_LINK = struct.Struct("=BxHiII")
+# Of a u32 filter: flags, offset's shift, keys; the mask of the offset, two offsets, the hash's two; then a
+# key of no bits, which everything matches. Not every kernel has cls_matchall, which would say it better.
+_SELECTOR = struct.pack("=BBBxHHHHI", _U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + bytes(16)
+
+
+def join(asking: Netlink, one: int, other: int) -> bool:
+    """By their indices. Filters of ours from before are replaced. Whether `one` had no ingress queue before,
+    and so is to have none after part(). Raises OSError."""
+    made = _make_ingress(asking, one)
+    _redirect(asking, one, other)
+    _make_ingress(asking, other)
+    _redirect(asking, other, one)
+    return made
+
+
+def part(asking: Netlink, index: int, *, wholly: bool) -> None:
+    """As if join() had not been, for an interface that may be gone. wholly: what join() returned.
+
+    Raises OSError.
+    """
+    _drop_filters(asking, index)
+    if wholly:
+        with _suppressed(_GONE):
+            asking.ask(netlink.RTM_DELQDISC, _ingress(index))
+
+
+def _make_ingress(asking: Netlink, index: int) -> bool:
+    """Whether there was none."""
+    try:
+        asking.ask(netlink.RTM_NEWQDISC, _ingress(index), netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+    except FileExistsError:
+        _drop_filters(asking, index)
+        return False
+    return True
+
+
+def _redirect(asking: Netlink, source: int, target: int) -> None:
+    mirred = struct.pack("=IIiiiiI", 0, 0, _STOLEN, 0, 0, _REDIRECT, target)
+    parameters = nested(_ACTION_OPTIONS, attribute(_MIRRED_PARAMETERS, mirred))
+    action = nested(1, attribute(_ACTION_KIND, "mirred"), parameters)
+    options = nested(_TCA_OPTIONS, attribute(_U32_SELECTOR, _SELECTOR), nested(_U32_ACTION, action))
+    body = _filter(source) + attribute(_TCA_KIND, "u32") + options
+    asking.ask(netlink.RTM_NEWTFILTER, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+
+
+def be_quiet(asking: Netlink, index: int, mtu: int) -> None:
+    """The host's kernel says nothing of its own on this interface, which has this MTU. Raises OSError."""
+    inet6 = nested(socket.AF_INET6, attribute(_INET6_GENERATION, bytes((_GENERATE_NONE,))))
+    body = _LINK.pack(0, 0, index, 0, 0) + attribute(_MTU, mtu)
+    asking.ask(netlink.RTM_SETLINK, body)
+    with _suppressed((errno.EAFNOSUPPORT,)):  # a host without IPv6 is quiet by itself
+        asking.ask(netlink.RTM_SETLINK, _LINK.pack(0, 0, index, 0, 0) + nested(_AF_SPEC, inet6))
+
+
+def _drop_filters(asking: Netlink, index: int) -> None:
+    with _suppressed(_GONE):
+        asking.ask(netlink.RTM_DELTFILTER, _filter(index))
+
+
+def _ingress(index: int) -> bytes:
+    return _TC.pack(0, index, _INGRESS_HANDLE, _INGRESS, 0) + attribute(_TCA_KIND, "ingress")
+
+
+def _filter(index: int) -> bytes:
+    return _TC.pack(0, index, 0, _INGRESS_HANDLE, _PRIORITY << 16 | socket.htons(_EVERY_PROTOCOL))
+
+
+@contextmanager
+def _suppressed(numbers: Collection[int]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise

@@ -1,0 +1,122 @@
+"""A pod's network: what its namespace has, its guest has, and packets go both ways."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.vm.networks import Namespace, connect, namespace
+from tests.vm.pods import Pods
+
+SERVE = """\
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+with socket.create_server((sys.argv[1], 8000), family=family) as server:
+    print("serving", flush=True)
+    connection, peer = server.accept()
+    with connection:
+        data = b""
+        while more := connection.recv(65536):
+            data += more
+        connection.sendall(str(len(data)).encode() + b" from " + peer[0].encode())
+"""
+SEND = """\
+import socket, sys
+with socket.create_connection((sys.argv[1], 8000), timeout=20) as connection:
+    connection.sendall(bytes(int(sys.argv[2])))
+    connection.shutdown(socket.SHUT_WR)
+    print(connection.recv(1000).decode())
+"""
+# The client is told nothing of what comes later: hence bounded polls, inside the guest.
+UNTIL = 'for i in {1..300}; do [[ $(ip address) == *" $1 "* ]] && exit 0; sleep 0.1; done; exit 1'
+UNTIL_NONE = "for i in {1..300}; do [[ -e /sys/class/net/$1 ]] || exit 0; sleep 0.1; done; exit 1"
+
+
+@pytest.fixture
+def pod() -> Iterator[Namespace]:
+    with namespace() as found:
+        yield found
+
+
+@pytest.fixture
+def outside() -> Iterator[Namespace]:
+    with namespace() as found:
+        yield found
+
+
+def addresses_of(entries: list[dict[str, Any]]) -> dict[str, set[tuple[str, int]]]:
+    """By interface, of `ip -json address`."""
+    return {
+        entry["ifname"]: {(each["local"], each["prefixlen"]) for each in entry["addr_info"]}
+        for entry in entries
+    }
+
+
+def test_a_guest_has_what_its_namespace_has(pods: Pods, pod: Namespace, outside: Namespace) -> None:
+    connect(
+        pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"), ("fd77::2/64", "fd77::1/64"), mtu=1400
+    )
+    pod.ip("route", "add", "default", "via", "10.77.0.1")
+    pod.ip("-6", "route", "add", "default", "via", "fd77::1", "metric", "7")
+    pod.ip("route", "add", "192.0.2.0/24", "via", "10.77.0.9", "mtu", "1300")
+    pod.ip("route", "add", "blackhole", "198.51.100.0/24")
+    pod.ip("neighbour", "add", "10.77.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+    before = pod.run("tc", "qdisc")
+    with pods.detached("sleep", "1000", options=pod.options) as name:
+
+        def same(*words: str) -> None:
+            guest = json.loads(pods.exec(name, "ip", "-json", *words).ok().out)
+            host = json.loads(pod.ip("-json", *words))
+            for entries in (guest, host):
+                for entry in entries:
+                    entry.pop("protocol", None)
+                entries[:] = [
+                    entry for entry in entries if not str(entry.get("dev", "")).startswith("casemate")
+                ]
+            assert guest == host, words
+
+        guest = json.loads(pods.exec(name, "ip", "-json", "address").ok().out)
+        host = [
+            entry for entry in json.loads(pod.ip("-json", "address")) if "casemate" not in entry["ifname"]
+        ]
+        assert addresses_of(guest) == addresses_of(host)
+        for key in ("ifname", "address", "mtu"):
+            assert [entry[key] for entry in guest] == [entry[key] for entry in host]
+        same("route")
+        same("-6", "route")
+        same("neighbour", "show", "nud", "permanent")
+    assert pod.run("tc", "qdisc") == before
+    assert "casemate" not in pod.ip("link")
+
+
+@pytest.mark.parametrize(("address", "peer"), [("10.77.0.2", "10.77.0.1"), ("fd77::2", "fd77::1")])
+def test_packets_go_both_ways(
+    pods: Pods, pod: Namespace, outside: Namespace, address: str, peer: str
+) -> None:
+    connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"), ("fd77::2/64", "fd77::1/64"))
+    with pods.start("python3", "-uc", SERVE, address, options=pod.options) as running:
+        assert running.read_until(b"\n", 60).decode() == "serving\n"
+        assert outside.run("python3", "-c", SEND, address, "3000000") == f"3000000 from {peer}\n"
+        assert running.finish(20).code == 0
+    with outside.start("python3", "-uc", SERVE, peer) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "serving\n"
+        sent = pods.run("python3", "-c", SEND, peer, "3000000", options=pod.options).ok()
+        assert sent.out == f"3000000 from {address}\n"
+
+
+def test_interfaces_that_come_and_go_later(pods: Pods, pod: Namespace, outside: Namespace) -> None:
+    connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"))
+    with pods.detached("sleep", "1000", options=pod.options) as name:
+        connect(pod, "eth1", outside, "v1", ("10.78.0.2/24", "10.78.0.1/24"), ("fd78::2/64", "fd78::1/64"))
+        pods.exec(name, "bash", "-c", UNTIL, "x", "fd78::2/64").ok()
+        sent = pods.exec(
+            name, "python3", "-c", "import socket; socket.create_connection(('10.78.0.1', 8000))"
+        )
+        assert "Connection refused" in sent.err
+        pod.ip("address", "add", "10.79.0.2/24", "dev", "eth1")
+        pods.exec(name, "bash", "-c", UNTIL, "x", "10.79.0.2/24").ok()
+        pod.ip("link", "delete", "eth1")
+        pods.exec(name, "bash", "-c", UNTIL_NONE, "x", "eth1").ok()
+        assert "eth0" in pods.exec(name, "ip", "route", "get", "10.77.0.1").ok().out
