@@ -10,13 +10,14 @@ import os
 import select
 from pathlib import Path
 
-from rpc.errors import FailedPrecondition
+from rpc.errors import CasemateError, FailedPrecondition
 from shim import cgroup, system
 from shim.journal import Entry, Kind, read_journal
 from shim.paths import PodPaths
 
-# The kernel has to take down QEMU's memory before the namespace's first process is gone.
-KILL_TIMEOUT_S = 4.0
+# The kernel has to take down QEMU's memory before the namespace's first process is gone. Longer than
+# containerd waits for `delete`: whoever cleans goes on without it (persistence.py).
+KILL_TIMEOUT_S = 60.0
 REMOVALS = 5
 TRACES_KEPT = 100  # where the configuration does not say
 KEPT = ("state.json", "trace.json", "console.log", "shim.log")
@@ -26,13 +27,22 @@ def clean_pod(paths: PodPaths, *, kept: int = TRACES_KEPT) -> list[str]:
     """Undoes everything of one pod and keeps its records in ended/. Returns what was undone.
 
     Killing the shim kills every process of the pod, as they are in its PID namespace, and the kernel
-    reports the shim's end only after theirs. Raises FailedPrecondition if a process outlives its SIGKILL.
+    reports the shim's end only after theirs. Raises FailedPrecondition if a process outlives its SIGKILL, or
+    if something else could not be undone: then all the rest is, and the journal stays for another time.
     """
     undone: list[str] = []
+    failed: list[CasemateError | OSError] = []
     entries = read_journal(paths.journal)[::-1]
-    entries.sort(key=lambda entry: entry.kind is not Kind.PROCESS)  # they use the rest
-    for entry in entries:
+    processes = [entry for entry in entries if entry.kind is Kind.PROCESS]
+    for entry in processes:  # they use the rest
         undone += _UNDO[entry.kind](entry)
+    for entry in entries:
+        try:
+            undone += _UNDO[entry.kind](entry) if entry.kind is not Kind.PROCESS else []
+        except (CasemateError, OSError) as error:
+            failed.append(error)
+    if failed:
+        raise FailedPrecondition("; ".join(map(str, failed)), hint="casemate gc tries again")
     if paths.directory.is_dir():
         if paths.has_records:
             retire(paths, kept)
