@@ -17,6 +17,8 @@ from rpc.errors import DeadlineExceeded
 
 SPARE = "casemate-spare"
 """What the first process of such a machine is called."""
+CHANGED_S = 0.1
+"""A process may turn out to be none of the container's: what is forked for the pool gets its name later."""
 LOOK_AGAIN_S = 0.002
 """The removal of a directory is announced to nobody without a watch on it; the rest is waited for."""
 
@@ -101,7 +103,7 @@ def _wait_for_one(pids: Iterable[int], deadline: float) -> None:
                 return
             undo.callback(os.close, descriptor)
             poll.register(descriptor, select.POLLIN)
-        poll.poll(_milliseconds(deadline))
+        poll.poll(min(_milliseconds(deadline), int(CHANGED_S * 1000)))
 
 
 def _wait_for_mounts(instance: Instance, deadline: float) -> None:
@@ -111,7 +113,7 @@ def _wait_for_mounts(instance: Instance, deadline: float) -> None:
         poll.register(file, select.POLLERR | select.POLLPRI)
         file.read()
         # What changed between the look before and this open is not told: hence no long wait.
-        poll.poll(min(_milliseconds(deadline), 100))
+        poll.poll(min(_milliseconds(deadline), int(CHANGED_S * 1000)))
 
 
 def _milliseconds(deadline: float) -> int:

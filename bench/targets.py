@@ -309,10 +309,24 @@ TARGETS = (
         Bound.AT_LEAST,
     ),
     Target(
-        "tcp",
-        "TCP between a pod and its host",
+        "tcp.in",
+        "TCP from a pod's host to the pod",
         "x runc",
         {},
-        partial(_not_there, "pods have no network beyond loopback yet"),
+        partial(_ratio, "io", measures.TCP_IN, ""),
+    ),
+    Target(
+        "tcp.out",
+        "TCP from a pod to its host",
+        "x runc",
+        {},
+        partial(_ratio, "io", measures.TCP_OUT, ""),
+    ),
+    Target(
+        "tcp.answer",
+        "a byte by TCP to a pod and back",
+        "x runc",
+        {},
+        partial(_ratio, "io", measures.TCP_ANSWER, ""),
     ),
 )

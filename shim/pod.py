@@ -101,7 +101,7 @@ class Pod:
         alike = wants.profile.replace(files=machine.facts.files)
         self._standby.settle(alike, wants.tenant, wished=bool(wishes), restored=machine.facts.restored)
         self._network = self._network_of(machine, wants.profile)
-        self._spawn(self._network.follow())
+        self._network.follow()
         self._spawn(machine.events(self._on_event))
         self._spawn(self._on_lost(machine))
         return machine
@@ -463,7 +463,7 @@ class Pod:
             await container.release(None)
             del self.containers[container.id]
         if self._network is not None:
-            self._network.close()
+            await self._network.close()
         if machine is not None:
             await machine.end()
         for event in list(self._events):

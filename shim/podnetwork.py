@@ -57,6 +57,7 @@ class PodNetwork:
         self._plugged: dict[str, Plugged] = {}
         self._told: bytes = b""
         self._left_out: set[str] = set()
+        self._following: asyncio.Task[None] | None = None
 
     async def settle(self) -> None:
         """Returns when the guest has what the namespace has at this moment.
@@ -81,8 +82,11 @@ class PodNetwork:
                 await self._machine.call(api.NETWORK, view.request)
                 self._told = wanted
 
-    async def follow(self) -> None:
-        """Has the guest follow every change, until it is cancelled."""
+    def follow(self) -> None:
+        """Has the guest follow every change, beginning with what there is, until close()."""
+        self._following = asyncio.create_task(self._follow(), name="network")
+
+    async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         loop.add_reader(self._changes.fileno(), changed.set)
@@ -99,8 +103,13 @@ class PodNetwork:
         finally:
             loop.remove_reader(self._changes.fileno())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """The namespace as it was found. A tap ends with QEMU."""
+        if self._following is not None:
+            self._following.cancel()
+            (ended,) = await asyncio.gather(self._following, return_exceptions=True)
+            if not isinstance(ended, asyncio.CancelledError):
+                log.error("the pod's network was not followed to its end", exc_info=ended)
         for plugged in self._plugged.values():
             self._part(plugged)
         self._plugged.clear()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm.networks import Namespace, connect, namespace
+from bench.netns import Namespace, connect, namespace
 from tests.vm.pods import Pods
 
 SERVE = """\

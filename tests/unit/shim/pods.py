@@ -165,10 +165,10 @@ class NoNetwork(PodNetwork):
     async def settle(self) -> None:
         pass
 
-    async def follow(self) -> None:
+    def follow(self) -> None:
         pass
 
-    def close(self) -> None:
+    async def close(self) -> None:
         pass
 
 
