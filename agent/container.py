@@ -72,6 +72,7 @@ class Container:
         process_spec = spec["process"]
         executables.check_arguments(process_spec)
         network = sysctls.take_network(spec)
+        self._guest.resolve_namespaces(spec)
         process_spec["terminal"] = terminal
         self._simple = _is_simple(spec)
         spec.setdefault("linux", {})["cgroupsPath"] = f"{CGROUP_PARENT}/{self.id}"
@@ -81,7 +82,7 @@ class Container:
             submounts.take_volumes_from(spec, self._guest.share, self._guest.volumes)
             self._submounts = Submounts(spec, self._guest.share)
             write(f"{self.bundle}/config.json", json.dumps(spec).encode())
-            with sysctls.network_set(network, self._guest.sysctl_root, shared=self._guest.has_others(self)):
+            with sysctls.all_set(network, self._guest.sysctl_root, shared=self._guest.has_others(self)):
                 ended = await self._launch(
                     process, "init", terminal, "create", "--bundle", self.bundle, self.id
                 )

@@ -12,8 +12,9 @@ import re
 from agent.cgroups import OomWatch
 from agent.container import Container
 from agent.events import EventQueue
-from rpc.api.agent import Event, EventKind
-from rpc.errors import AlreadyExists, InvalidArgument, NotFound
+from agent.pod import Pod
+from rpc.api.agent import NAMESPACES, Event, EventKind
+from rpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Guest:
         self.writes_back = True  # whether files that nobody has open may be newer here than on the host
         self.volumes = ""  # the same files, if what is bound into a container is cached less than its root
         self.sysctl_root = sysctl_root
+        self._pod: Pod | None = None
         self._tasks = tasks
         self._containers: dict[str, Container] = {}
 
@@ -74,6 +76,34 @@ class Guest:
 
     def process(self, container_id: str, exec_id: str) -> Process:
         return self.container(container_id).process(exec_id)
+
+    def make_pod(self, pod_id: str, shm_path: str, shm_bytes: int, wanted: dict[str, str]) -> None:
+        """What containers to come have in common. Raises as Pod.make()."""
+        check_id(pod_id)
+        if self._pod is not None:
+            raise AlreadyExists(f"this guest is that of pod {self._pod.id}")
+        pod = Pod(pod_id, f"{self.directory}-pod", self.reaper)
+        pod.make(shm_path, shm_bytes, wanted, self.sysctl_root)
+        self._pod = pod
+
+    def resolve_namespaces(self, spec: dict[str, Any]) -> None:
+        """Puts paths in the place of those that stand for a container's (rpc/api/agent.py, NAMESPACES).
+
+        Raises NotFound for a container that is not there, FailedPrecondition for one that has ended.
+        """
+        for entry in (spec.get("linux") or {}).get("namespaces") or ():
+            path = entry.get("path")
+            if isinstance(path, str) and path.startswith(f"{NAMESPACES}/"):
+                container_id, _, kind = path.removeprefix(f"{NAMESPACES}/").partition("/")
+                entry["path"] = self._namespace(container_id, kind)
+
+    def _namespace(self, container_id: str, kind: str) -> str:
+        if self._pod is not None and container_id == self._pod.id and kind == "pid":
+            return self._pod.pid_namespace()
+        init = self.process(container_id, "")
+        if init.gone:
+            raise FailedPrecondition(f"{init.who} is stopped, its {kind} namespace cannot be joined")
+        return f"/proc/{init.pid}/ns/{kind}"
 
     async def create(self, container_id: str, spec: bytes, *, terminal: bool, stdin: bool) -> int:
         check_id(container_id)

@@ -1,4 +1,4 @@
-"""The few system calls that Python's standard library lacks: mount, finit_module, reboot, openat2.
+"""The few system calls that Python's standard library lacks: mount, unshare, finit_module, reboot, openat2.
 
 The only module of the agent that knows ctypes. It knows nothing of what the calls are for.
 """
@@ -21,6 +21,7 @@ MS_REC = 16384
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 
+CLONE_NEWPID = 0x20000000
 RESOLVE_IN_ROOT = 0x10
 _OPENAT2 = 437  # the same number on every architecture (Linux 5.6)
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
@@ -52,6 +53,11 @@ def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: st
 
 def umount(target: str) -> None:
     _check(_libc.umount2(target.encode(), 0), target)
+
+
+def unshare(flags: int) -> None:
+    """CLONE_NEWPID: of children to come, not of the caller."""
+    _check(_libc.unshare(flags))
 
 
 def load_module(path: str) -> None:

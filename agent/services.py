@@ -42,6 +42,7 @@ class AgentService:
     def register(self, server: Server) -> None:
         server.add(api.HELLO, self.hello)
         server.add(api.MOUNT_SHARE, self.mount_share)
+        server.add(api.MAKE_POD, self.make_pod)
         server.add(api.CREATE_CONTAINER, self.create_container)
         server.add(api.START_CONTAINER, self.start_container)
         server.add(api.EXEC, self.exec)
@@ -156,6 +157,10 @@ class AgentService:
         return Empty()
 
     # containers
+
+    async def make_pod(self, request: api.MakePodRequest, context: Context) -> Empty:
+        self._guest.make_pod(request.container_id, request.shm_path, request.shm_bytes, request.sysctls)
+        return Empty()
 
     async def create_container(
         self, request: api.CreateContainerRequest, context: Context

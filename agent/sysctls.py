@@ -1,7 +1,7 @@
-"""The network's kernel parameters: net.* of linux.sysctl, set in the guest's own network namespace.
+"""Kernel parameters of the guest's own namespaces: net.* of a container's linux.sysctl, and all of a pod's.
 
-crun sets them only in a network namespace that it makes. A pod's containers have none of their own: the
-guest's is the pod's. Knows kernel parameters and their files; must not know what a container is.
+crun sets them only in namespaces that it makes. A pod's containers have no network of their own: the guest's
+is the pod's, and so is its kernel. Knows kernel parameters and their files; must not know a container's life.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ROOT = "/proc/sys"
 MAX_VALUE_BYTES = 4096
 _log = logging.getLogger("casemate.agent")
 _PREFIX = re.compile(r"net[./]")
+_SEPARATOR = re.compile(r"[./]")
 
 
 def take_network(spec: Json) -> dict[str, str]:
@@ -45,10 +46,10 @@ def take_network(spec: Json) -> dict[str, str]:
 
 
 @contextmanager
-def network_set(wanted: dict[str, str], root: str | None, *, shared: bool) -> Iterator[None]:
+def all_set(wanted: dict[str, str], root: str | None, *, shared: bool) -> Iterator[None]:
     """Sets them, and puts the former values back if the block raises.
 
-    root: where the parameters' files are, None where the network is not ours to change. shared: other
+    root: where the parameters' files are, None where the kernel is not ours to change. shared: other
     containers are in it, so it has to be as wanted already. Raises FailedPrecondition for either,
     InvalidArgument for a name or a value that the kernel does not take.
     """
@@ -56,7 +57,7 @@ def network_set(wanted: dict[str, str], root: str | None, *, shared: bool) -> It
     try:
         for name, value in wanted.items():
             if root is None:
-                raise FailedPrecondition(f"sysctl {name}: this agent does not own its network")
+                raise FailedPrecondition(f"sysctl {name}: this agent does not own its kernel")
             path = f"{root}/{_relative(name)}"
             before = _read(name, path)
             if before.split() == value.split():
@@ -81,7 +82,8 @@ def network_set(wanted: dict[str, str], root: str | None, *, shared: bool) -> It
 
 def _relative(name: str) -> str:
     """As sysctl(8): where the first separator is a dot, the others separate, and slashes stand for dots."""
-    if name[3] == ".":
+    first = _SEPARATOR.search(name)
+    if first is not None and first[0] == ".":
         name = name.translate(str.maketrans("./", "/."))
     if not {"", ".", ".."}.isdisjoint(name.split("/")) or not name.isprintable():
         raise InvalidArgument(f"{name!r} is no sysctl's name")

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -34,7 +34,7 @@ version = 2
 root = "{root}"
 state = "/run/containerd"
 disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp",
+  {without_cri}"io.containerd.tracing.processor.v1.otlp",
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
@@ -44,6 +44,7 @@ disabled_plugins = [
 [plugins."io.containerd.internal.v1.opt"]
   path = "{opt}"
 """
+WITHOUT_CRI = '"io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri", '
 
 LAUNCHER = """\
 #!{python} -IS
@@ -101,7 +102,9 @@ class Instance:
     """One containerd, its supervisor, and a working directory that both sides see under the same path.
 
     checkout: whose shim it finds. without_mounts: what of the host's mounts it shall not see. more_path:
-    where it looks for executables when it does not find them elsewhere.
+    where it looks for executables when it does not find them elsewhere. cri: configuration of its CRI plugin,
+    which it does without if there is none; {base} in it stands for the directory. prepared: is called with
+    this before containerd starts.
     """
 
     def __init__(
@@ -112,11 +115,15 @@ class Instance:
         checkout: Path = CHECKOUT,
         without_mounts: Sequence[str] = (),
         more_path: Sequence[str] = (),
+        cri: str = "",
+        prepared: Callable[[Path], None] | None = None,
     ) -> None:
         self.binaries = binaries
         self.checkout = checkout
         self.without_mounts = tuple(without_mounts)
         self.more_path = tuple(more_path)
+        self.cri = cri
+        self.prepared = prepared
         self.environment = dict(environment or {})
         self.base = Path(tempfile.mkdtemp(prefix="casemate-", dir="/var/tmp"))
         self.log = self.base / "containerd.log"
@@ -139,8 +146,15 @@ class Instance:
                 executable = self.base / "bin" / name
                 executable.write_text(launcher(self.checkout, module))
                 executable.chmod(0o755)
-            config = CONFIG.format(root=self.base / "root", opt=self.base / "opt")
+            config = CONFIG.format(
+                root=self.base / "root",
+                opt=self.base / "opt",
+                without_cri="" if self.cri else WITHOUT_CRI,
+            )
+            config += self.cri.replace("{base}", str(self.base))
             (self.base / "containerd.toml").write_text(config)
+            if self.prepared is not None:
+                self.prepared(self.base)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", supervisor.__file__, *self.without_mounts],
                 stdin=subprocess.PIPE,

@@ -38,6 +38,7 @@ IMAGE_PACKAGES = {
 # What the tests use beside the product: other runtimes to compare with, and ways to look at a machine.
 TEST_PACKAGES = {
     "busybox-static": 12,
+    "containernetworking-plugins": 12,
     "crun": 12,
     "iproute2": 12,
     "procps": 12,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SOCKET_DIR = "/run/containerd/s"
 # In this order: the first is set by containerd alone, the second may come from a pod's annotations.
 GROUP_ANNOTATIONS = ("io.kubernetes.cri.sandbox-id", "io.containerd.runc.v2.group")
+CONTAINER_TYPE = "io.kubernetes.cri.container-type"
 MOST_STDIN_BYTES = 4 << 20
 
 
@@ -140,6 +141,7 @@ def start(arguments: Arguments) -> None:
     if is_served(request.socket_path):
         answer(request, arguments, settings, params)
         return
+    refuse_without_sandbox(spec, arguments.id, pod_id)
     from shim import forkserver
     from shim.procfs import start_time
 
@@ -212,6 +214,15 @@ def pod_of(spec: "dict[str, Any] | None", container_id: str) -> str:
         if isinstance(group, str) and group:
             return group
     return container_id
+
+
+def refuse_without_sandbox(spec: "dict[str, Any] | None", container_id: str, pod_id: str) -> None:
+    """Raises FailedPrecondition for a container of a pod whose sandbox is gone: it gets no VM for itself."""
+    annotations = (spec or {}).get("annotations")
+    if isinstance(annotations, dict) and annotations.get(CONTAINER_TYPE) == "container":
+        from rpc.errors import FailedPrecondition
+
+        raise FailedPrecondition(f"container {container_id}: pod {pod_id} has no virtual machine any more")
 
 
 def socket_path(address: str, namespace: str, pod_id: str) -> str:

@@ -7,12 +7,14 @@ know of RPC from containerd (services/), nor of where the machine came from.
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
 from rpc.api import agent as api
 from rpc.errors import CasemateError, DataLoss, FailedPrecondition, NotFound
 from shim.helper import Watched
 from shim.process import Created, State, Stopped
+from shim.sandbox import Siblings
 from shim.stdio import Sink, Source, Stdio
 from shim.vm.guest import Machine
 
@@ -147,7 +149,8 @@ class Process:
 class Container:
     """Owns the host's side of a container: mounts, anchor, processes. undo takes it all away again.
 
-    pid is the anchor's, as the host counts it: what the host's tools may look at.
+    pid is the anchor's, as the host counts it: what the host's tools may look at. is_sandbox: it is the one
+    that stands for a pod of CRI's, and nothing of it runs in the guest; shm: see sandbox.Siblings.
     """
 
     def __init__(
@@ -158,6 +161,8 @@ class Container:
         self.init = init
         self.anchor = anchor
         self.pid = pid
+        self.is_sandbox = False
+        self.shm = ""
         self.execs: dict[str, Process] = {}
         self._oom_told_s = -OOM_EVERY_S
         self.undo = undo
@@ -171,6 +176,14 @@ class Container:
             return False
         self._oom_told_s = now
         return True
+
+    def inside(self, verb: str) -> "Container":
+        """Itself, if something of it runs in the guest. Raises FailedPrecondition."""
+        if self.is_sandbox:
+            raise FailedPrecondition(
+                f"{verb}: container {self.id} is its pod's sandbox: nothing of it runs in the virtual machine"
+            )
+        return self
 
     def process(self, exec_id: str) -> Process:
         """Raises NotFound."""
@@ -202,3 +215,14 @@ class Container:
             log.error("container %s: the guest did not delete it: %s", self.id, error)
         finally:
             await self.undo.aclose()
+
+
+def siblings(containers: Iterable[Container]) -> Siblings:
+    """What another container of their pod may share with them."""
+    pids: dict[int, str] = {}
+    sandbox = shm = ""
+    for each in containers:
+        pids[each.pid] = each.id
+        if each.is_sandbox:
+            sandbox, shm = each.id, each.shm
+    return Siblings(pids, sandbox, shm)

@@ -22,6 +22,7 @@ from shim.container import Container, Process
 from shim.helper import Watched
 from shim.paths import PodPaths
 from shim.record import Identity
+from shim.sandbox import Siblings, is_sandbox, limits_of, pod_request, shm_of
 from shim.stdio import open_stdio
 from shim.trace import Trace
 from shim.vm.guest import Machine
@@ -45,6 +46,7 @@ class NewContainer:
 async def make_container(
     new: NewContainer,
     identity: Identity,
+    siblings: Siblings,
     machine_ready: Callable[[], Awaitable[tuple[Machine, Profile]]],
     anchors: AnchorMaker,
     paths: PodPaths,
@@ -59,7 +61,8 @@ async def make_container(
     if document is None:
         raise NotFound(f"{new.bundle}/config.json does not exist")
     wanted = oci.parse(document)
-    guest = spec.for_guest(wanted, new.container_id)
+    stands_for_pod = is_sandbox(wanted)
+    guest = spec.for_guest(wanted, new.container_id, siblings)
     for line in guest.ignored:
         log.info("container %s: %s", new.container_id, line)
     for line in guest.unmet:
@@ -68,7 +71,8 @@ async def make_container(
     undo.push_async_callback(stdio.close)
     with trace.span(phases.CREATE_WAITS, phases.CREATE):
         machine, profile = await machine_ready()
-    for line in resources.beyond(wanted.limits, profile):
+    limits = limits_of(wanted) if stands_for_pod else wanted.limits
+    for line in resources.beyond(limits, profile):
         log.warning("container %s: %s", new.container_id, line)
     with trace.span(phases.ROOTFS, phases.CREATE):
         directory = machine.share / new.container_id
@@ -81,13 +85,20 @@ async def make_container(
         root.mkdir(mode=0o755)
         mounts = rootfs.mounts_of(new.mounts, new.bundle, wanted.rootfs)
         undo.enter_context(rootfs.mounted(mounts, root, paths.directory / f"layers-{new.container_id}"))
-        for entry in guest.shared:
+        for entry in () if stands_for_pod else guest.shared:
             undo.enter_context(rootfs.bound(entry, directory))
     pid, shown_pid = anchors.make(str(root))
     anchor = Watched("anchor", pid)
     undo.push_async_callback(anchor.end)
     init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
     undo.push_async_callback(init.close)
+    if stands_for_pod:
+        with trace.span(phases.GUEST_CREATE, phases.CREATE):
+            await machine.call(api.MAKE_POD, pod_request(wanted, new.container_id))
+        init.in_guest = True
+        container = Container(new.container_id, new.bundle, init, anchor, shown_pid, undo)
+        container.is_sandbox, container.shm = True, shm_of(wanted)
+        return container
     undo.push_async_exit(partial(_forget_in_guest, machine, new.container_id))
     with trace.span(phases.GUEST_CREATE, phases.CREATE):
         await machine.call(

@@ -18,10 +18,10 @@ from rpc.errors import (
     FailedPrecondition,
     NotFound,
 )
-from shim import oci, phases, resources, shortage, spec
+from shim import inside, oci, phases, sandbox, shortage, spec
 from shim.anchor import AnchorMaker
 from shim.apprentice import Standby
-from shim.container import Container, Process
+from shim.container import Container, Process, siblings
 from shim.creation import NewContainer, make_container
 from shim.execution import forget_exec, start_exec
 from shim.occupancy import Occupancy
@@ -231,6 +231,7 @@ class Pod:
                     container = await make_container(
                         new,
                         self.identity,
+                        siblings(self.containers.values()),
                         self._machine_and_profile,
                         self._anchors,
                         self.paths,
@@ -280,7 +281,9 @@ class Pod:
                     await start_exec(machine, process, document, self.identity)
                 else:
                     await self._settle_network()  # the client may have changed it since
-                    await machine.call(api.START_CONTAINER, api.ContainerRequest(container_id=container_id))
+                    if not container.is_sandbox:
+                        request = api.ContainerRequest(container_id=container_id)
+                        await machine.call(api.START_CONTAINER, request)
             process.state = running
             process.started_s = time.monotonic()
             self._listener.started(container, process)
@@ -289,7 +292,7 @@ class Pod:
 
     def add_exec(self, container_id: str, process: Process, document: bytes) -> Container:
         """An exec that is created, not yet run. document: an OCI Process as JSON."""
-        container = self.container(container_id)
+        container = self.container(container_id).inside("exec")
         container.init.state.exec()
         if process.exec_id in container.execs:
             raise AlreadyExists(f"exec {process.exec_id} of container {container_id} exists already")
@@ -303,11 +306,16 @@ class Pod:
 
     async def kill(self, container_id: str, exec_id: str, signal: int, *, everything: bool = False) -> None:
         """Raises NotFound for a process that has ended, FailedPrecondition for an exec that has not begun."""
-        process = self.container(container_id).process(exec_id)
+        container = self.container(container_id)
+        process = container.process(exec_id)
         if isinstance(process.state, Stopped):
             raise NotFound(f"process {exec_id or container_id} has ended already")
         if exec_id and isinstance(process.state, Created):
             raise FailedPrecondition(f"exec {exec_id} has not been started")
+        if container.is_sandbox:
+            if (status := sandbox.status_after(signal)) is not None:
+                await self._exited(container, process, status, time.time_ns())
+            return
         machine = await self.machine()
         request = api.SignalRequest(container_id=container_id, exec_id=exec_id, signal=signal, all=everything)
         if signal != SIGKILL or exec_id:
@@ -338,7 +346,7 @@ class Pod:
         await self._freeze(container_id, pause=False)
 
     async def _freeze(self, container_id: str, *, pause: bool) -> None:
-        container = self.container(container_id)
+        container = self.container(container_id).inside("pause" if pause else "resume")
         init = container.init
         async with init.lock:
             after = init.state.pause() if pause else init.state.resume()
@@ -362,22 +370,14 @@ class Pod:
 
     async def update(self, container_id: str, document: bytes) -> None:
         """document: OCI LinuxResources as JSON, applied in the guest as far as it can (resources.py)."""
-        self.container(container_id)
-        wanted = oci.decode(document, "linux.resources")
-        given, lines = resources.for_guest(wanted)
-        limits = oci.limits(wanted)
+        container = self.container(container_id).inside("update")
         machine, profile = await self._machine_and_profile()
-        for line in (*lines, *resources.beyond(limits, profile)):
-            log.warning("container %s: %s", container_id, line)
-        request = api.UpdateRequest(container_id=container_id, resources_json=oci.encode(given))
-        await machine.call(api.UPDATE, request)
+        await inside.update(machine, profile, container, document)
 
     async def stats(self, container_id: str) -> bytes:
         """The container's cgroup in the guest: an encoded io.containerd.cgroups.v2.Metrics."""
-        self.container(container_id)
-        machine = await self.machine()
-        answer = await machine.call(api.STATS, api.ContainerRequest(container_id=container_id))
-        return resources.made_anew(answer.metrics)
+        container = self.container(container_id)
+        return await inside.stats(await self.machine(), container)
 
     async def delete(self, container_id: str, exec_id: str = "") -> tuple[int, Stopped]:
         """Takes an ended process away, its output read to the end. Returns its pid and how it ended.

@@ -13,6 +13,7 @@ from shim import resources
 from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.fields import Table, leave_out, refuse
 from shim.oci import Document, Mount, Spec
+from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, joined_or_refused
 
 GUEST_SHARE = "/run/casemate/shared"
 
@@ -76,8 +77,11 @@ class GuestSpec:
     """What was left out although somebody may miss it, for the log."""
 
 
-def refuse_host_access(spec: Spec) -> None:
-    """Raises Unimplemented for what no VM can honour, naming the option, before anything is made for it."""
+def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
+    """Raises Unimplemented for what no VM can honour, naming the option, before anything is made for it.
+
+    siblings: whose namespaces it may join.
+    """
     for kind, (what, why) in HOST_NAMESPACES.items():
         if spec.namespace(kind) is None:
             raise Unimplemented(f"{what}: not possible in a VM", hint=why)
@@ -85,10 +89,7 @@ def refuse_host_access(spec: Spec) -> None:
         if namespace.type not in (*GUEST_NAMESPACES, "network"):
             raise Unimplemented(f"{namespace.type!r} namespace: not known to this version")
         if namespace.path and namespace.type != "network":
-            raise Unimplemented(
-                f"{namespace.type} namespace {namespace.path}: a VM's container cannot join the host's",
-                hint="containers that share a namespace must be in one pod",
-            )
+            joined_or_refused(namespace, siblings)
     refuse(spec.document, REFUSED, "")
     refuse(spec.document.get("process") or {}, REFUSED_OF_PROCESSES, "process.")
     resources.for_guest((spec.document.get("linux") or {}).get("resources") or {})
@@ -131,23 +132,19 @@ def process_for_guest(process: Document) -> tuple[Document, tuple[str, ...]]:
     return leave_out(process, NEEDLESS_OF_PROCESSES, "process.")
 
 
-def for_guest(spec: Spec, container_id: str) -> GuestSpec:
-    """The same container as the guest's runtime has to make it.
+def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> GuestSpec:
+    """The same container as the guest's runtime has to make it, in the pod of its siblings.
 
     Raises InvalidArgument for a mount source that cannot be shared, Unimplemented as refuse_host_access.
     """
-    refuse_host_access(spec)
+    refuse_host_access(spec, siblings)
     document = dict(spec.document)  # what is changed is copied, the rest is only read
     directory = f"{GUEST_SHARE}/{container_id}"
     document["root"] = {"path": f"{directory}/rootfs", "readonly": spec.readonly}
     shared: list[SharedMount] = []
-    document["mounts"] = [_guest_mount(mount, directory, shared) for mount in spec.mounts]
+    document["mounts"] = [_guest_mount(mount, directory, shared, siblings.shm) for mount in spec.mounts]
     linux = dict(document.get("linux") or {})
-    # The VM is the pod's network namespace; the guest's own is what QEMU gave it.
-    kinds = [entry.type for entry in spec.namespaces if entry.type != "network"]
-    # containerd asks for it on hosts with cgroups v2 only; the guest always has v2, where a container
-    # without one would see the guest's whole tree.
-    linux["namespaces"] = [{"type": kind} for kind in dict.fromkeys([*kinds, "cgroup"])]
+    linux["namespaces"] = guest_namespaces(spec, siblings)
     for name in ("cgroupsPath", "devices"):  # the host's; the agent names the guest's cgroup
         linux.pop(name, None)
     linux["resources"], unmet = resources.for_guest(linux.get("resources") or {})
@@ -156,7 +153,7 @@ def for_guest(spec: Spec, container_id: str) -> GuestSpec:
     return GuestSpec(document, tuple(shared), of_process + of_linux, unmet)
 
 
-def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount]) -> Document:
+def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: str) -> Document:
     options = list(mount.options)
     if not mount.is_bind:
         return {
@@ -165,8 +162,11 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount]) -> Doc
             "source": mount.source,
             "options": options,
         }
-    check_bind_source(mount)
     refuse_mount_options(mount)
+    if shm and mount.source == shm:
+        # Memory of the pod's own, not the host's by way of its file server.
+        return {"destination": mount.destination, "type": "bind", "source": GUEST_SHM, "options": options}
+    check_bind_source(mount)
     entry = SharedMount(
         name=f"mount{len(shared)}",
         source=mount.source,

@@ -17,6 +17,7 @@ from rpc.codec import (
     int64,
     messages,
     string,
+    string_map,
     strings,
     uint32,
     uint64,
@@ -30,6 +31,8 @@ STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
 FILES_PORT = 1025
 """Where an agent listens, on vsock."""
+NAMESPACES = "/run/casemate/namespaces"
+"""In spec_json, the path NAMESPACES/ID/KIND of a namespace means: the one that container ID is in."""
 
 
 class EventKind(IntEnum):
@@ -82,6 +85,18 @@ class MountShareRequest(Message):
 
 class ContainerRequest(Message):
     container_id: str = string(1)
+
+
+class MakePodRequest(Message):
+    """Of a pod whose sandbox container is container_id: nothing of it runs in the guest, but others may join
+    its PID namespace. shm_path: where its containers find their common /dev/shm, "" if nowhere; sysctls: as
+    linux.sysctl, of the guest's own namespaces and kernel.
+    """
+
+    container_id: str = string(1)
+    shm_path: str = string(2)
+    shm_bytes: int = uint64(3)
+    sysctls: dict[str, str] = string_map(4)
 
 
 class CreateContainerRequest(Message):
@@ -250,6 +265,7 @@ class Event(Message):
 
 HELLO = Method(SERVICE, "Hello", HelloRequest, HelloResponse)
 MOUNT_SHARE = Method(SERVICE, "MountShare", MountShareRequest, Empty)
+MAKE_POD = Method(SERVICE, "MakePod", MakePodRequest, Empty)
 CREATE_CONTAINER = Method(SERVICE, "CreateContainer", CreateContainerRequest, CreateContainerResponse)
 START_CONTAINER = Method(SERVICE, "StartContainer", ContainerRequest, Empty)
 EXEC = Method(SERVICE, "Exec", ExecRequest, ExecResponse)

@@ -1,4 +1,4 @@
-"""The containerd versions the vm tests run on: the distribution's, or built from the Go module proxy.
+"""The containerds the vm tests run on, and crictl: the distribution's, or built from the Go module proxy.
 
 What is built is pinned by tests/vm/go/NAME/go.mod and go.sum, and cached by their content. It knows
 nothing of the tests.
@@ -18,9 +18,10 @@ from scripts import golang
 
 MODULES = Path(__file__).parent / "go"
 CACHE = Path(os.environ.get("CASEMATE_CACHE_DIR") or "/var/cache/casemate") / "containerd"
-TAGS = "no_btrfs no_devmapper no_zfs no_aufs no_cri"
-FLAGS = ("-trimpath", "-ldflags=-s -w", "-buildvcs=false", f"-tags={TAGS}")
+FLAGS = ("-trimpath", "-ldflags=-s -w", "-buildvcs=false")
+TAGS = "no_btrfs no_devmapper no_zfs no_aufs"
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr")
+CRICTL = "crictl"
 
 
 class NotHereError(Exception):
@@ -33,18 +34,19 @@ class BuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A containerd release line, and whether the distribution's package will do for it."""
+    """A containerd release line, whether the distribution's package will do for it, and the tags of ours."""
 
     name: str
     line: str
     system_will_do: bool
+    tags: str = TAGS
 
 
 VERSIONS = {
     wanted.name: wanted
     for wanted in (
         Wanted("v1.6", "1.6.", system_will_do=True),  # Debian 12
-        Wanted("v1.7", "1.7.", system_will_do=True),  # Debian 13
+        Wanted("v1.7", "1.7.", system_will_do=True, tags=f"{TAGS} no_cri"),  # Debian 13
         Wanted("v2", "2.", system_will_do=False),
     )
 }
@@ -63,16 +65,27 @@ def provide(name: str) -> Binaries:
     if not module.is_dir():
         # 1.6.36 was tried: built by today's Go it ends with "protobuf tag not enough fields in Status.state".
         raise NotHereError(f"containerd {wanted.line}x is a package of Debian 12, and not of this machine")
+    directory = _built(module, (*FLAGS, f"-tags={wanted.tags}"), PROGRAMS)
+    return Binaries(name, _pinned_version(module), directory)
+
+
+def crictl() -> Path:
+    """The client of Kubernetes' container runtime interface, which no Debian has: built once and cached."""
+    return _built(MODULES / CRICTL, FLAGS, (CRICTL,)) / CRICTL
+
+
+def _built(module: Path, flags: tuple[str, ...], programs: tuple[str, ...]) -> Path:
+    """A directory with the tools that a module names."""
     key = hashlib.sha256()
-    for text in (module / "go.mod").read_bytes(), (module / "go.sum").read_bytes(), repr(FLAGS).encode():
+    for text in (module / "go.mod").read_bytes(), (module / "go.sum").read_bytes(), repr(flags).encode():
         key.update(hashlib.sha256(text).digest())
     CACHE.mkdir(parents=True, exist_ok=True)
-    directory = CACHE / f"{name}-{key.hexdigest()[:16]}"
-    with open(CACHE / f"{name}.lock", "w") as lock:
+    directory = CACHE / f"{module.name}-{key.hexdigest()[:16]}"
+    with open(CACHE / f"{module.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once build it once
         if not directory.is_dir():
-            _build(module, directory)
-    return Binaries(name, _pinned_version(module), directory)
+            _build(module, directory, flags, programs)
+    return directory
 
 
 def _pinned_version(module: Path) -> str:
@@ -83,12 +96,12 @@ def _pinned_version(module: Path) -> str:
     return found[1]
 
 
-def _build(module: Path, directory: Path) -> None:
+def _build(module: Path, directory: Path, flags: tuple[str, ...], programs: tuple[str, ...]) -> None:
     go = str(golang.ensure() / "go")
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
         environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
-        _run(["nice", "-n", "10", go, "build", *FLAGS, "-o", f"{scratch}/out/", "tool"], module, environment)
-        missing = [name for name in PROGRAMS if not Path(scratch, "out", name).is_file()]
+        _run(["nice", "-n", "10", go, "build", *flags, "-o", f"{scratch}/out/", "tool"], module, environment)
+        missing = [name for name in programs if not Path(scratch, "out", name).is_file()]
         if missing:
             raise BuildError(f"building {module.name} gave no {', '.join(missing)}")
         os.rename(Path(scratch, "out"), directory)
@@ -108,6 +121,7 @@ def main() -> None:
             print(provide(name), flush=True)
         except NotHereError as reason:
             print(reason, flush=True)
+    print(crictl(), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agent.sysctls import network_set, take_network
+from agent.sysctls import all_set, take_network
 from rpc.errors import FailedPrecondition, InvalidArgument
 
 
@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def set_for_good(wanted: dict[str, str], root: str | None, *, shared: bool = False) -> None:
-    with network_set(wanted, root, shared=shared):
+    with all_set(wanted, root, shared=shared):
         pass
 
 
@@ -55,7 +55,7 @@ def test_what_is_no_table_of_texts_is_refused(sysctl: object) -> None:
 
 def test_names_are_sysctls(root: Path) -> None:
     wanted = {"net.ipv4.conf.eth0/5.forwarding": "1", "net/core/somaxconn": "9"}
-    with network_set(wanted, str(root), shared=False):
+    with all_set(wanted, str(root), shared=False):
         assert (root / "net/ipv4/conf/eth0.5/forwarding").read_text() == "1"
         assert (root / "net/core/somaxconn").read_text() == "9"
     assert (root / "net/core/somaxconn").read_text() == "9"
@@ -92,3 +92,14 @@ def test_a_name_that_is_none_is_refused(root: Path, name: str) -> None:
 def test_what_cannot_be_read_or_written_is_named(root: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"sysctl net\.ipv4: Is a directory"):
         set_for_good({"net.ipv4": "1"}, str(root))
+
+
+def test_a_pods_parameters_may_be_any_of_its_kernels(tmp_path: Path) -> None:
+    (tmp_path / "fs/mqueue").mkdir(parents=True)
+    for name in ("msg_max", "a.b"):
+        (tmp_path / "fs/mqueue" / name).write_text("10\n")
+    set_for_good({"fs.mqueue.msg_max": "11", "fs/mqueue/a.b": "12", "fs.mqueue.a/b": "12"}, str(tmp_path))
+    assert (tmp_path / "fs/mqueue/msg_max").read_text() == "11"
+    assert (tmp_path / "fs/mqueue/a.b").read_text() == "12"
+    with pytest.raises(InvalidArgument, match="none of this name"):
+        set_for_good({"nodots": "1"}, str(tmp_path))

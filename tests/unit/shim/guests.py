@@ -106,6 +106,7 @@ class GuestAgent:
         return {
             api.HELLO: self._hello,
             api.MOUNT_SHARE: self._mount_share,
+            api.MAKE_POD: self._make_pod,
             api.CREATE_CONTAINER: self._create,
             api.START_CONTAINER: self._start,
             api.EXEC: self._exec,
@@ -207,6 +208,9 @@ class GuestAgent:
     async def _tell(self, _: api.EventsRequest, __: Context, send: Send[api.Event]) -> None:
         while (event := await self._events.get()) is not None:
             await send(event)
+
+    async def _make_pod(self, request: api.MakePodRequest) -> Empty:
+        return Empty()
 
     async def _create(self, request: api.CreateContainerRequest) -> api.CreateContainerResponse:
         if request.container_id in self.containers:

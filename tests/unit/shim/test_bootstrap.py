@@ -385,6 +385,17 @@ def test_start_prints_the_address_of_a_shim_that_runs_already(
     assert not request.paths.directory.exists()
 
 
+def test_a_container_whose_pod_is_gone_gets_no_machine_of_its_own(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    annotations = {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"}
+    (bundle / "config.json").write_text(json.dumps({"annotations": annotations}))
+    assert command(monkeypatch, *FLAGS, "start") == 1
+    assert b"pod pod has no virtual machine any more" in capfdbinary.readouterr().err
+    assert sorted(path.name for path in bundle.iterdir()) == ["config.json"]
+
+
 def test_a_start_that_fails_says_one_line(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -1,0 +1,106 @@
+"""What the containers of a Kubernetes pod have in common: /dev/shm, process IDs, kernel parameters.
+
+The sandbox container that stands for it on the host has no process here. Must not know of containers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from agent import libc, sysctls
+from rpc.errors import AlreadyExists, FailedPrecondition, Internal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from typing import NoReturn
+
+    from agent.reaper import Exit, Reaper
+
+_NOBODY = 65534
+_WORDS_BYTES = 256
+_MOST_FDS = 1 << 16
+
+
+class Pod:
+    """id: of its sandbox container. directory: for what is made here."""
+
+    def __init__(self, pod_id: str, directory: str, reaper: Reaper) -> None:
+        self.id = pod_id
+        self._directory = directory
+        self._reaper = reaper
+        self._init = 0
+        self._ended: asyncio.Future[Exit] | None = None
+
+    def make(self, shm_path: str, shm_bytes: int, wanted: dict[str, str], sysctl_root: str | None) -> None:
+        """Raises FailedPrecondition, InvalidArgument for a kernel parameter; nothing is left then."""
+        if os.path.ismount(shm_path):
+            raise AlreadyExists(f"{shm_path} is mounted already: a guest is of one pod")
+        with sysctls.all_set(wanted, sysctl_root, shared=False):
+            if shm_path:
+                os.makedirs(shm_path, exist_ok=True)
+                flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
+                libc.mount("shm", shm_path, "tmpfs", flags, f"mode=1777,size={shm_bytes}")
+
+    def pid_namespace(self) -> str:
+        """A path of the one that containers may join; its first process is made when that is first asked."""
+        if self._ended is None:
+            root = f"{self._directory}/empty"
+            os.makedirs(root, exist_ok=True)
+            self._init = _fork_init(root)
+            self._ended = self._reaper.watch(self._init)
+        if self._ended.done():
+            raise FailedPrecondition("the first process of the pod's PID namespace has ended")
+        return f"/proc/{self._init}/ns/pid"
+
+
+def _fork_init(root: str) -> int:
+    """The pid of a process that is the first of a new PID namespace and does nothing there but reap.
+
+    The process between it and us ends, so that it is a child of PID 1's.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    if os.fork() == 0:
+        _be_parent(root, write)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        said = pipe.read(_WORDS_BYTES)
+    if not said.isdigit():
+        raise Internal("the pod's PID namespace could not be made", said.decode(errors="replace"))
+    return int(said)
+
+
+def _be_parent(root: str, write: int) -> NoReturn:
+    signal.set_wakeup_fd(-1)  # of the agent's event loop
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # also the first process': the kernel reaps
+    try:
+        libc.unshare(libc.CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            _be_init(root)
+        os.write(write, b"%d" % pid)
+    except BaseException as error:  # noqa: BLE001 - whoever forked us raises what is written here
+        os.write(write, f"{type(error).__name__}: {error}".encode()[:_WORDS_BYTES])
+    finally:
+        os._exit(0)
+
+
+def _be_init(root: str) -> NoReturn:
+    """Who forked its parent learns of a failure: the pipe is inherited, and open until all is in place.
+
+    The kernel lets nobody of the namespace kill it, nor send it anything that it does not wait for.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    with open("/proc/self/comm", "wb", buffering=0) as file:
+        file.write(b"pause")
+    os.setsid()
+    os.chroot(root)  # who may look at /proc/1/root sees nothing of the guest's
+    os.chdir("/")
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    os.closerange(0, _MOST_FDS)
+    while True:
+        signal.pause()

@@ -1,0 +1,33 @@
+"""What a container of the guest is asked while it is there: limits, statistics.
+
+It must not know of the pod's other containers, nor how a client asked.
+"""
+
+import logging
+
+from config.settings import Profile
+from rpc.api import agent as api
+from rpc.api.cgroups import Metrics
+from shim import oci, resources
+from shim.container import Container
+from shim.vm.guest import Machine
+
+log = logging.getLogger("casemate")
+
+
+async def update(machine: Machine, profile: Profile, container: Container, document: bytes) -> None:
+    """document: OCI LinuxResources as JSON, applied in the guest as far as it can (resources.py)."""
+    wanted = oci.decode(document, "linux.resources")
+    given, lines = resources.for_guest(wanted)
+    for line in (*lines, *resources.beyond(oci.limits(wanted), profile)):
+        log.warning("container %s: %s", container.id, line)
+    request = api.UpdateRequest(container_id=container.id, resources_json=oci.encode(given))
+    await machine.call(api.UPDATE, request)
+
+
+async def stats(machine: Machine, container: Container) -> bytes:
+    """The container's cgroup in the guest: an encoded io.containerd.cgroups.v2.Metrics; a sandbox has none."""
+    if container.is_sandbox:
+        return Metrics().encode()
+    answer = await machine.call(api.STATS, api.ContainerRequest(container_id=container.id))
+    return resources.made_anew(answer.metrics)

@@ -1,0 +1,139 @@
+"""The sandbox container of a Kubernetes pod, as containerd's CRI has it, and what its other containers share.
+
+Its program (pause) is not run: the VM is what holds the pod. Pure but for one look at the sandbox's /dev/shm.
+It must not know of machines, nor how a container is made. Names: containerd's pkg/cri/annotations.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rpc.api import agent as api
+from rpc.errors import InvalidArgument, Unimplemented
+from shim.bootstrap import CONTAINER_TYPE
+from shim.oci import Limits, Namespace, Spec, typed
+from shim.process import KILLED
+
+SANDBOX = "sandbox"
+SHM = "/dev/shm"
+GUEST_SHM = "/run/casemate/pod/shm"
+_STATUS_AFTER: dict[int, int] = {signal.SIGKILL: KILLED, signal.SIGTERM: 0, signal.SIGINT: 0}
+_LIMITS = "io.kubernetes.cri.sandbox-"
+_NAMESPACE = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/([a-z]+)")
+# The guest's own are its pod's. A sandbox's PID namespace is one that the agent makes when it is asked for.
+OF_THE_GUEST = frozenset(("ipc", "uts"))
+
+
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """The containers that a pod has when another is made: `pids` leads from those that clients know to ids.
+
+    sandbox: the id of its sandbox container; shm: the directory of the host's that is this one's /dev/shm.
+    Either is "" where the pod is none of CRI's.
+    """
+
+    pids: Mapping[int, str] = field(default_factory=dict)
+    sandbox: str = ""
+    shm: str = ""
+
+    def joined(self, namespace: Namespace) -> str | None:
+        """The id of the container whose namespace it is; None if it is none of this pod's.
+
+        CRI names it by the pid that it was told (/proc/PID/ns/KIND), which is an anchor's. Anchors are in the
+        host's namespaces of these kinds: the path stands for the container, and is never opened.
+        """
+        match = _NAMESPACE.fullmatch(namespace.path)
+        if match is None or match[2] != namespace.type:
+            return None
+        return self.pids.get(int(match[1]))
+
+
+ALONE = Siblings()
+
+
+def is_sandbox(spec: Spec) -> bool:
+    return spec.annotations.get(CONTAINER_TYPE) == SANDBOX
+
+
+def status_after(number: int) -> int | None:
+    """How a sandbox ends that is sent this signal, as the pause program does; None if it does not.
+
+    The first process of a PID namespace is ended by what it waits for, and by SIGKILL from without.
+    """
+    return _STATUS_AFTER.get(number)
+
+
+def shm_of(spec: Spec) -> str:
+    """The host's directory that CRI mounted for the sandbox's /dev/shm, or ""."""
+    sources = (mount.source for mount in spec.mounts if mount.is_bind and mount.destination == SHM)
+    return next(sources, "") if is_sandbox(spec) else ""
+
+
+def limits_of(spec: Spec) -> Limits:
+    """What the kubelet says that the containers of the pod may use together. Raises InvalidArgument."""
+
+    def number(name: str) -> int:
+        text = spec.annotations.get(f"{_LIMITS}{name}", "")
+        if not text:
+            return 0
+        try:
+            return int(text)
+        except ValueError as error:
+            raise InvalidArgument(f"annotation {_LIMITS}{name}: {text!r} is no number") from error
+
+    return Limits(number("memory"), number("cpu-quota"), number("cpu-period"))
+
+
+def pod_request(spec: Spec, container_id: str) -> api.MakePodRequest:
+    """What the guest is to make for the pod. Raises InvalidArgument."""
+    linux = spec.document.get("linux") or {}
+    sysctls = typed(linux.get("sysctl") or {}, dict, "linux.sysctl")
+    shm = shm_of(spec)
+    return api.MakePodRequest(
+        container_id=container_id,
+        shm_path=GUEST_SHM if shm else "",
+        shm_bytes=_size_bytes(shm) if shm else 0,
+        sysctls={name: typed(value, str, f"linux.sysctl[{name!r}]") for name, value in sysctls.items()},
+    )
+
+
+def _size_bytes(directory: str) -> int:
+    """Of the file system that CRI has mounted there: the size is nowhere in what it asks for."""
+    try:
+        about = os.statvfs(directory)
+    except OSError as error:
+        raise InvalidArgument(f"mount {SHM}: source {directory}: {error.strerror}") from error
+    return about.f_blocks * about.f_frsize
+
+
+def guest_namespaces(spec: Spec, siblings: Siblings) -> list[dict[str, str]]:
+    """linux.namespaces for the guest's runtime: new ones, and those of the pod's other containers.
+
+    The VM is the pod's network namespace, and its own IPC and UTS namespaces are what a sandbox's containers
+    share. Raises Unimplemented for a path that leads out of the pod.
+    """
+    kinds: dict[str, str] = {}
+    for entry in spec.namespaces:
+        if entry.type == "network":
+            continue
+        joined = joined_or_refused(entry, siblings) if entry.path else None
+        if joined and joined == siblings.sandbox and entry.type in OF_THE_GUEST:
+            continue
+        kinds.setdefault(entry.type, f"{api.NAMESPACES}/{joined}/{entry.type}" if joined else "")
+    # containerd asks for it on hosts with cgroups v2 only; the guest always has v2, where a container
+    # without one would see the guest's whole tree.
+    kinds.setdefault("cgroup", "")
+    return [{"type": kind, "path": path} if path else {"type": kind} for kind, path in kinds.items()]
+
+
+def joined_or_refused(entry: Namespace, siblings: Siblings) -> str:
+    """Raises Unimplemented, naming the namespace."""
+    joined = siblings.joined(entry)
+    if joined is None:
+        raise Unimplemented(
+            f"{entry.type} namespace {entry.path}: a VM's container cannot join the host's",
+            hint="containers that share a namespace must be in one pod",
+        )
+    return joined
