@@ -26,7 +26,7 @@ async def update(machine: Machine, profile: Profile, container: Container, docum
 
 
 async def stats(machine: Machine, container: Container) -> bytes:
-    """The container's cgroup in the guest: an encoded io.containerd.cgroups.v2.Metrics; a sandbox has none."""
+    """The container's cgroup in the guest: an io.containerd.cgroups.v2.Metrics; a sandbox's is empty."""
     if container.is_sandbox:
         return Metrics().encode()
     answer = await machine.call(api.STATS, api.ContainerRequest(container_id=container.id))
