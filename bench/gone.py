@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import supervisor
 from bench.instance import Instance
 from rpc.errors import DeadlineExceeded
 
@@ -39,24 +40,16 @@ def look(instance: Instance, namespace: str) -> Present:
     """Machines that wait in a pool are no container's, and not seen."""
     processes = instance.descendants()
     return Present(
-        frozenset(processes - _waiting(instance, processes)),
+        frozenset(processes - _waiting(processes)),
         {int(row[0]): row[4] for row in map(str.split, _mountinfo(instance).read_text().splitlines())},
         frozenset(_directories(instance, namespace)),
     )
 
 
-def _waiting(instance: Instance, processes: Iterable[int]) -> set[int]:
-    """Those that are called SPARE, and all that are in a PID namespace with one."""
+def _waiting(processes: Iterable[int]) -> set[int]:
+    """Those that are called SPARE, and all that are below one, in PID namespaces of their own or not."""
     named = {pid for pid in processes if _name(pid) == SPARE}
-    theirs = {_pid_namespace(pid) for pid in named} - {_pid_namespace(instance.supervisor_pid), ""}
-    return named | {pid for pid in processes if theirs and _pid_namespace(pid) in theirs}
-
-
-def _pid_namespace(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    return named.union(*map(supervisor.descendants, named))
 
 
 def wait(instance: Instance, namespace: str, before: Present, timeout_s: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench.netns import Namespace, connect, namespace
+from tests.vm.faults import kill_and_wait
 from tests.vm.pods import Pods
 
 SERVE = """\
@@ -120,3 +121,42 @@ def test_interfaces_that_come_and_go_later(pods: Pods, pod: Namespace, outside: 
         pod.ip("link", "delete", "eth1")
         pods.exec(name, "bash", "-c", UNTIL_NONE, "x", "eth1").ok()
         assert "eth0" in pods.exec(name, "ip", "route", "get", "10.77.0.1").ok().out
+
+
+def test_a_network_is_one_pods_alone(pods: Pods, pod: Namespace, outside: Namespace) -> None:
+    connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"))
+    with pods.detached("sleep", "1000", options=pod.options) as name:
+        second = pods.run("true", options=pod.options)
+        assert second.code != 0
+        assert "eth0 is another pod's already" in second.err
+        assert "10.77.0.1" in pods.exec(name, "ip", "route", "get", "10.77.0.1").ok().out
+
+
+def test_a_pod_finds_its_network_as_a_killed_one_left_it(
+    pods: Pods, pod: Namespace, outside: Namespace
+) -> None:
+    connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"))
+    with pods.detached("sleep", "1000", options=pod.options) as name:
+        kill_and_wait(pods.state(name)["pid"])
+    with outside.start("python3", "-uc", SERVE, "10.77.0.1") as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "serving\n"
+        sent = pods.run("python3", "-c", SEND, "10.77.0.1", "1000", options=pod.options).ok()
+        assert sent.out == "1000 from 10.77.0.2\n"
+
+
+def test_what_a_guest_cannot_have_is_named(pods: Pods, pod: Namespace, outside: Namespace) -> None:
+    connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"))
+    pod.ip("tuntap", "add", "tunnel", "mode", "tun")
+    pod.ip("link", "set", "tunnel", "up")
+    pod.ip("address", "add", "10.99.0.1/24", "dev", "tunnel")
+    pod.ip("route", "add", "10.98.0.0/24", "dev", "eth0", "table", "77")
+    with pods.detached("sleep", "1000", options=pod.options) as name:
+        log = pods.paths(name).log.read_text()
+        assert "interface tunnel is no Ethernet" in log
+        assert "a route of table 77" in log
+        assert "tunnel" not in pods.exec(name, "ip", "link").ok().out
+    for number in range(1, 5):
+        connect(pod, f"eth{number}", outside, f"v{number}", (f"10.7{number}.1.2/24", f"10.7{number}.1.1/24"))
+    refused = pods.run("true", options=pod.options)
+    assert "a guest has room for 4 interfaces" in refused.err

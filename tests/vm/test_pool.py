@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench.netns import connect, namespace
 from node.order import DIGITS
 from shim import phases
 from shim.paths import CLAIM, SPARES
@@ -26,6 +27,10 @@ from tests.vm.test_restore import facts
 
 FILLED_S = 90.0
 """Machines are made one after the other, at a lower priority, on a machine that is busy with others."""
+DIAL = """\
+import os, socket
+print(os.strerror(socket.socket().connect_ex(("10.77.0.1", 8000))))
+"""
 HELD = 'import sys; held = sys.argv[1].encode() * 1000000; print("held", flush=True); input()'
 
 
@@ -119,6 +124,17 @@ def test_a_pod_takes_a_machine_and_another_one_is_made(pool: Pool) -> None:
         assert [(one["profile"], one["state"]) for one in listed["spares"]] == [("default", "ready")]
         assert first not in {one["id"] for one in listed["spares"]}
     assert pool.pods.run("sh", "-c", "echo out; exit 7").code == 7
+
+
+def test_a_machine_of_the_pool_gets_the_pods_network(pool: Pool) -> None:
+    with namespace() as pod, namespace() as outside:
+        connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"))
+        pool.start()
+        with pool.pods.detached("sleep", "1000", options=pod.options) as name:
+            assert pool.pods.state(name)["source"] == "pool"
+            assert "10.77.0.2/24" in pool.pods.exec(name, "ip", "address").ok().out
+            refused = pool.pods.exec(name, "python3", "-c", DIAL).ok().out
+            assert refused == "Connection refused\n"
 
 
 def test_what_waits_goes_first_where_memory_runs_out_and_is_seen_by_no_other_pod(pool: Pool) -> None:
