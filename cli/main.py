@@ -26,6 +26,7 @@ COMMANDS = {
     "image": "cli.image",
     "template": "cli.template",
     "pool": "cli.pool",
+    "gpu": "cli.gpu",
     "bench": "cli.bench",
 }
 
@@ -88,7 +89,7 @@ def casemate(
 ) -> None:
     """One virtual machine per pod: what runs on this host, how it got there, and what is wrong.
 
-    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no such pod, image or trace; 4 needs root.
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 no such pod, image, device or trace; 4 needs root.
     """
 
 
