@@ -139,6 +139,7 @@ def start(arguments: Arguments) -> None:
     settings = load()
     request = Start(arguments, bundle, pod_id, spec)
     if is_served(request.socket_path):
+        leave_hooks(request, arguments.id)
         answer(request, arguments, settings, params)
         return
     refuse_without_sandbox(spec, arguments.id, pod_id)
@@ -158,6 +159,7 @@ def start(arguments: Arguments) -> None:
     try:
         bound_s = time.monotonic()
         log = open_log(request.paths)
+        leave_hooks(request, arguments.id)
         answer(request, arguments, settings, params)
         # Last: a `start` that fails is never followed by a `delete`, so that nobody would end the daemon.
         daemon = not offer.take({"bound_s": bound_s}, (listener.fileno(), log)) and os.fork() == 0
@@ -181,6 +183,21 @@ def start(arguments: Arguments) -> None:
         run(request, settings, listener, started_ticks, bound_s)
     listener.close()
     os.close(log)
+
+
+def leave_hooks(request: Start, container_id: str) -> None:
+    """A process that will run the container's hooks on the host, if it has any (shim/hookserver.py)."""
+    if request.spec is None or not request.spec.get("hooks"):
+        return
+    from shim import hookserver
+
+    log = open_log(request.paths)
+    try:
+        hookserver.offer(
+            request.namespace, container_id, request.bundle, request.spec, request.socket_path, log
+        )
+    finally:
+        os.close(log)
 
 
 def hand_over_words(request: Start, settings: "Settings") -> "dict[str, Any]":

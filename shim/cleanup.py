@@ -33,12 +33,16 @@ def clean_pod(paths: PodPaths, *, kept: int = TRACES_KEPT) -> list[str]:
     undone: list[str] = []
     failed: list[CasemateError | OSError] = []
     entries = read_journal(paths.journal)[::-1]
-    processes = [entry for entry in entries if entry.kind is Kind.PROCESS]
-    for entry in processes:  # they use the rest
-        undone += _UNDO[entry.kind](entry)
+    for entry in entries:
+        if entry.kind is Kind.PROCESS:  # they use the rest
+            undone += _undo_process(entry)
+    try:
+        undone += _run_hooks(paths, entries)
+    except (CasemateError, OSError) as error:
+        failed.append(error)
     for entry in entries:
         try:
-            undone += _UNDO[entry.kind](entry) if entry.kind is not Kind.PROCESS else []
+            undone += _UNDO[entry.kind](entry) if entry.kind in _UNDO else []
         except (CasemateError, OSError) as error:
             failed.append(error)
     if failed:
@@ -69,6 +73,14 @@ def _undo_process(entry: Entry) -> list[str]:
     return [f"process {entry.value}"]
 
 
+def _run_hooks(paths: PodPaths, entries: list[Entry]) -> list[str]:
+    if not any(entry.kind is Kind.POSTSTOP for entry in entries):
+        return []
+    from shim.poststop import run_owed  # most pods have none
+
+    return run_owed(paths.journal)
+
+
 def _undo_socket(entry: Entry) -> list[str]:
     try:
         os.unlink(entry.value)
@@ -82,7 +94,6 @@ def _undo_cgroup(entry: Entry) -> list[str]:
 
 
 _UNDO = {
-    Kind.PROCESS: _undo_process,
     Kind.SOCKET: _undo_socket,
     Kind.CGROUP: _undo_cgroup,
 }

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from rpc.api import agent as api
 from rpc.errors import CasemateError, DataLoss, FailedPrecondition, NotFound
 from shim.helper import Watched
+from shim.hooks import HostHooks
 from shim.process import Created, State, Stopped
 from shim.sandbox import Siblings
 from shim.stdio import Sink, Source, Stdio
@@ -154,7 +155,14 @@ class Container:
     """
 
     def __init__(
-        self, container_id: str, bundle: str, init: Process, anchor: Watched, pid: int, undo: AsyncExitStack
+        self,
+        container_id: str,
+        bundle: str,
+        init: Process,
+        anchor: Watched,
+        pid: int,
+        hooks: HostHooks,
+        undo: AsyncExitStack,
     ) -> None:
         self.id = container_id
         self.bundle = bundle
@@ -163,6 +171,7 @@ class Container:
         self.pid = pid
         self.is_sandbox = False
         self.shm = ""
+        self.hooks = hooks
         self.execs: dict[str, Process] = {}
         self._oom_told_s = -OOM_EVERY_S
         self.undo = undo

@@ -20,6 +20,8 @@ from shim.bundle import read_config
 from shim.cleanup import remove_tree
 from shim.container import Container, Process
 from shim.helper import Watched
+from shim.hooks import HostHooks
+from shim.journal import Journal
 from shim.paths import PodPaths
 from shim.record import Identity
 from shim.sandbox import Siblings, is_sandbox, limits_of, pod_request, shm_of
@@ -43,14 +45,22 @@ class NewContainer:
     stderr: str
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a pod's process has that its containers are made with. journal: of what they may leave behind."""
+
+    identity: Identity
+    anchors: AnchorMaker
+    paths: PodPaths
+    journal: Journal
+    trace: Trace
+
+
 async def make_container(
     new: NewContainer,
-    identity: Identity,
+    means: Means,
     siblings: Siblings,
     machine_ready: Callable[[], Awaitable[tuple[Machine, Profile]]],
-    anchors: AnchorMaker,
-    paths: PodPaths,
-    trace: Trace,
     undo: AsyncExitStack,
 ) -> Container:
     """A container up to the point where only its program is missing; undo gets every way back.
@@ -67,6 +77,10 @@ async def make_container(
         log.info("container %s: %s", new.container_id, line)
     for line in guest.unmet:
         log.warning("container %s: %s", new.container_id, line)
+    identity, trace = means.identity, means.trace
+    hooks = HostHooks(wanted, new.container_id, new.bundle, identity.namespace, means.journal, trace)
+    undo.push_async_callback(hooks.gone)  # the last that happens to a container
+    await hooks.connect()
     stdio = await open_stdio(new.stdin, new.stdout, new.stderr, new.terminal, new.container_id, identity)
     undo.push_async_callback(stdio.close)
     with trace.span(phases.CREATE_WAITS, phases.CREATE):
@@ -84,19 +98,21 @@ async def make_container(
         root = directory / "rootfs"
         root.mkdir(mode=0o755)
         mounts = rootfs.mounts_of(new.mounts, new.bundle, wanted.rootfs)
-        undo.enter_context(rootfs.mounted(mounts, root, paths.directory / f"layers-{new.container_id}"))
+        undo.enter_context(rootfs.mounted(mounts, root, means.paths.directory / f"layers-{new.container_id}"))
         for entry in () if stands_for_pod else guest.shared:
             undo.enter_context(rootfs.bound(entry, directory))
-    pid, shown_pid = anchors.make(str(root))
+    pid, shown_pid = means.anchors.make(str(root))
     anchor = Watched("anchor", pid)
     undo.push_async_callback(anchor.end)
+    await hooks.create(shown_pid)
+    # The pod's network is as its client wants it from here on: CNI's was before `start`, the hooks' is now.
     init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
     undo.push_async_callback(init.close)
     if stands_for_pod:
         with trace.span(phases.GUEST_CREATE, phases.CREATE):
             await machine.call(api.MAKE_POD, pod_request(wanted, new.container_id))
         init.in_guest = True
-        container = Container(new.container_id, new.bundle, init, anchor, shown_pid, undo)
+        container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
         container.is_sandbox, container.shm = True, shm_of(wanted)
         return container
     undo.push_async_exit(partial(_forget_in_guest, machine, new.container_id))
@@ -112,7 +128,7 @@ async def make_container(
         )
     init.in_guest = True
     init.attach(machine, stdio)
-    return Container(new.container_id, new.bundle, init, anchor, shown_pid, undo)
+    return Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
 
 
 async def _forget_in_guest(

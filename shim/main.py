@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from config.load import unreported
 from rpc.errors import CasemateError
 from rpc.server import Server
-from shim import cgroup, phases, system
+from shim import cgroup, creation, phases, system
 from shim.anchor import AnchorMaker
 from shim.apprentice import Standby
 from shim.bootstrap import Start
@@ -93,7 +93,8 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     identity = Identity(request.namespace, request.pod_id, pid, started, daemon.host_proc, daemon.host)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
     listener = Listener(publisher)
-    pod = Pod(identity, settings, daemon.paths, trace, daemon.anchors, daemon.standby, listener)
+    means = creation.Means(identity, daemon.anchors, daemon.paths, daemon.journal, trace)
+    pod = Pod(means, settings, daemon.standby, listener)
     server = Server()
     TaskService(pod, shutdown.set).register(server)
     publishing = asyncio.create_task(publisher.run(), name="publisher")

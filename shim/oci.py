@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rpc.errors import InvalidArgument
 
 T = TypeVar("T")
+D = TypeVar("D")
 Document = dict[str, Any]
 
 
@@ -43,6 +44,16 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """args[0] is what the program is told it is called. timeout_s: 0 is no limit."""
+
+    path: str
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    timeout_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Of linux.resources. Where one is not given, 0; below 0 means unlimited."""
 
@@ -64,7 +75,8 @@ class Spec:
     mounts: tuple[Mount, ...]
     namespaces: tuple[Namespace, ...]
     devices: tuple[Device, ...]
-    hooks: tuple[str, ...]
+    hooks: Mapping[str, tuple[Hook, ...]]
+    """By kind, in their order; without kinds that have none."""
     limits: Limits
     cgroups_path: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +92,6 @@ def parse(document: object) -> Spec:
     process = _get(spec, "process", dict, {}, "config.json")
     root = _get(spec, "root", dict, {}, "config.json")
     linux = _get(spec, "linux", dict, {}, "config.json")
-    hooks = _get(spec, "hooks", dict, {}, "config.json")
     return Spec(
         document=spec,
         terminal=_get(process, "terminal", bool, False, "process"),
@@ -91,7 +102,7 @@ def parse(document: object) -> Spec:
         mounts=tuple(_mount(entry) for entry in _get(spec, "mounts", list, [], "config.json")),
         namespaces=tuple(_namespace(entry) for entry in _get(linux, "namespaces", list, [], "linux")),
         devices=tuple(_device(entry) for entry in _get(linux, "devices", list, [], "linux")),
-        hooks=tuple(sorted(name for name, entries in hooks.items() if entries)),
+        hooks=hooks(_get(spec, "hooks", dict, {}, "config.json")),
         limits=limits(_get(linux, "resources", dict, {}, "linux")),
         cgroups_path=_get(linux, "cgroupsPath", str, "", "linux"),
         annotations=_annotations(_get(spec, "annotations", dict, {}, "config.json")),
@@ -118,6 +129,16 @@ def encode(document: Document) -> bytes:
         raise InvalidArgument("config.json cannot be handed to the guest", details=str(error)) from error
 
 
+def hooks(document: Document) -> dict[str, tuple[Hook, ...]]:
+    """As Spec.hooks. Raises InvalidArgument naming what is not as config.md has it ("Hooks")."""
+    found = {}
+    for kind in document:
+        entries = _get(document, kind, list, [], "hooks")
+        if entries:
+            found[kind] = tuple(_hook(entry, f"hooks.{kind}[{at}]") for at, entry in enumerate(entries))
+    return found
+
+
 def limits(resources: Document) -> Limits:
     """Raises InvalidArgument naming the field that is of another type."""
     memory = _get(resources, "memory", dict, {}, "linux.resources")
@@ -137,7 +158,7 @@ def typed(value: object, kind: type[T], where: str) -> T:
     return value
 
 
-def _get(document: Document, name: str, kind: type[T], default: T, where: str) -> T:
+def _get(document: Document, name: str, kind: type[T], default: D, where: str) -> T | D:
     """Absent and null are the same, as Go writes either for an empty value."""
     value = document.get(name)
     return default if value is None else typed(value, kind, f"{where}.{name}")
@@ -178,6 +199,26 @@ def _device(entry: object) -> Device:
         major=_get(device, "major", int, 0, "linux.devices[]"),
         minor=_get(device, "minor", int, 0, "linux.devices[]"),
     )
+
+
+def _hook(entry: object, where: str) -> Hook:
+    hook = typed(entry, dict, where)
+    path = _get(hook, "path", str, "", where)
+    if not path.startswith("/"):
+        raise InvalidArgument(f"OCI spec: {where}.path {path!r} is not absolute")
+    env = {}
+    for text in _texts(hook, "env", where):
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InvalidArgument(f"OCI spec: {where}.env: {text!r} is not NAME=value")
+        env[name] = value
+    timeout_s = _get(hook, "timeout", int, None, where)
+    if timeout_s is not None and timeout_s <= 0:
+        raise InvalidArgument(f"OCI spec: {where}.timeout {timeout_s} is not greater than zero")
+    args = _texts(hook, "args", where) or (path,)
+    if any("\0" in text for text in (path, *args, *env, *env.values())):
+        raise InvalidArgument(f"OCI spec: {where} has a NUL in it")
+    return Hook(path, args, env, timeout_s or 0)
 
 
 def _annotations(document: Document) -> dict[str, str]:

@@ -12,6 +12,7 @@
     RUN/ended/KEY/       what is kept of an ended pod: state.json, trace.json, console.log, shim.log
     RUN/spares/ID/       one machine of the pool (node/spare.py); becomes RUN/pods/KEY when a pod takes it
         claim.sock       while it is to be had
+    RUN/hooks-KEY.sock   from a container's `start` until its Create, if it has hooks (shim/hookserver.py)
     RUN/cache/           what can be found out again: accel.json, settings.json, verified images
 
 RUN is config/places.py's: /run/casemate, unless the environment says otherwise. pathlib is imported when it
@@ -53,6 +54,11 @@ def _path(text: str) -> "Path":
 def pod_key(namespace: str, pod_id: str) -> str:
     """16 hexadecimal digits that stand for (containerd namespace, pod id)."""
     return sha256_hex(f"{namespace}/{pod_id}")[:16]
+
+
+def hooks_socket(namespace: str, container_id: str) -> str:
+    """Where a container's hooks are asked for."""
+    return f"{places.run_dir()}/hooks-{pod_key(namespace, container_id)}.sock"
 
 
 def sha256_hex(text: str) -> str:

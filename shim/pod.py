@@ -19,17 +19,15 @@ from rpc.errors import (
     NotFound,
 )
 from shim import inside, oci, phases, sandbox, shortage, spec
-from shim.anchor import AnchorMaker
 from shim.apprentice import Standby
 from shim.container import Container, Process, siblings
-from shim.creation import NewContainer, make_container
+from shim.creation import Means, NewContainer, make_container
 from shim.execution import forget_exec, start_exec
 from shim.occupancy import Occupancy
-from shim.paths import PodPaths
 from shim.podnetwork import PodNetwork
 from shim.process import KILLED, SIGKILL, Created, Stopped
-from shim.record import Identity, describe
-from shim.trace import CONTAINERD, Trace, write_json
+from shim.record import describe
+from shim.trace import CONTAINERD, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
 from shim.vm.spare import Reserve
@@ -43,22 +41,19 @@ class Pod:
 
     def __init__(
         self,
-        identity: Identity,
+        means: Means,
         settings: Settings,
-        paths: PodPaths,
-        trace: Trace,
-        anchors: AnchorMaker,
         standby: Standby,
         listener: "Listener",
         network_of: "Callable[[Machine, Profile], PodNetwork]" = PodNetwork,
     ) -> None:
-        self.identity = identity
+        self.identity = means.identity
         self.settings = settings
-        self.paths = paths
-        self.trace = trace
+        self.means = means
+        self.paths = means.paths
+        self.trace = means.trace
         self.containers: dict[str, Container] = {}
         self.occupancy = Occupancy()
-        self._anchors = anchors
         self._standby = standby
         self._listener = listener
         self._network_of = network_of
@@ -228,16 +223,8 @@ class Pod:
         try:
             with self.trace.span(phases.CREATE):
                 async with AsyncExitStack() as undo:
-                    container = await make_container(
-                        new,
-                        self.identity,
-                        siblings(self.containers.values()),
-                        self._machine_and_profile,
-                        self._anchors,
-                        self.paths,
-                        self.trace,
-                        undo,
-                    )
+                    others = siblings(self.containers.values())
+                    container = await make_container(new, self.means, others, self._machine_and_profile, undo)
                     await self._settle_network()
                     self.containers[new.container_id] = container
                     container.watch = asyncio.create_task(self._on_anchor_killed(container))
@@ -286,9 +273,19 @@ class Pod:
                         await machine.call(api.START_CONTAINER, request)
             process.state = running
             process.started_s = time.monotonic()
+            if not exec_id:
+                await self._poststart(container)
             self._listener.started(container, process)
         self.write_state("running")
         return container
+
+    async def _poststart(self, container: Container) -> None:
+        """A hook that fails ends the container, as with runc, and by the specification since 1.3."""
+        try:
+            await container.hooks.started()
+        except CasemateError:
+            self._spawn(self.kill(container.id, "", SIGKILL, everything=True))
+            raise
 
     def add_exec(self, container_id: str, process: Process, document: bytes) -> Container:
         """An exec that is created, not yet run. document: an OCI Process as JSON."""

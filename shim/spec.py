@@ -53,6 +53,11 @@ _NO_POLICY = "the guest kernel has no such policy; the VM confines instead"
 NEEDLESS: Table = (("mountLabel", _NO_POLICY),)
 NEEDLESS_OF_PROCESSES: Table = (("apparmorProfile", _NO_POLICY), ("selinuxLabel", _NO_POLICY))
 
+# Where each kind of hook is run: config.md, "POSIX-platform Hooks". The runtime namespace of those whose
+# program lies there and which run in the container's namespaces (createContainer) is the guest's.
+HOST_HOOKS = frozenset(("prestart", "createRuntime", "poststart", "poststop"))
+GUEST_HOOKS = frozenset(("createContainer", "startContainer"))
+
 PROPAGATING = frozenset(("shared", "rshared", "slave", "rslave"))
 _BIND_OPTIONS = frozenset(("bind", "rbind"))
 
@@ -100,11 +105,8 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
                 hint="with --privileged, leave out the host's devices "
                 "(privileged_without_host_devices = true in containerd's config)",
             )
-    if spec.hooks:
-        raise Unimplemented(
-            f"hooks {', '.join(spec.hooks)}: not run by this version",
-            hint="for networking, use CNI or a network namespace that exists already",
-        )
+    if unknown := spec.hooks.keys() - HOST_HOOKS - GUEST_HOOKS:
+        raise Unimplemented(f"hooks {', '.join(sorted(unknown))}: not known to this version")
 
 
 def has_own_files(spec: Spec) -> bool:
@@ -143,6 +145,9 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     document["root"] = {"path": f"{directory}/rootfs", "readonly": spec.readonly}
     shared: list[SharedMount] = []
     document["mounts"] = [_guest_mount(mount, directory, shared, siblings.shm) for mount in spec.mounts]
+    given = document.pop("hooks", None) or {}
+    if of_guest := {kind: entries for kind, entries in given.items() if kind in GUEST_HOOKS and entries}:
+        document["hooks"] = of_guest
     linux = dict(document.get("linux") or {})
     linux["namespaces"] = guest_namespaces(spec, siblings)
     for name in ("cgroupsPath", "devices"):  # the host's; the agent names the guest's cgroup

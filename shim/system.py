@@ -66,6 +66,7 @@ M_ARENA_MAX = -8
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -180,6 +181,11 @@ def end_with_parent(parent: int) -> None:
     check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
     if os.getppid() != parent:
         raise ProcessLookupError(f"process {parent} has ended")
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parents end become this process's children, whatever session they are in."""
+    check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
 
 
 def no_new_privileges() -> None:

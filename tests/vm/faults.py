@@ -145,6 +145,11 @@ def inside(instance: Instance, *argv: str) -> None:
     subprocess.run(instance.inside(*argv), check=True)
 
 
+def output(instance: Instance, *argv: str) -> str:
+    """What a program says that is run as inside()."""
+    return subprocess.run(instance.inside(*argv), check=True, capture_output=True, text=True).stdout
+
+
 def find_process(instance: Instance, name: str) -> int:
     """The pid of the one process below the supervisor whose comm begins with `name`.
 
@@ -178,6 +183,14 @@ def wait_process(instance: Instance, name: str, timeout_s: float = 30.0) -> int:
                 return pid
         time.sleep(0.01)
     raise AssertionError(f"no process {name} within {timeout_s} s")
+
+
+def wait_path(path: Path, timeout_s: float = 30.0) -> None:
+    """Until another process has made it, who tells nobody: hence a short poll."""
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} is not there after {timeout_s} s"
+        time.sleep(0.01)
 
 
 def kill_and_wait(pid: int, timeout_s: float = 5.0) -> None:

@@ -21,7 +21,8 @@ from shim import system
 from shim.anchor import AnchorMaker
 from shim.apprentice import Standby
 from shim.container import Container, Process
-from shim.creation import NewContainer
+from shim.creation import Means, NewContainer
+from shim.journal import Journal
 from shim.paths import PodPaths
 from shim.pod import Pod
 from shim.podnetwork import PodNetwork
@@ -180,11 +181,13 @@ def empty_pod(directory: Path, recorder: Publisher, anchors: AnchorMaker) -> Pod
     identity = Identity("default", POD, os.getpid(), system.start_time("self"), proc)
     trace = Trace("default", POD, 1_700_000_000.0)
     standby = Standby(directory / "run/cache/hint", -1)
-    return Pod(identity, load(), paths, trace, anchors, standby, Listener(recorder), NoNetwork)
+    means = Means(identity, anchors, paths, Journal(paths.journal), trace)
+    return Pod(means, load(), standby, Listener(recorder), NoNetwork)
 
 
 async def close(pod: Pod) -> None:
     await pod.stop()
+    pod.means.journal.close()
     os.close(pod.identity.host_proc)
 
 

@@ -13,6 +13,11 @@ from rpc.errors import CasemateError, InvalidArgument
 from shim import oci, spec
 from tests.unit.shim.pods import config
 
+
+def hooked(**changes: object) -> dict[str, Any]:
+    return {"hooks": {"poststop": [{"path": "/bin/x"} | changes]}}
+
+
 # JSON as Python reads it: no lone surrogate is kept out, as "\ud800" is JSON too.
 TEXT = st.text(st.characters(codec=None), max_size=8)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
@@ -139,7 +144,7 @@ def test_the_parts_that_matter_are_found() -> None:
     assert parsed.namespace("network") == oci.Namespace("network", "/run/netns/x")
     assert parsed.namespace("user") is None
     assert parsed.devices == (oci.Device("/dev/null", "c", 1, 3),)
-    assert parsed.hooks == ("prestart",)
+    assert parsed.hooks == {"prestart": (oci.Hook("/bin/x", ("/bin/x",), {}),)}
     assert parsed.annotations == {"a": "b"}
 
 
@@ -163,11 +168,27 @@ def test_null_is_the_same_as_absent() -> None:
         ({"linux": {"namespaces": {}}}, "linux.namespaces is not of type list"),
         ({"annotations": {"a": 1}}, r"annotations\['a'\] is not of type str"),
         ({"hooks": []}, "config.json.hooks is not of type dict"),
+        ({"hooks": {"poststop": {}}}, "hooks.poststop is not of type list"),
+        ({"hooks": {"poststop": ["/bin/x"]}}, r"hooks.poststop\[0\] is not of type dict"),
+        (hooked(path="x"), r"hooks.poststop\[0\].path 'x' is not absolute"),
+        (hooked(path=None), r"hooks.poststop\[0\].path '' is not absolute"),
+        (hooked(args="x"), r"hooks.poststop\[0\].args is not of type list"),
+        (hooked(env=["A"]), r"hooks.poststop\[0\].env: 'A' is not NAME=value"),
+        (hooked(env=["=A"]), r"hooks.poststop\[0\].env: '=A' is not NAME=value"),
+        (hooked(timeout=0), r"hooks.poststop\[0\].timeout 0 is not greater than zero"),
+        (hooked(timeout=1.5), r"hooks.poststop\[0\].timeout is not of type int"),
+        (hooked(args=["x", "\0"]), r"hooks.poststop\[0\] has a NUL in it"),
     ],
 )
 def test_a_field_of_another_type_is_named(document: object, field: str) -> None:
     with pytest.raises(InvalidArgument, match=f"OCI spec: {field}"):
         oci.parse(document)
+
+
+def test_a_hook_is_told_what_it_is_called_and_has_its_own_environment() -> None:
+    found = oci.parse(hooked(args=["called", "so"], env=["A=1", "B=x=y", "A=2"], timeout=7)).hooks
+    assert found == {"poststop": (oci.Hook("/bin/x", ("called", "so"), {"A": "2", "B": "x=y"}, 7),)}
+    assert oci.parse(hooked()).hooks == {"poststop": (oci.Hook("/bin/x", ("/bin/x",), {}, 0),)}
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,18 @@ def test_devices_that_every_container_has_are_no_request() -> None:
     assert "devices" not in guest.document["linux"]
 
 
-def test_hooks_are_refused_by_name() -> None:
-    hooks = {"prestart": [{"path": "/x"}], "createRuntime": [{"path": "/y"}], "poststop": []}
-    with pytest.raises(Unimplemented, match="hooks createRuntime, prestart: "):
+def test_the_guest_is_handed_its_hooks_and_no_other() -> None:
+    kinds = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+    hooks = {kind: [{"path": f"/{kind}", "env": ["A=b"], "timeout": 3}] for kind in kinds}
+    guest = for_guest(config(hooks=hooks)).document["hooks"]
+    assert guest == {kind: hooks[kind] for kind in ("createContainer", "startContainer")}
+    assert "hooks" not in for_guest(config(hooks={"poststop": hooks["poststop"]})).document
+    assert "hooks" not in for_guest(config(hooks={"startContainer": []})).document
+
+
+def test_hooks_that_nobody_knows_are_refused_by_name() -> None:
+    hooks = {"prestart": [{"path": "/x"}], "prelunch": [{"path": "/y"}], "postlunch": []}
+    with pytest.raises(Unimplemented, match="hooks prelunch: not known"):
         for_guest(config(hooks=hooks))
 
 
