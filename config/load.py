@@ -35,6 +35,7 @@ _CODE = tuple(
 _DIRECTORIES = (
     ("image_dir", places.IMAGE_DIR_VARIABLE),
     ("template_dir", places.TEMPLATE_DIR_VARIABLE),
+    ("ledger_dir", places.LEDGER_DIR_VARIABLE),
 )
 
 

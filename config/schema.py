@@ -67,6 +67,7 @@ class ConfigTable(_Table):
     firmware: PathOrAuto
     image_dir: AbsolutePath
     template_dir: AbsolutePath
+    ledger_dir: AbsolutePath
     make_templates: bool
     templates_kept: Annotated[int, Field(ge=0, le=10_000)]
     default_profile: str
@@ -92,6 +93,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         firmware=table.firmware,
         image_dir=table.image_dir,
         template_dir=table.template_dir,
+        ledger_dir=table.ledger_dir,
         make_templates=table.make_templates,
         templates_kept=table.templates_kept,
         default_profile=table.default_profile,

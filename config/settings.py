@@ -53,6 +53,7 @@ class Settings(Record):
     firmware: str
     image_dir: str
     template_dir: str
+    ledger_dir: str
     make_templates: bool
     templates_kept: int
     default_profile: str

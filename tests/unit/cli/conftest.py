@@ -29,6 +29,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CASEMATE_CONFIG_DIR", str(tmp_path / "etc"))
     monkeypatch.setenv("CASEMATE_IMAGE_DIR", str(tmp_path / "images"))
     monkeypatch.setenv("CASEMATE_TEMPLATE_DIR", str(tmp_path / "templates"))
+    monkeypatch.setenv("CASEMATE_LEDGER_DIR", str(tmp_path / "ledger"))
     monkeypatch.delenv("CONTAINERD_ADDRESS", raising=False)
     monkeypatch.setattr(load, "unreported", [])
     (tmp_path / "etc").mkdir()

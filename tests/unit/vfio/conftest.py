@@ -1,6 +1,7 @@
-"""A host from the library, by name."""
+"""A host from the library, by name; and where tests write that write much."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,10 @@ Machine = Callable[[str], Tree]
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return lambda name: MACHINES[name](tmp_path / name)
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory whose files need no disk: a kill leaves the same there, only a power cut loses more."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+        yield Path(directory)
