@@ -10,7 +10,7 @@ import json
 import logging
 import os
 
-from agent import executables, submounts, sysctls
+from agent import executables, hooks, submounts, sysctls
 from agent.cgroups import Cgroup
 from agent.crun import CrunFailed
 from agent.files import remove, remove_directory, write
@@ -38,6 +38,7 @@ class Container:
     def __init__(self, guest: Guest, container_id: str) -> None:
         self.id = container_id
         self.bundle = f"{guest.directory}/{container_id}"
+        self._hooks_log = f"{self.bundle}/hooks.log"
         self.cgroup = Cgroup(f"{guest.cgroup_root}{CGROUP_PARENT}/{container_id}")
         self.execs: dict[str, Process] = {}
         self.paused = False
@@ -73,6 +74,8 @@ class Container:
         executables.check_arguments(process_spec)
         network = sysctls.take_network(spec)
         self._guest.resolve_namespaces(spec)
+        hooks.check(spec, "createContainer", "/")
+        hooks.keep_words(spec, self._hooks_log)
         process_spec["terminal"] = terminal
         self._simple = _is_simple(spec)
         spec.setdefault("linux", {})["cgroupsPath"] = f"{CGROUP_PARENT}/{self.id}"
@@ -87,11 +90,15 @@ class Container:
                     process, "init", terminal, "create", "--bundle", self.bundle, self.id
                 )
                 _check_command(f"/proc/{process.pid}/root", process_spec)
+                hooks.check(spec, "startContainer", f"/proc/{process.pid}/root")
         except BaseException as error:
             process.stdio.close()
+            said = hooks.words(self._hooks_log)
             await self._abandon()
             if isinstance(error, CrunFailed) and error.silent:
                 _check_command(spec["root"]["path"], process_spec)
+            if said and isinstance(error, CrunFailed):
+                raise CrunFailed(error.brief, f"{error.details}: {said}") from error
             raise
         finally:
             self._made.set()
@@ -220,6 +227,8 @@ class Container:
     async def _follow_init(self, init: Process, ended: asyncio.Future[Exit]) -> None:
         """Announces init's end, after those of everything else in the container."""
         how = await ended
+        if said := hooks.words(self._hooks_log):
+            _log.info("container %s: its hooks: %s", self.id, said)
         try:
             self.cgroup.kill()  # the kernel has, unless the pid namespace is shared
             for process in list(self.execs.values()):

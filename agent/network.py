@@ -51,6 +51,7 @@ class Network:
     def __init__(self) -> None:
         self._applied: dict[tuple[int, bytes], None] = {}
         self._macs: dict[bytes, str] = {}
+        self._ipv6: dict[bytes, bool] = {}
 
     async def apply(self, request: api.NetworkRequest) -> None:
         """Raises FailedPrecondition with the kernel's words, DeadlineExceeded if a device does not appear."""
@@ -64,8 +65,9 @@ class Network:
             for mac, index in _by_mac(asking).items():
                 if mac in wanted:
                     indices[wanted[mac].name] = index
-                    _bring_up(asking, wanted[mac], index, fresh=mac not in self._macs)
+                    _bring_up(asking, wanted[mac], index, self._ipv6.get(mac))
             self._macs = {mac: interface.name for mac, interface in wanted.items()}
+            self._ipv6 = {mac: _has_ipv6(interface) for mac, interface in wanted.items()}
             self._replace(asking, _entries(request, indices))
 
     def _replace(self, asking: Netlink, entries: dict[tuple[int, bytes], None]) -> None:
@@ -149,32 +151,33 @@ def _rename(asking: Netlink, index: int, name: str) -> None:
     _ask(asking, netlink.RTM_SETLINK, body, 0, f"the interface's name {name}")
 
 
-def _bring_up(asking: Netlink, interface: api.Interface, index: int, *, fresh: bool) -> None:
-    if fresh:
-        # The pod's own link-local address is among those that are asked for, or there is to be none.
-        has_ipv6 = any(len(each.local) == 16 for each in interface.addresses)
-        _set_ipv6(interface.name, has_ipv6)
+def _has_ipv6(interface: api.Interface) -> bool:
+    return any(len(each.local) == 16 for each in interface.addresses)
+
+
+def _bring_up(asking: Netlink, interface: api.Interface, index: int, had_ipv6: bool | None) -> None:
+    """had_ipv6: None for an interface that is new."""
+    has_ipv6 = _has_ipv6(interface)
+    if has_ipv6 is not had_ipv6:
+        # No router of the pod's network adds anything to what the host has decided.
+        _set_ipv6(interface.name, "accept_ra", 0, wanted=has_ipv6)
         if has_ipv6:
+            # The pod's own link-local address is among those that are asked for, or there is to be none.
             none = attribute(_INET6_GENERATION, bytes((_GENERATE_NONE,)))
             body = _LINK.pack(0, 0, index, 0, 0) + nested(_AF_SPEC, nested(socket.AF_INET6, none))
             _ask(asking, netlink.RTM_SETLINK, body, 0, f"how {interface.name} makes its addresses")
+        _set_ipv6(interface.name, "disable_ipv6", int(not has_ipv6), wanted=has_ipv6)
     body = _LINK.pack(0, 0, index, _UP, _UP) + attribute(_IFLA_MTU, interface.mtu)
     _ask(asking, netlink.RTM_SETLINK, body, 0, f"an MTU of {interface.mtu} for {interface.name}")
 
 
-def _set_ipv6(name: str, wanted: bool) -> None:
-    """No router of the pod's network adds anything to what the host has decided."""
-    for parameter, value in (("disable_ipv6", not wanted), ("accept_ra", False)):
-        path = f"/proc/sys/net/ipv6/conf/{name}/{parameter}"
-        try:
-            with open(path, "w") as file:
-                file.write(str(int(value)))
-        except FileNotFoundError:
-            if wanted:
-                raise FailedPrecondition(
-                    f"{name} is to have an IPv6 address: the guest has no IPv6"
-                ) from None
-            return
+def _set_ipv6(name: str, parameter: str, value: int, *, wanted: bool) -> None:
+    try:
+        with open(f"/proc/sys/net/ipv6/conf/{name}/{parameter}", "w") as file:
+            file.write(str(value))
+    except FileNotFoundError:
+        if wanted:
+            raise FailedPrecondition(f"{name} is to have an IPv6 address: the guest has no IPv6") from None
 
 
 def _entries(request: api.NetworkRequest, indices: dict[str, int]) -> dict[tuple[int, bytes], None]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from images.store import ImageStore
-from rpc.errors import FailedPrecondition
+from rpc.errors import CasemateError, FailedPrecondition, NotFound
 from tests.vm.agentvm import AgentVM, make_disk, process, spec
 
 STATE = "/run/casemate/crun"
@@ -92,7 +92,7 @@ def test_start_and_delete_without_crun_are_what_crun_takes_for_them(vm: AgentVM,
 
 
 def test_hooks_of_start_and_delete_are_run(vm: AgentVM, look: Watcher) -> None:
-    """The shim lets no hook through; should it ever, crun is asked as before."""
+    """The shim lets none of these through, and has the host run them; should it ever, crun is asked."""
 
     def hook(word: str) -> list[dict[str, Any]]:
         return [{"path": "/usr/bin/busybox", "args": ["touch", f"/run/casemate/{word}"]}]
@@ -106,6 +106,80 @@ def test_hooks_of_start_and_delete_are_run(vm: AgentVM, look: Watcher) -> None:
         await vm.finish("hooked")
         assert await look("ls", "/run/casemate/poststop") == (0, "/run/casemate/poststop\n")
         assert (await look("ls", f"{STATE}/hooked"))[0] == 1
+
+    vm.run(scenario())
+
+
+def test_hooks_of_the_guest_are_run_at_their_moments_and_told_the_state(vm: AgentVM, look: Watcher) -> None:
+    def hook(program: str, path: str) -> list[dict[str, Any]]:
+        words = f"read state; echo $KIND $state >{path}"
+        return [{"path": program, "args": ["sh", "-c", words], "env": ["KIND=its-own"], "timeout": 20}]
+
+    async def scenario() -> None:
+        hooks = {
+            "createContainer": hook("/bin/sh", "/run/casemate/made"),
+            "startContainer": hook("/bin/sh", "/started"),
+        }
+        await vm.create("hooked", spec("sleep", "1000") | {"hooks": hooks})
+        code, made = await look("cat", "/run/casemate/made")
+        assert code == 0
+        assert made.startswith("its-own ")
+        assert json.loads(made.partition(" ")[2])["id"] == "hooked"
+        _, pid = await look("sh", "-c", f"cat {STATE}/hooked/status")
+        root = f"/proc/{json.loads(pid)['pid']}/root"
+        assert (await look("ls", f"{root}/started"))[0] == 1
+        await vm.start("hooked")
+        code, started = await look("cat", f"{root}/started")
+        assert json.loads(started.partition(" ")[2])["id"] == "hooked"
+        await vm.finish("hooked")
+
+    vm.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("hooks", "error", "words"),
+    [
+        (
+            {"createContainer": [{"path": "/usr/bin/nvidia-ctk"}]},
+            NotFound,
+            r"createContainer hook /usr/bin/nvidia-ctk in the guest image: .*no such file",
+        ),
+        (
+            {"startContainer": [{"path": "/no/such/program"}]},
+            NotFound,
+            r"startContainer hook /no/such/program in the container's root: .*no such file",
+        ),
+        (
+            {"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "echo the moon >&2; exit 3"]}]},
+            CasemateError,
+            r"crun create failed.*the moon",
+        ),
+        (
+            {"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "sleep 1000"], "timeout": 1}]},
+            CasemateError,
+            r"crun create failed",
+        ),
+    ],
+)
+def test_a_hook_of_the_guest_that_fails_fails_the_container(
+    vm: AgentVM, look: Watcher, hooks: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    async def scenario() -> None:
+        with pytest.raises(error, match=words):
+            await vm.create("hooked", spec("sleep", "1000") | {"hooks": hooks})
+        assert (await look("ls", f"{STATE}/hooked"))[0] == 1
+        assert (await look("ls", "/sys/fs/cgroup/containers/hooked"))[0] == 1
+
+    vm.run(scenario())
+
+
+def test_a_start_container_hook_that_fails_ends_the_container(vm: AgentVM) -> None:
+    async def scenario() -> None:
+        fails = {"path": "/bin/sh", "args": ["sh", "-c", "echo the sun >&2; exit 3"]}
+        await vm.create("hooked", spec("sleep", "1000") | {"hooks": {"startContainer": [fails]}})
+        await vm.start("hooked")  # as with crun on a host, whose `start` waits for no such hook
+        assert await vm.exit_of("hooked") == 1
+        await vm.delete("hooked")
 
     vm.run(scenario())
 

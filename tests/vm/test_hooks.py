@@ -1,6 +1,8 @@
 """OCI hooks, by which nerdctl and Docker set up a container's network: when, where, told what, and once."""
 
+import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +10,10 @@ import pytest
 
 from tests.vm import faults
 from tests.vm.hooked import HOST_KINDS, Hooked
+from tests.vm.node import Node
 from tests.vm.pods import Pods, every_version
+from tests.vm.test_network import SEND, SERVE, addresses_of
+from tests.vm.test_pool import Pool
 
 WITHIN_S = 30.0
 """A refusal that needs the guest."""
@@ -195,3 +200,74 @@ def test_hooks_that_are_none_are_refused(pods: Pods, hooked: Hooked) -> None:
     faults.refused(pods.run("true"), "hooks prelunch: not known", within_s=WITHIN_S)
     hooked.set({"createRuntime": [{"path": "/no/such/program"}]})
     faults.refused(pods.run("true"), "/no/such/program", "No such file", within_s=WITHIN_S)
+
+
+def test_the_networks_of_cni_as_nerdctl_makes_them(pods: Pods, hooked: Hooked) -> None:
+    """A bridge and an address of host-local's by CNI's own plug-ins, whose interface the guest answers at."""
+    instance = pods.ctr.instance
+    with hooked.bridge("10.87.9.0/24"):
+        with pods.start("python3", "-c", SERVE, "10.87.9.2") as running:
+            running.read_until(b"serving\n", 60)
+            (made,) = hooked.seen()
+            pid = made["state"]["pid"]
+            shown = faults.output(instance, "nsenter", "-t", str(pid), "-n", "ip", "-json", "address")
+            assert addresses_of(json.loads(shown))["eth0"] >= {("10.87.9.2", 24)}
+            sent = faults.output(instance, sys.executable, "-c", SEND, "10.87.9.2", "100000")
+            assert sent == "100000 from 10.87.9.1\n"
+            assert running.finish(20).code == 0
+        assert hooked.kinds() == ["createRuntime", "poststop"]
+        assert hooked.leases() == []
+
+
+def test_two_containers_of_one_pod_have_their_own_hooks(pods: Pods, hooked: Hooked) -> None:
+    """The second one's `start` finds the shim of the first, which was not told of its hooks before."""
+    group = pods.ctr.new_id()
+    hooked.annotations = {"io.containerd.runc.v2.group": group}
+    argv = pods.argv(group, ("sleep", "1000"), ("--detach",))
+    pods.ctr(*argv).ok()
+    try:
+        pods.run("true").ok()
+        ids = [(entry["state"]["id"] == group, entry["kind"]) for entry in hooked.seen()]
+        first = [(True, kind) for kind in HOST_KINDS[:-1]]
+        assert ids == [*first, *((False, kind) for kind in HOST_KINDS)]
+    finally:
+        pods.remove(group)
+    assert hooked.kinds()[-1] == "poststop"
+
+
+def test_a_machine_of_the_pool_has_hooks_run_as_any_other(pods: Pods, hooked: Hooked) -> None:
+    pool = Pool(pods, Node(pods.ctr.instance))
+    try:
+        pool.start()
+        hooked.log.unlink()
+        with pods.detached("sleep", "1000") as name:
+            assert pods.state(name)["source"] == "pool"
+            host = os.readlink(f"/proc/{pods.ctr.instance.supervisor_pid}/ns/pid")
+            for entry in hooked.seen():
+                assert entry["namespaces"]["pid"] == host
+                assert entry["pod_net"] == os.readlink(f"/proc/{entry['state']['pid']}/ns/net")
+            faults.kill_and_wait(faults.shim_pid(pods.ctr.instance))
+            hooked.wait("poststop")
+            wait_gone(pods, name)
+        assert hooked.kinds() == list(HOST_KINDS)
+    finally:
+        pool.node.close()
+        pool.wait_gone()
+
+
+def test_a_start_container_hook_is_a_program_of_the_containers(pods: Pods, hooked: Hooked) -> None:
+    started = {"path": "/bin/sh", "args": ["sh", "-c", "cat >/state"], "env": ["PATH=/usr/bin:/bin"]}
+    hooked.set({"startContainer": [started]})
+    state = json.loads(pods.run("cat", "/state").ok().out)
+    assert state["annotations"]["org.example.given"] == "by the client"
+    assert state["status"] in ("created", "starting"), "the latter is crun's word for it"
+    assert state["id"]
+
+
+def test_hooks_of_the_guest_whose_programs_are_not_there_are_refused(pods: Pods, hooked: Hooked) -> None:
+    hooked.set({"createContainer": [{"path": hooked.witness}], "poststop": [hooked.tells("poststop")]})
+    words = ("createContainer hook", hooked.witness, "in the guest image", "prestart and createRuntime")
+    faults.refused(pods.run("true"), *words, within_s=WITHIN_S)
+    hooked.set({"startContainer": [{"path": "/no/such/program"}]})
+    faults.refused(pods.run("true"), "startContainer hook /no/such/program", within_s=WITHIN_S)
+    assert hooked.kinds() == ["poststop"]

@@ -160,3 +160,20 @@ def test_what_a_guest_cannot_have_is_named(pods: Pods, pod: Namespace, outside: 
         connect(pod, f"eth{number}", outside, f"v{number}", (f"10.7{number}.1.2/24", f"10.7{number}.1.1/24"))
     refused = pods.run("true", options=pod.options)
     assert "a guest has room for 4 interfaces" in refused.err
+
+
+def test_an_interface_that_had_no_ipv6_gets_some_later(
+    pods: Pods, pod: Namespace, outside: Namespace
+) -> None:
+    """As each does for a moment while CNI's plug-ins make it."""
+    connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"))
+    switch = "echo $0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6"
+    pod.run("sh", "-c", switch, "1")
+    with pods.detached("sleep", "1000", options=pod.options) as name:
+        shown = json.loads(pods.exec(name, "ip", "-json", "address").ok().out)
+        assert addresses_of(shown)["eth0"] == {("10.77.0.2", 24)}
+        pod.run("sh", "-c", switch, "0")
+        pod.ip("address", "add", "fd77::2/64", "dev", "eth0", "nodad")
+        pods.exec(name, "bash", "-c", UNTIL, "bash", "fd77::2/64", timeout_s=60).ok()
+        shown = json.loads(pods.exec(name, "ip", "-json", "address").ok().out)
+        assert {address for address, _ in addresses_of(shown)["eth0"]} >= {"10.77.0.2", "fd77::2"}
