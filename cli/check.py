@@ -95,7 +95,7 @@ def _packaged_settings() -> Settings:
 
 
 def _checks() -> tuple[Check, ...]:
-    from cli.checks import containerd, host, node, programs, store
+    from cli.checks import containerd, devices, host, node, programs, store
 
     return (
         host.root_user,
@@ -118,6 +118,7 @@ def _checks() -> tuple[Check, ...]:
         host.locked_memory,
         host.hugepages,
         host.iommu,
+        devices.devices,
     )
 
 

@@ -3,15 +3,21 @@
 Only turns what vfio/ found into text; must not know how it was found.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
+from cli.exits import ExitCode
 from cli.output import JsonOption, print_json, print_line, print_note, print_table
-from vfio import inventory
+from config.load import load
+from vfio import inventory, isolation
 from vfio.address import PciAddress
+from vfio.findings import Finding, Severity
 from vfio.inventory import Bar, Device, Inventory
+from vfio.isolation import Audit
 from vfio.kinds import Kind
+from vfio.names import PciNames
 
 app = typer.Typer(no_args_is_help=True, help="GPUs and other PCI devices that pods can be given.")
 
@@ -19,8 +25,9 @@ Json = Annotated[bool, JsonOption]
 
 # What a pod is given for its own sake; the rest (audio, USB, unknown classes) is listed with --all.
 SHOWN = (Kind.GPU, Kind.NVSWITCH, Kind.ACCELERATOR, Kind.NIC, Kind.NVME)
-_COLUMNS = ("ADDRESS", "KIND", "DEVICE", "DRIVER", "NUMA", "GROUP", "LARGEST BAR", "LINK")
-_SYSFS = inventory.SYSFS
+_COLUMNS = tuple("ADDRESS KIND DEVICE DRIVER NUMA GROUP BAR LINK STATE FINDINGS".split())
+READY, REFUSED = "ready", "refused"
+_SYSFS, _PROC = inventory.SYSFS, isolation.PROC
 
 
 @app.command("list")
@@ -30,16 +37,19 @@ def list_devices(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the host's GPUs, NVSwitches, network cards and NVMe.
+    """List the host's GPUs, NVSwitches, network cards and NVMe, and whether pods may have them.
 
-    Functions of one card go to a pod together; `casemate gpu show` names them.
+    "refused" is a device that no pod is given while its findings last; `casemate gpu show` says what to do
+    about them. BAR is the largest one. Functions of one card go to a pod together.
     """
     found = inventory.read(_SYSFS)
+    audit = _audit(found)
     shown = [each for each in found.functions.values() if every or each.kind in SHOWN]
     if as_json:
         print_json(
             {
-                "devices": [_summary(each, found) for each in shown if each.skipped is None],
+                "host": [_finding(each, audit) for each in audit.host],
+                "devices": [_summary(each, found, audit) for each in shown if each.skipped is None],
                 "skipped": [
                     {"address": str(each.address), "title": each.title, "reason": each.skipped}
                     for each in shown
@@ -49,13 +59,17 @@ def list_devices(
             }
         )
         return
-    print_table(_COLUMNS, [_row(each) for each in shown if each.skipped is None])
+    devices = [each for each in shown if each.skipped is None]
+    styles = ["red" if _state(each, found, audit) == REFUSED else "" for each in devices]
+    print_table(_COLUMNS, [_row(each, found, audit) for each in devices], styles)
     if every and any(each.skipped for each in shown):
         print_line()
         print_table(
             ("ADDRESS", "NOT FOR PODS", "REASON"),
             [(each.address, each.title, each.skipped) for each in shown if each.skipped is not None],
         )
+    for finding in audit.host:
+        print_note(f"{finding.code.value}: {finding.text}")
     hidden = len(found.functions) - len(shown)
     if hidden:
         print_note(f"{hidden} more PCI functions: casemate gpu list --all")
@@ -71,14 +85,82 @@ def show(
     """Show all that is known of one device."""
     found = inventory.read(_SYSFS)
     device = found.function(PciAddress.parse(address))
+    audit = _audit(found)
     if as_json:
-        print_json(_summary(device, found))
+        print_json(_summary(device, found, audit))
         return
     for name, value in _details(device, found):
         print_line((f"{name:14}", "bold"), value)
+    if device.skipped is None:
+        print_line((f"{'state':14}", "bold"), _state(device, found, audit))
+        _print_findings([*audit.host, *_findings(device, found, audit)], audit)
 
 
-def _row(device: Device) -> tuple[object, ...]:
+@app.command("audit")
+def audit_devices(
+    addresses: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ADDRESS]...", help="One pod's; without any, every device."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what speaks against giving devices to a stranger, and what to do about it.
+
+    Devices that are named are judged as one pod's, with all functions of their cards: they may share an IOMMU
+    group. The exit code is 1 if any of them is refused.
+    """
+    found = inventory.read(_SYSFS, PciNames())
+    together = None if addresses is None else [PciAddress.parse(each) for each in addresses]
+    audit = isolation.audit(found, together, waive=load().vfio.waive, sys=_SYSFS, proc=_PROC)
+    findings = [*audit.host, *(each for own in audit.devices.values() for each in own)]
+    refused = any(map(audit.refuses, findings))
+    if as_json:
+        print_json({"given": not refused, "findings": [_finding(each, audit) for each in findings]})
+    else:
+        _print_findings(findings, audit)
+        if not findings:
+            print_line("nothing speaks against it")
+    if refused:
+        raise typer.Exit(ExitCode.FAILURE)
+
+
+def _audit(found: Inventory) -> Audit:
+    return isolation.audit(found, waive=load().vfio.waive, sys=_SYSFS, proc=_PROC)
+
+
+def _findings(device: Device, found: Inventory, audit: Audit) -> list[Finding]:
+    """The device's, and those of the functions that come with it; not the host's."""
+    functions = (device.address, *found.siblings(device.address))
+    return [each for function in functions for each in audit.devices.get(function, ())]
+
+
+def _state(device: Device, found: Inventory, audit: Audit) -> str:
+    findings = [*audit.host, *_findings(device, found, audit)]
+    return REFUSED if any(map(audit.refuses, findings)) else READY
+
+
+def _finding(finding: Finding, audit: Audit) -> dict[str, Any]:
+    return {
+        "code": finding.code.value,
+        "severity": finding.severity.value,
+        "waived": finding.severity is Severity.REFUSED and not audit.refuses(finding),
+        "subject": None if finding.subject is None else str(finding.subject),
+        "text": finding.text,
+        "fix": finding.fix,
+    }
+
+
+def _print_findings(findings: Iterable[Finding], audit: Audit) -> None:
+    for finding in findings:
+        refuses = audit.refuses(finding)
+        waived = finding.severity is Severity.REFUSED and not refuses
+        word = "waived" if waived else finding.severity.value
+        style = "bold red" if refuses else "yellow"
+        print_line((f"{word:8}", style), f"{finding.code.value}: {finding.text}")
+        print_line((f"{'':8}fix: {finding.fix}", "dim"))
+
+
+def _row(device: Device, found: Inventory, audit: Audit) -> tuple[object, ...]:
     return (
         device.address,
         device.kind.value,
@@ -88,11 +170,14 @@ def _row(device: Device) -> tuple[object, ...]:
         "-" if device.group is None else device.group,
         size(max((bar.size_bytes for bar in device.bars if not bar.is_io), default=0)),
         f"{device.link.speed.split()[0]} GT/s x{device.link.width}" if device.link else "-",
+        _state(device, found, audit),
+        " ".join(dict.fromkeys(each.code.value for each in _findings(device, found, audit))) or "-",
     )
 
 
-def _summary(device: Device, found: Inventory) -> dict[str, Any]:
-    return {
+def _summary(device: Device, found: Inventory, audit: Audit) -> dict[str, Any]:
+    judged = {} if device.skipped is not None else _judged(device, found, audit)
+    return judged | {
         "address": str(device.address),
         "kind": device.kind.value,
         "skipped": device.skipped,
@@ -146,6 +231,13 @@ def _summary(device: Device, found: Inventory) -> dict[str, Any]:
         else {"current": device.partitions.current, "available": list(device.partitions.available)},
         "boot_vga": device.boot_vga,
         "vfio_device": None if device.vfio_cdev is None else f"/dev/vfio/devices/{device.vfio_cdev}",
+    }
+
+
+def _judged(device: Device, found: Inventory, audit: Audit) -> dict[str, Any]:
+    return {
+        "state": _state(device, found, audit),
+        "findings": [_finding(each, audit) for each in _findings(device, found, audit)],
     }
 
 

@@ -29,7 +29,7 @@ unreported: list[str] = []
 # What decides how a config file is read, besides the files themselves.
 _CODE = tuple(
     os.path.join(places.PACKAGE_DIR, name)
-    for name in ("schema.py", "sources.py", "settings.py", "values.py", "annotations.py")
+    for name in ("schema.py", "sources.py", "settings.py", "values.py", "annotations.py", "waivers.py")
 )
 # Of the environment, before what the files say.
 _DIRECTORIES = (

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from config import annotations, values
-from config.settings import Node, Profile, Settings, Timeouts
+from config import annotations, values, waivers
+from config.settings import Node, Profile, Settings, Timeouts, Vfio
 
 Size = Annotated[int, BeforeValidator(values.size)]
 Memory = Annotated[int, BeforeValidator(values.memory)]
@@ -58,6 +58,10 @@ class NodeTable(_Table):
     pool_memory: Size
 
 
+class VfioTable(_Table):
+    waive: list[Annotated[str, AfterValidator(waivers.known)]]
+
+
 class ConfigTable(_Table):
     accel: Literal["auto", "kvm", "tcg"]
     transport: Literal["auto", "vsock", "serial"]
@@ -77,6 +81,7 @@ class ConfigTable(_Table):
     address_format: Literal["auto", "plain", "json"]
     timeouts: TimeoutsTable
     node: NodeTable
+    vfio: VfioTable
     console_size: Annotated[int, BeforeValidator(values.size), Field(ge=4096, le=1 << 30)]
     traces_kept: Annotated[int, Field(ge=0, le=1_000_000)]
 
@@ -107,6 +112,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
             pool=table.node.pool,
             pool_memory_bytes=table.node.pool_memory,
         ),
+        vfio=Vfio(waive=tuple(table.vfio.waive)),
         console_bytes=table.console_size,
         traces_kept=table.traces_kept,
     )
@@ -121,6 +127,8 @@ def known_keys(path: tuple[str, ...]) -> list[str]:
             return list(TimeoutsTable.model_fields)
         case ("node",):
             return list(NodeTable.model_fields)
+        case ("vfio",):
+            return list(VfioTable.model_fields)
         case ("profiles", _):
             return list(ProfileTable.model_fields)
     return []

@@ -42,6 +42,12 @@ class Node(Record):
     pool_memory_bytes: int
 
 
+class Vfio(Record):
+    """What an operator answers for when devices are given to pods. waive: codes of vfio/findings.py."""
+
+    waive: tuple[str, ...]
+
+
 class Settings(Record):
     """Every option of config/default.toml, checked. That file says what each one means."""
 
@@ -63,6 +69,7 @@ class Settings(Record):
     address_format: str
     timeouts: Timeouts
     node: Node
+    vfio: Vfio
     console_bytes: int
     traces_kept: int
 
@@ -73,6 +80,7 @@ def to_mapping(settings: Settings) -> "dict[str, Any]":
         "profiles": {name: vars(profile) for name, profile in settings.profiles.items()},
         "timeouts": vars(settings.timeouts),
         "node": vars(settings.node),
+        "vfio": vars(settings.vfio),
     }
 
 
@@ -89,9 +97,13 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
     given["allowed_annotations"] = tuple(given["allowed_annotations"])
     given["timeouts"] = Timeouts(**_checked(Timeouts, given["timeouts"]))
     given["node"] = Node(**_checked(Node, given["node"]))
+    waive = given["vfio"]["waive"]
+    given["vfio"] = Vfio(**_checked(Vfio, given["vfio"] | {"waive": tuple(waive)}))
     settings = Settings(**_checked(Settings, given))
     if not all(type(name) is str for name in settings.allowed_annotations):
         raise TypeError("allowed_annotations: not all are text")
+    if not all(type(code) is str for code in settings.vfio.waive):
+        raise TypeError("vfio.waive: not all are text")
     if not all(type(count) is int for count in settings.node.pool.values()):
         raise TypeError("node.pool: not all are numbers")
     if any(name != profile.name for name, profile in settings.profiles.items()):

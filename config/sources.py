@@ -18,6 +18,7 @@ from config.annotations import KNOWN
 from config.nearest import did_you_mean
 from config.schema import known_keys, validate
 from config.settings import Settings
+from config.waivers import WAIVABLE
 from rpc.errors import InvalidArgument
 
 Path = tuple[str, ...]
@@ -189,7 +190,8 @@ def _meant(problem: Mapping[str, Any], path: Path) -> str | None:
         return None
     if problem["type"] == "literal_error":
         return did_you_mean(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
-    return did_you_mean(problem["input"], KNOWN) if path[0] == "allowed_annotations" else None
+    known = {"allowed_annotations": KNOWN, "vfio": WAIVABLE}.get(path[0])
+    return None if known is None else did_you_mean(problem["input"], known)
 
 
 def _origin(path: Path, origins: Origins) -> Origin | None:

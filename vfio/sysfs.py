@@ -36,6 +36,17 @@ def text(path: str) -> str | None:
     return None if read is None else read.decode(errors="replace").strip()
 
 
+def lines(path: str) -> list[str]:
+    """A table of /proc, of any length, which the kernel gives piece by piece; [] where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError as error:
+        if error.errno in _NONE:
+            return []
+        raise
+
+
 def number(path: str) -> int | None:
     """A number as sysfs writes it: 12, -1, 0x10de. None where there is none, or something else is written."""
     found = text(path)

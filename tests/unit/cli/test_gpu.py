@@ -9,21 +9,35 @@ from cli import gpu
 from tests.unit.cli.conftest import Casemate
 from tests.unit.vfio.machines import MACHINES
 from tests.unit.vfio.trees import Tree
+from vfio.address import PciAddress
+
+
+@pytest.fixture(scope="module")
+def one_for_all(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """Thousands of files: made once, for those who only look."""
+    return MACHINES["dgx-h100"](tmp_path_factory.mktemp("dgx"))
 
 
 @pytest.fixture
-def dgx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
-    return on(MACHINES["dgx-h100"](tmp_path / "dgx"), monkeypatch)
+def dgx(one_for_all: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    return on(one_for_all, monkeypatch)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A workstation, to change."""
+    return on(MACHINES["workstation"](tmp_path / "desk"), monkeypatch)
 
 
 def on(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
     monkeypatch.setattr(gpu, "_SYSFS", str(tree.sys))
+    monkeypatch.setattr(gpu, "_PROC", str(tree.proc))
     return tree
 
 
 def test_list_has_gpus_switches_cards_and_disks(casemate: Casemate, dgx: Tree) -> None:
     lines = casemate("gpu", "list").stdout.splitlines()
-    assert " ".join(lines[0].split()) == "ADDRESS KIND DEVICE DRIVER NUMA GROUP LARGEST BAR LINK"
+    assert " ".join(lines[0].split()) == "ADDRESS KIND DEVICE DRIVER NUMA GROUP BAR LINK STATE FINDINGS"
     rows = [line.split() for line in lines[1:]]
     kinds = [row[1] for row in rows]
     assert {kind: kinds.count(kind) for kind in kinds} == {"gpu": 9, "nvswitch": 4, "nic": 15, "nvme": 10}
@@ -61,17 +75,13 @@ def test_list_for_scripts(casemate: Casemate, dgx: Tree) -> None:
     assert all(each["reason"] for each in every["skipped"])
 
 
-def test_a_device_that_vanishes_is_said(casemate: Casemate, dgx: Tree) -> None:
-    node = next(node for address, node in dgx.nodes.items() if str(address) == "0000:1b:00.0")
-    dgx.remove(node)
-    assert "0000:1b:00.0 vanished while it was read" in casemate("gpu", "list").stderr
-    assert json.loads(casemate("gpu", "list", "--json").stdout)["vanished"] == ["0000:1b:00.0"]
+def test_a_device_that_vanishes_is_said(casemate: Casemate, desk: Tree) -> None:
+    desk.remove(desk.nodes[PciAddress.parse("01:00.0")])
+    assert "0000:01:00.0 vanished while it was read" in casemate("gpu", "list").stderr
+    assert json.loads(casemate("gpu", "list", "--json").stdout)["vanished"] == ["0000:01:00.0"]
 
 
-def test_show_says_all_of_one_device(
-    casemate: Casemate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    on(MACHINES["workstation"](tmp_path / "workstation"), monkeypatch)
+def test_show_says_all_of_one_device(casemate: Casemate, desk: Tree) -> None:
     lines = dict(
         line.split(maxsplit=1)
         for line in casemate("gpu", "show", "01:00.0").stdout.replace("goes with", "goes-with").splitlines()
@@ -102,3 +112,72 @@ def test_show_of_nothing_is_not_found(casemate: Casemate, dgx: Tree) -> None:
 )
 def test_sizes(size_bytes: int, text: str) -> None:
     assert gpu.size(size_bytes) == text
+
+
+# --- whether pods may have them ---
+
+
+def test_list_says_who_is_refused_and_why(casemate: Casemate, dgx: Tree) -> None:
+    rows = {line.split()[0]: line.split() for line in casemate("gpu", "list").stdout.splitlines()}
+    assert rows["0000:1b:00.0"][-3:] == ["ready", "ats", "host-driver"]
+    assert rows["0000:1c:00.0"][-3:] == ["refused", "vfs-enabled", "host-driver"]
+    answer = json.loads(casemate("gpu", "list", "--json").stdout)
+    (card,) = [each for each in answer["devices"] if each["address"] == "0000:1c:00.0"]
+    assert card["state"] == "refused"
+    assert [each["code"] for each in card["findings"]] == ["vfs-enabled", "host-driver"]
+    assert answer["host"] == []
+
+
+def test_a_waiver_of_the_config_counts_and_is_shown(casemate: Casemate, dgx: Tree, host: Path) -> None:
+    (host / "etc/config.toml").write_text('[vfio]\nwaive = ["vfs-enabled"]\n')
+    answer = json.loads(casemate("gpu", "show", "1c:00.0", "--json").stdout)
+    assert answer["state"] == "ready"
+    assert [each["waived"] for each in answer["findings"]] == [True, False]
+    assert "waived  vfs-enabled: 0000:1c:00.0 has 4 VFs" in casemate("gpu", "show", "1c:00.0").stdout
+
+
+def test_a_card_is_refused_for_any_of_its_functions(casemate: Casemate, desk: Tree) -> None:
+    (desk.sys / "bus/pci/devices/0000:01:00.0/boot_vga").write_text("0\n")
+    assert json.loads(casemate("gpu", "show", "01:00.0", "--json").stdout)["state"] == "ready"
+    (desk.sys / "bus/pci/devices/0000:01:00.1/reset_method").write_text("\n")
+    shown = json.loads(casemate("gpu", "show", "01:00.0", "--json").stdout)
+    assert shown["state"] == "refused"
+    assert ("no-reset", "0000:01:00.1") in [(each["code"], each["subject"]) for each in shown["findings"]]
+
+
+def test_audit_of_devices_for_one_pod(casemate: Casemate, dgx: Tree) -> None:
+    given = casemate("gpu", "audit", "1b:00.0", "43:00.0")
+    assert given.exit_code == 0
+    assert "warning host-driver: 0000:43:00.0 is bound to nvidia" in given.stdout
+    refused = casemate("gpu", "audit", "1b:00.0", "1c:00.0")
+    assert refused.exit_code == 1
+    lines = refused.stdout.splitlines()
+    at = lines.index("refused vfs-enabled: 0000:1c:00.0 has 4 VFs")
+    assert lines[at + 1] == "        fix: echo 0 > sriov_numvfs, or give away VFs"
+    assert json.loads(casemate("gpu", "audit", "1b:00.0", "1c:00.0", "--json").stdout)["given"] is False
+
+
+def test_audit_of_a_host_without_an_iommu(
+    casemate: Casemate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(MACHINES["no-iommu"](tmp_path / "no-iommu"), monkeypatch)
+    result = casemate("gpu", "audit")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("refused iommu-off: the kernel has no IOMMU groups\n")
+    listed = casemate("gpu", "list")
+    assert "refused" in listed.stdout
+    assert "iommu-off: the kernel has no IOMMU groups" in listed.stderr
+
+
+def test_nothing_to_say_is_said(casemate: Casemate, desk: Tree) -> None:
+    card = PciAddress.parse("03:00.0")
+    assert casemate("gpu", "audit", str(card)).stdout.startswith("warning host-driver: 0000:03:00.0")
+    desk.bind(desk.nodes[card], "vfio-pci")
+    result = casemate("gpu", "audit", str(card))
+    assert (result.exit_code, result.stdout) == (0, "nothing speaks against it\n")
+
+
+def test_what_no_pod_gets_cannot_be_audited(casemate: Casemate, desk: Tree) -> None:
+    result = casemate("gpu", "audit", "00:01.0")
+    assert result.exit_code == 1
+    assert "0000:00:01.0 is not for pods: a bridge" in result.stderr

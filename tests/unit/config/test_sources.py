@@ -180,6 +180,24 @@ def test_unknown_profile_is_named_with_the_nearest(write: Write) -> None:
     assert error.hint == "did you mean small?"
 
 
+def test_what_may_be_waived_is_read(write: Write) -> None:
+    assert read_settings().settings.vfio.waive == ()
+    write("config.toml", '[vfio]\nwaive = ["acs-off", "boot-display"]\n')
+    assert read_settings().settings.vfio.waive == ("acs-off", "boot-display")
+
+
+def test_a_waiver_of_nothing_is_named_with_the_nearest(write: Write) -> None:
+    path = write("config.toml", '[vfio]\nwaive = ["acs-of"]\n')
+    error = mistake()
+    assert error.brief.startswith(f"{path}:2: vfio.waive.0: 'acs-of' is not one of noiommu, ")
+    assert error.hint == "did you mean acs-off?"
+
+
+def test_what_is_no_matter_of_judgement_cannot_be_waived(write: Write) -> None:
+    write("config.toml", '[vfio]\nwaive = ["root-disk"]\n')
+    assert "vfio.waive.0: 'root-disk' is not one of" in mistake().brief
+
+
 def test_unknown_annotation_is_named_with_the_nearest(write: Write) -> None:
     path = write("config.toml", 'allowed_annotations = ["dev.casemate.memry"]\n')
     error = mistake()

@@ -1,4 +1,4 @@
-"""A host from the library, by name; and where tests write that write much."""
+"""Hosts of the library, each made once for tests that only look; and where tests write that write much."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,9 +12,16 @@ from tests.unit.vfio.trees import Tree
 Machine = Callable[[str], Tree]
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return lambda name: MACHINES[name](tmp_path / name)
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    made: dict[str, Tree] = {}
+
+    def get(name: str) -> Tree:
+        if name not in made:
+            made[name] = MACHINES[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
 
 
 @pytest.fixture

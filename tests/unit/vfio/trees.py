@@ -80,9 +80,9 @@ class Tree:
         self.put("proc/cmdline", "BOOT_IMAGE=/vmlinuz root=/dev/mapper/system-root ro quiet\n")
         if iommu:
             self.put("sys/class/iommu/dmar0/intel-iommu/ecap", "ee9e86f050df\n")
-            self.put("proc/interrupts", INTERRUPTS_REMAPPED)
-        else:
-            self.put("proc/interrupts", INTERRUPTS_PLAIN)
+        for number, chip in ((0, "IO-APIC"), (24, "DMAR-MSI"), (120, "PCI-MSIX-0000:01:00.0")):
+            remapped = iommu and chip != "DMAR-MSI"
+            self.put(f"sys/kernel/irq/{number}/chip_name", f"{'IR-' if remapped else ''}{chip}\n")
 
     def put(self, path: str, text: str) -> Path:
         target = self.root / path
@@ -233,6 +233,76 @@ class Tree:
             made.append(node)
         return made
 
+    # --- what the host does with its devices ---
+
+    def process(self, pid: int, command: str, *files: str) -> None:
+        """A process with these files open."""
+        self.put(f"proc/{pid}/comm", f"{command}\n")
+        (self.proc / f"{pid}/fd").mkdir()
+        for number, file in enumerate(("/dev/null", *files)):
+            os.symlink(file, self.proc / f"{pid}/fd/{number}")
+
+    def block(self, place: Path, number: str, *, on: tuple[str, ...] = (), mapper: str = "") -> None:
+        """A block device whose directory of sysfs is place; on: those that it is built on."""
+        place.mkdir(parents=True)
+        (place / "holders").mkdir()
+        (place / "slaves").mkdir()
+        (place / "dev").write_text(f"{number}\n")
+        if mapper:
+            (place / "dm").mkdir()
+            (place / "dm/name").write_text(f"{mapper}\n")
+        self.link(f"sys/class/block/{place.name}", place)
+        self.link(f"sys/dev/block/{number}", place)
+        for name in on:
+            lower = (self.sys / "class/block" / name).resolve()
+            os.symlink(lower, place / "slaves" / name)
+            os.symlink(place, lower / "holders" / place.name)
+
+    def nvme(self, node: Node, index: int, *partitions: int) -> str:
+        """The disk of an NVMe controller, and its name."""
+        name = f"nvme{index}n1"
+        disk = node.directory / f"nvme/nvme{index}/{name}"
+        self.block(disk, f"259:{index * 16}")
+        for partition in partitions:
+            self.block(disk / f"{name}p{partition}", f"259:{index * 16 + partition}")
+        return name
+
+    def mounts(self, *mounts: tuple[str, str, str]) -> None:
+        """Of process 1: (number, source, point) each."""
+        lines = [
+            f"{22 + index} 1 {number} / {point} rw,relatime shared:1 - ext4 {source} rw\n"
+            for index, (number, source, point) in enumerate(mounts)
+        ]
+        self.put("proc/1/mountinfo", "".join(lines))
+
+    def interface(self, name: str, device: Path | None, *, on: tuple[str, ...] = (), up: bool = True) -> None:
+        """A network interface: of a device, or a virtual one on others."""
+        place = (device or self.sys / "devices/virtual") / "net" / name
+        place.mkdir(parents=True)
+        (place / "flags").write_text("0x1003\n" if up else "0x1002\n")
+        if device is not None:
+            os.symlink("../..", place / "device")
+        for lower in on:
+            os.symlink((self.sys / "class/net" / lower).resolve(), place / f"lower_{lower}")
+        self.link(f"sys/class/net/{name}", place)
+
+    def default_route(self, interface: str, *, ipv6: bool = False) -> None:
+        """And a route that is none of the default's, of another interface."""
+        if ipv6:
+            zero = "0" * 32
+            self.put(
+                "proc/1/net/ipv6_route",
+                f"{zero} 00 {zero} 00 fe80{'0' * 27}1 00000400 00000002 00000000 00000003 {interface}\n"
+                f"{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200 lo\n",
+            )
+            return
+        self.put(
+            "proc/1/net/route",
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+            f"{interface}\t00000000\t0102A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
+            "other0\t0000A8C0\t00000000\t0001\t0\t0\t100\t0000FFFF\t0\t0\t0\n",
+        )
+
     def remove(self, node: Node) -> None:
         """Surprise removal, half way: the directory is empty, its name still listed."""
         for path in node.directory.iterdir():
@@ -286,18 +356,3 @@ def config_space(
         data[at + 4 : at + 4 + len(body)] = body
         at += 0x48
     return bytes(data)
-
-
-INTERRUPTS_REMAPPED = """\
-            CPU0       CPU1
-   0:         36          0  IR-IO-APIC    2-edge      timer
-  24:          0          0  DMAR-MSI    0-edge      dmar0
- 120:          0       1214  IR-PCI-MSIX-0000:01:00.0    0-edge      nvme0q0
- NMI:          0          0   Non-maskable interrupts
-"""
-INTERRUPTS_PLAIN = """\
-            CPU0       CPU1
-   0:         36          0   IO-APIC    2-edge      timer
- 120:          0       1214  PCI-MSIX-0000:01:00.0    0-edge      nvme0q0
- NMI:          0          0   Non-maskable interrupts
-"""

@@ -1,0 +1,58 @@
+"""Devices for pods: what VFIO needs on this host, and whether its GPUs may be given away."""
+
+from collections.abc import Iterator
+
+from cli.checks.result import CheckContext, Result, ok, warning
+from rpc.errors import FailedPrecondition
+from vfio import inventory, isolation
+from vfio.findings import Code, Severity
+from vfio.inventory import Device
+from vfio.isolation import Audit
+from vfio.kinds import Kind
+from vfio.names import PciNames
+
+_GPUS = (Kind.GPU, Kind.NVSWITCH, Kind.ACCELERATOR)
+
+
+def devices(context: CheckContext) -> Iterator[Result]:
+    """Of a host that gives no devices away, nothing is wrong here, whatever it lacks."""
+    name = "devices"
+    sys, proc = str(context.path("/sys")), str(context.path("/proc"))
+    try:
+        found = inventory.read(sys, PciNames())
+    except FailedPrecondition as error:
+        yield ok(name, error.brief)
+        return
+    audit = isolation.audit(found, waive=context.settings.vfio.waive, sys=sys, proc=proc)
+    gpus = [each for each in found.devices if each.kind in _GPUS and not _is_console(audit, each)]
+    if not gpus:
+        yield ok(name, "no GPU beside the console's")
+        return
+    if Code.IOMMU_OFF in {finding.code for finding in audit.host}:
+        yield ok(name, f"{len(gpus)} GPUs or switches, which no pod gets without an IOMMU")
+        return
+    if not context.path("/sys/bus/pci/drivers/vfio-pci").is_dir():
+        yield warning(
+            "vfio-pci",
+            "not loaded: no device can be taken from its driver",
+            "modprobe vfio-pci, and vfio-pci in /etc/modules-load.d/casemate.conf for the next boot",
+        )
+    else:
+        way = "iommufd" if context.path("/dev/iommu").exists() else "groups alone (no /dev/iommu)"
+        yield ok("vfio-pci", f"loaded, with {way}")
+    for finding in audit.host:
+        if finding.severity is Severity.REFUSED:
+            word = "" if audit.refuses(finding) else " (waived)"
+            yield warning(finding.code.value, f"{finding.text}{word}", finding.fix)
+    refused = [each for each in gpus if audit.refusals(each.address)]
+    said = f"{len(gpus) - len(refused)} of {len(gpus)} GPUs and switches may be given to pods"
+    if not refused:
+        yield ok(name, said)
+        return
+    codes = dict.fromkeys(finding.code.value for each in refused for finding in audit.refusals(each.address))
+    yield warning(name, f"{said}; the others not: {', '.join(codes)}", "casemate gpu audit, docs/gpus.md")
+
+
+def _is_console(audit: Audit, device: Device) -> bool:
+    """A screen that the host keeps, as that of a server's management controller: nothing to be mended."""
+    return Code.BOOT_DISPLAY in {each.code for each in audit.refusals(device.address)}
