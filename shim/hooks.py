@@ -11,10 +11,10 @@ import logging
 from rpc.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from shim import phases, poststop
 from shim.hookrun import state_of
+from shim.hookserver import HOST_HOOKS
 from shim.journal import Journal
 from shim.oci import Spec
 from shim.paths import hooks_socket
-from shim.spec import HOST_HOOKS
 from shim.trace import Trace
 
 MOST_ANSWER_BYTES = 1 << 20

@@ -11,69 +11,80 @@ nothing else. It ends with the connection that it is asked over, or when the pod
 must not know when hooks are due.
 """
 
-import fcntl
 import json
 import os
 import select
 import socket
-from typing import NoReturn
 
-from shim import system
-from shim.bootstrap import listen
-from shim.hookrun import run_all, state_of
-from shim.oci import Document, Spec, parse
 from shim.paths import hooks_socket
-from shim.spec import HOST_HOOKS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from shim.oci import Spec
 
 MOST_FDS = 1 << 20
 MOST_QUESTION_BYTES = 256
 LISTENER, LIFELINE = 3, 4
-# runtime.md, "Lifecycle": in which state of the container they are run.
+# The kinds that are run on the host, and in which state of the container (runtime.md, "Lifecycle").
 STATUS = {"prestart": "creating", "createRuntime": "creating", "poststart": "running", "poststop": "stopped"}
+HOST_HOOKS = frozenset(STATUS)
 
 
-def offer(namespace: str, container_id: str, bundle: str, spec: Document, pod_socket: str, log: int) -> None:
-    """Before `start` is answered, if the container has hooks of the host's.
+def offer(
+    namespace: str, container_id: str, bundle: str, spec: "dict[str, Any]", pod_socket: str, log: int
+) -> None:
+    """Before `start` is answered, if the container has hooks of the host's. Imports nothing: `start` waits.
 
     pod_socket: of the pod's shim, whose end is the end. log: a descriptor for what goes wrong. Raises
-    InvalidArgument for hooks that are none, OSError where there can be no process or socket.
+    OSError where there can be no process or socket. Hooks that are none the shim will refuse.
     """
-    wanted = parse(spec)
-    if wanted.hooks.keys().isdisjoint(HOST_HOOKS):
+    from shim.bootstrap import listen
+
+    hooks = spec.get("hooks")
+    if not isinstance(hooks, dict) or not any(hooks.get(kind) for kind in HOST_HOOKS):
         return
     path = hooks_socket(namespace, container_id)
-    system.unlink_if_there(path)
+    if os.path.lexists(path):
+        os.unlink(path)  # an earlier one's, which nobody asked
     with listen(path) as listener, socket.socket(socket.AF_UNIX) as lifeline:
         try:
+            inode = os.stat(path).st_ino
             lifeline.connect(pod_socket)
             child = os.fork()
         except BaseException:
-            system.unlink_if_there(path)
+            os.unlink(path)
             raise
         if child == 0:
-            _be_server(wanted, container_id, bundle, path, (listener.fileno(), lifeline.fileno()), log)
+            _be_server(spec, container_id, bundle, (path, inode), (listener.fileno(), lifeline.fileno()), log)
 
 
 def _be_server(
-    spec: Spec, container_id: str, bundle: str, path: str, fds: tuple[int, int], log: int
-) -> NoReturn:
+    document: "dict[str, Any]",
+    container_id: str,
+    bundle: str,
+    place: tuple[str, int],
+    fds: tuple[int, int],
+    log: int,
+) -> "NoReturn":
     """Holds nothing of `start`'s but these: whoever waits for `start`'s output must not wait for us."""
     status = 1
     try:
         os.setsid()
-        system.set_process_name("casemate-hooks")
         os.dup2(log, 2)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        above = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LIFELINE + 1) for fd in fds]
-        for fd, target in zip(above, (LISTENER, LIFELINE), strict=True):
-            os.dup2(fd, target, inheritable=False)
-        os.closerange(LIFELINE + 1, MOST_FDS)
+        _keep(fds)
         os.chdir("/")
         with socket.socket(fileno=LISTENER) as waiting, socket.socket(fileno=LIFELINE) as pod:
-            asked = _asked(waiting, pod, path)
-        if asked is not None:
+            try:
+                spec = _parsed(document)  # while the pod is being made
+                asked = _asked(waiting, pod) if spec is not None else None
+            finally:
+                _withdraw(*place)
+        if spec is not None and asked is not None:
             with asked:
                 _serve(asked, spec, container_id, bundle)
         status = 0
@@ -85,23 +96,49 @@ def _be_server(
         os._exit(status)
 
 
-def _asked(waiting: socket.socket, pod: socket.socket, path: str) -> socket.socket | None:
+def _keep(fds: tuple[int, int]) -> None:
+    """These become LISTENER and LIFELINE; all others but the standard ones are closed."""
+    import fcntl
+
+    above = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LIFELINE + 1) for fd in fds]
+    for fd, target in zip(above, (LISTENER, LIFELINE), strict=True):
+        os.dup2(fd, target, inheritable=False)
+    os.closerange(LIFELINE + 1, MOST_FDS)
+
+
+def _parsed(document: "dict[str, Any]") -> "Spec | None":
+    """None where they are no hooks: the shim reads the same document, and says why."""
+    from rpc.errors import InvalidArgument
+    from shim import oci, system
+
+    system.set_process_name("casemate-hooks")
+    try:
+        return oci.parse(document)
+    except InvalidArgument:
+        return None
+
+
+def _asked(waiting: socket.socket, pod: socket.socket) -> socket.socket | None:
     """The one connection that there will be; None if the pod has ended without."""
-    own = os.stat(path).st_ino
     poll = select.poll()
     poll.register(waiting, select.POLLIN)
     poll.register(pod, select.POLLRDHUP)
     ready = {fd for fd, _ in poll.poll()}
-    try:
-        if os.stat(path).st_ino == own:  # not that of a `start` which came later
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
     return waiting.accept()[0] if waiting.fileno() in ready else None
 
 
-def _serve(asked: socket.socket, spec: Spec, container_id: str, bundle: str) -> None:
+def _withdraw(path: str, inode: int) -> None:
+    try:
+        if os.stat(path).st_ino == inode:  # not that of a `start` which came later
+            os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _serve(asked: socket.socket, spec: "Spec", container_id: str, bundle: str) -> None:
     """Until the shim has no more questions, or is gone. poststop hooks that were begun go on then."""
+    from shim.hookrun import run_all, state_of
+
     with asked.makefile("rb") as questions:
         while question := questions.readline(MOST_QUESTION_BYTES):
             words = json.loads(question)

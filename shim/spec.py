@@ -12,6 +12,7 @@ from rpc.errors import InvalidArgument, Unimplemented
 from shim import resources
 from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.fields import Table, leave_out, refuse
+from shim.hookserver import HOST_HOOKS
 from shim.oci import Document, Mount, Spec
 from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, joined_or_refused
 
@@ -53,9 +54,8 @@ _NO_POLICY = "the guest kernel has no such policy; the VM confines instead"
 NEEDLESS: Table = (("mountLabel", _NO_POLICY),)
 NEEDLESS_OF_PROCESSES: Table = (("apparmorProfile", _NO_POLICY), ("selinuxLabel", _NO_POLICY))
 
-# Where each kind of hook is run: config.md, "POSIX-platform Hooks". The runtime namespace of those whose
-# program lies there and which run in the container's namespaces (createContainer) is the guest's.
-HOST_HOOKS = frozenset(("prestart", "createRuntime", "poststart", "poststop"))
+# Those that crun runs (config.md, "POSIX-platform Hooks"): the runtime's namespace, where the program of a
+# createContainer hook lies, is the guest's.
 GUEST_HOOKS = frozenset(("createContainer", "startContainer"))
 
 PROPAGATING = frozenset(("shared", "rshared", "slave", "rslave"))
