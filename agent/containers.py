@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent.crun import Crun
+    from agent.forward import Forward
     from agent.process import Process
     from agent.reaper import Exit, Reaper
 
@@ -74,8 +75,17 @@ class Guest:
         """Whether any other container is in this guest, or about to be."""
         return any(each is not container for each in self._containers.values())
 
-    def process(self, container_id: str, exec_id: str) -> Process:
+    def process(self, container_id: str, exec_id: str) -> Process | Forward:
+        """Or what is like one. Raises NotFound."""
+        if self._pod is not None and container_id == self._pod.id:
+            return self._pod.forward(exec_id)
         return self.container(container_id).process(exec_id)
+
+    async def connect(self, pod_id: str, name: str, port: int) -> None:
+        """To a port of the loopback; name is that of process() from then on."""
+        if self._pod is None or pod_id != self._pod.id:
+            raise NotFound(f"this guest is not that of pod {pod_id}")
+        await self._pod.connect(name, port)
 
     def make_pod(self, pod_id: str, shm_path: str, shm_bytes: int, wanted: dict[str, str]) -> None:
         """What containers to come have in common. Raises as Pod.make()."""
@@ -100,7 +110,7 @@ class Guest:
     def _namespace(self, container_id: str, kind: str) -> str:
         if self._pod is not None and container_id == self._pod.id and kind == "pid":
             return self._pod.pid_namespace()
-        init = self.process(container_id, "")
+        init = self.container(container_id).init
         if init.gone:
             raise FailedPrecondition(f"{init.who} is stopped, its {kind} namespace cannot be joined")
         return f"/proc/{init.pid}/ns/{kind}"
@@ -132,6 +142,9 @@ class Guest:
         await self.container(container_id).update(parsed)
 
     async def delete(self, container_id: str, exec_id: str, *, kill: bool) -> None:
+        if self._pod is not None and container_id == self._pod.id:
+            self._pod.hang_up(exec_id)
+            return
         container = self.container(container_id)
         if exec_id:
             await container.delete_exec(exec_id, kill=kill)

@@ -1,4 +1,4 @@
-"""What the containers of a Kubernetes pod have in common: /dev/shm, process IDs, kernel parameters.
+"""What the containers of a Kubernetes pod have in common: /dev/shm, process IDs, kernel parameters, ports.
 
 The sandbox container that stands for it on the host has no process here. Must not know of containers.
 """
@@ -9,13 +9,14 @@ import os
 import signal
 
 from agent import libc, sysctls
-from rpc.errors import AlreadyExists, FailedPrecondition, Internal
+from rpc.errors import AlreadyExists, FailedPrecondition, Internal, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from typing import NoReturn
 
+    from agent.forward import Forward
     from agent.reaper import Exit, Reaper
 
 _NOBODY = 65534
@@ -32,6 +33,7 @@ class Pod:
         self._reaper = reaper
         self._init = 0
         self._ended: asyncio.Future[Exit] | None = None
+        self._forwards: dict[str, Forward] = {}
 
     def make(self, shm_path: str, shm_bytes: int, wanted: dict[str, str], sysctl_root: str | None) -> None:
         """Raises FailedPrecondition, InvalidArgument for a kernel parameter; nothing is left then."""
@@ -42,6 +44,26 @@ class Pod:
                 os.makedirs(shm_path, exist_ok=True)
                 flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
                 libc.mount("shm", shm_path, "tmpfs", flags, f"mode=1777,size={shm_bytes}")
+
+    async def connect(self, name: str, port: int) -> None:
+        """To a port of the loopback. Raises FailedPrecondition if nobody listens there, AlreadyExists."""
+        from agent.forward import connect
+
+        if name in self._forwards:
+            raise AlreadyExists(f"connection {name} exists already")
+        self._forwards[name] = await connect(port)
+
+    def forward(self, name: str) -> Forward:
+        """Raises NotFound."""
+        try:
+            return self._forwards[name]
+        except KeyError:
+            raise NotFound(f"connection {name} of pod {self.id} does not exist") from None
+
+    def hang_up(self, name: str) -> None:
+        """Raises NotFound."""
+        self.forward(name).close()
+        del self._forwards[name]
 
     def pid_namespace(self) -> str:
         """A path of the one that containers may join; its first process is made when that is first asked."""

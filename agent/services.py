@@ -43,6 +43,7 @@ class AgentService:
         server.add(api.HELLO, self.hello)
         server.add(api.MOUNT_SHARE, self.mount_share)
         server.add(api.MAKE_POD, self.make_pod)
+        server.add(api.CONNECT, self.connect)
         server.add(api.CREATE_CONTAINER, self.create_container)
         server.add(api.START_CONTAINER, self.start_container)
         server.add(api.EXEC, self.exec)
@@ -160,6 +161,10 @@ class AgentService:
 
     async def make_pod(self, request: api.MakePodRequest, context: Context) -> Empty:
         self._guest.make_pod(request.container_id, request.shm_path, request.shm_bytes, request.sysctls)
+        return Empty()
+
+    async def connect(self, request: api.ConnectRequest, context: Context) -> Empty:
+        await self._guest.connect(request.container_id, request.exec_id, request.port)
         return Empty()
 
     async def create_container(

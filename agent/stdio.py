@@ -23,6 +23,7 @@ READ_MAX_BYTES = 1024 * 1024
 PIPE_BYTES = 256 * 1024
 TERMINAL_BYTES = 1024 * 1024
 _ENDED = b""
+_HUNG_UP = (errno.EIO, errno.ECONNRESET)  # a terminal that nobody holds open any more; a connection
 
 
 class _End:
@@ -86,7 +87,7 @@ class Output:
                     await self._end.ready()
                     continue
                 except OSError as error:
-                    if error.errno != errno.EIO:  # a terminal nobody holds open any more
+                    if error.errno not in _HUNG_UP:
                         raise
                     data = _ENDED
                 if data:
@@ -190,7 +191,7 @@ class Input:
                 except BlockingIOError:
                     await self._end.ready()
                 except OSError as error:
-                    if error.errno not in (errno.EPIPE, errno.EIO):
+                    if error.errno not in (errno.EPIPE, *_HUNG_UP):
                         raise
                     raise FailedPrecondition("standard input has no reader any more") from error
 

@@ -23,6 +23,7 @@ from shim.helper import Watched
 from shim.hooks import HostHooks
 from shim.journal import Journal
 from shim.paths import PodPaths
+from shim.portforward import PortForward
 from shim.record import Identity
 from shim.sandbox import Siblings, is_sandbox, limits_of, pod_request, shm_of
 from shim.stdio import open_stdio
@@ -111,6 +112,8 @@ async def make_container(
     if stands_for_pod:
         with trace.span(phases.GUEST_CREATE, phases.CREATE):
             await machine.call(api.MAKE_POD, pod_request(wanted, new.container_id))
+        if identity.host is not None:
+            undo.push_async_callback(PortForward(machine, new.container_id, identity.host.net).close)
         init.in_guest = True
         container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
         container.is_sandbox, container.shm = True, shm_of(wanted)

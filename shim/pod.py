@@ -224,8 +224,8 @@ class Pod:
             with self.trace.span(phases.CREATE):
                 async with AsyncExitStack() as undo:
                     others = siblings(self.containers.values())
-                    container = await make_container(new, self.means, others, self._machine_and_profile, undo)
-                    await self._settle_network()
+                    ready = (self._machine_and_profile, self._settle_network)
+                    container = await make_container(new, self.means, others, *ready, undo)
                     self.containers[new.container_id] = container
                     container.watch = asyncio.create_task(self._on_anchor_killed(container))
                     container.undo = undo.pop_all()

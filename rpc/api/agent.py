@@ -99,6 +99,16 @@ class MakePodRequest(Message):
     sysctls: dict[str, str] = string_map(4)
 
 
+class ConnectRequest(Message):
+    """To a TCP port of the guest's loopback, for the pod whose sandbox container_id is. What is said there is
+    read and written as the streams of its exec_id, STDOUT and stdin; DELETE of it hangs up.
+    """
+
+    container_id: str = string(1)
+    exec_id: str = string(2)
+    port: int = uint32(3)
+
+
 class CreateContainerRequest(Message):
     """spec_json: an OCI config.json whose root.path and mounts are the guest's."""
 
@@ -266,6 +276,7 @@ class Event(Message):
 HELLO = Method(SERVICE, "Hello", HelloRequest, HelloResponse)
 MOUNT_SHARE = Method(SERVICE, "MountShare", MountShareRequest, Empty)
 MAKE_POD = Method(SERVICE, "MakePod", MakePodRequest, Empty)
+CONNECT = Method(SERVICE, "Connect", ConnectRequest, Empty)
 CREATE_CONTAINER = Method(SERVICE, "CreateContainer", CreateContainerRequest, CreateContainerResponse)
 START_CONTAINER = Method(SERVICE, "StartContainer", ContainerRequest, Empty)
 EXEC = Method(SERVICE, "Exec", ExecRequest, ExecResponse)

@@ -19,7 +19,7 @@ from scripts import golang
 MODULES = Path(__file__).parent / "go"
 CACHE = Path(os.environ.get("CASEMATE_CACHE_DIR") or "/var/cache/casemate") / "containerd"
 FLAGS = ("-trimpath", "-ldflags=-s -w", "-buildvcs=false")
-TAGS = "no_btrfs no_devmapper no_zfs no_aufs"
+TAGS = "-tags=no_btrfs no_devmapper no_zfs no_aufs"
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr")
 CRICTL = "crictl"
 
@@ -34,19 +34,18 @@ class BuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A containerd release line, whether the distribution's package will do for it, and the tags of ours."""
+    """A containerd release line, and whether the distribution's package will do for it."""
 
     name: str
     line: str
     system_will_do: bool
-    tags: str = TAGS
 
 
 VERSIONS = {
     wanted.name: wanted
     for wanted in (
         Wanted("v1.6", "1.6.", system_will_do=True),  # Debian 12
-        Wanted("v1.7", "1.7.", system_will_do=True, tags=f"{TAGS} no_cri"),  # Debian 13
+        Wanted("v1.7", "1.7.", system_will_do=True),  # Debian 13
         Wanted("v2", "2.", system_will_do=False),
     )
 }
@@ -65,7 +64,7 @@ def provide(name: str) -> Binaries:
     if not module.is_dir():
         # 1.6.36 was tried: built by today's Go it ends with "protobuf tag not enough fields in Status.state".
         raise NotHereError(f"containerd {wanted.line}x is a package of Debian 12, and not of this machine")
-    directory = _built(module, (*FLAGS, f"-tags={wanted.tags}"), PROGRAMS)
+    directory = _built(module, (*FLAGS, TAGS), PROGRAMS)
     return Binaries(name, _pinned_version(module), directory)
 
 

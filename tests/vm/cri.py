@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ NAMESPACE = "k8s.io"
 HANDLER = "casemate"
 ENDPOINT = "unix:///run/containerd/containerd.sock"
 CNI_PROGRAMS = "/usr/lib/cni"
-SIDECAR_S = 60.0
+WAIT_S = 60.0
 
 DROP_IN = (CHECKOUT / "config/containerd/casemate.toml").read_text().replace("version = 2\n", "", 1)
 """As an operator has it; the version is said where it is included."""
@@ -125,13 +125,17 @@ class Cri:
         path.write_text(json.dumps(config))
         return path
 
-    def wait_ready(self, timeout_s: float = 30.0) -> None:
-        """After a restart of containerd, whose CRI has first to learn what there is. Hence a bounded poll."""
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
+        """CRI announces nothing to crictl: hence a bounded poll."""
         deadline = time.monotonic() + timeout_s
-        while self("pods").code != 0:
+        while not condition():
             if time.monotonic() > deadline:
-                raise CtrTimeout(f"CRI does not answer after {timeout_s} s")
+                raise CtrTimeout(f"not so within {timeout_s} s: {what}")
             time.sleep(0.1)
+
+    def wait_ready(self) -> None:
+        """After a restart of containerd, whose CRI has first to learn what there is."""
+        self.wait(lambda: self("pods").code == 0, "CRI answers")
 
     @contextlib.contextmanager
     def pod(self, **changes: Any) -> Iterator["CriPod"]:
@@ -192,14 +196,21 @@ class CriPod:
         status: dict[str, Any] = self.cri.json("inspect", container)["status"]
         return status
 
-    def ended(self, container: str, timeout_s: float = SIDECAR_S) -> dict[str, Any]:
-        """Its status once it has ended. CRI has no wait: hence a bounded poll."""
-        deadline = time.monotonic() + timeout_s
-        while (status := self.status(container))["state"] != "CONTAINER_EXITED":
-            if time.monotonic() > deadline:
-                raise CtrTimeout(f"container {container} has not ended after {timeout_s} s: {status}")
-            time.sleep(0.1)
-        return status
+    def has_ended(self, container: str) -> bool:
+        return bool(self.status(container)["state"] == "CONTAINER_EXITED")
+
+    def ended(self, container: str) -> dict[str, Any]:
+        """Its status once it has ended."""
+        self.cri.wait(lambda: self.has_ended(container), f"container {container} has ended")
+        return self.status(container)
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.cri.json("inspectp", self.id)["status"]["state"] == "SANDBOX_READY")
+
+    def over(self) -> None:
+        """Wait until CRI says that the pod is not ready any more."""
+        self.cri.wait(lambda: not self.is_ready, f"pod {self.id} is over")
 
     def log(self, container: str) -> str:
         return self.cri("logs", container).ok().out

@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 
-from bench.instance import Instance
+from bench.instance import RUNTIME, Instance
 from tests.vm import builds, census
 from tests.vm import cri as support
+from tests.vm.census import CGROUPS
 from tests.vm.cri import OWN_PIDS, POD_PIDS, Cri, failure, mount
-from tests.vm.pods import FULL, prepare
+from tests.vm.node import Node
+from tests.vm.pods import FULL, Pods, prepare
+from tests.vm.test_pool import Pool
 
-CRI_VERSIONS = ("v1.6", FULL)
 BOOT_ID = ("cat", "/proc/sys/kernel/random/boot_id")
 FOREVER = ("sleep", "1000")
 
-every_cri = pytest.mark.parametrize("cri_instance", CRI_VERSIONS, indirect=True)
+every_cri = pytest.mark.parametrize("cri_instance", list(builds.VERSIONS), indirect=True)
 
 
 class CriInstances:
@@ -70,11 +72,80 @@ def cri(cri_instance: Instance, cri_instances: CriInstances) -> Iterator[Cri]:
     cri = Cri(cri_instance)
     before = census.take(cri.ctr)
     yield cri
+    cri_instance.clear_config()
     left = census.left_after(cri.ctr, before)
     if left:
         log = cri_instance.log_tail()
         cri_instances.discard(cri_instance)
         pytest.fail("left behind:\n" + "\n".join(left) + "\n" + log)
+
+
+SERVE = """\
+import socket
+with socket.create_server(("0.0.0.0", 8000)) as server:
+    while True:
+        connection, peer = server.accept()
+        with connection:
+            connection.sendall(b"from " + peer[0].encode())
+"""
+FETCH = """\
+import socket, sys, time
+for _ in range(100):
+    try:
+        with socket.create_connection((sys.argv[1], 8000), timeout=20) as connection:
+            print(connection.recv(1000).decode())
+            break
+    except ConnectionRefusedError:  # the other program is being started
+        time.sleep(0.1)
+else:
+    sys.exit(1)
+"""
+
+
+ECHO = """\
+import socket, threading
+def answer(connection):
+    with connection:
+        while data := connection.recv(65536):
+            connection.sendall(data)
+with socket.create_server(("127.0.0.1", 8000)) as server:
+    print("listening", flush=True)
+    while True:
+        threading.Thread(target=answer, args=server.accept()[:1]).start()
+"""
+ASK = """\
+import socket, sys, threading
+sent = bytes(range(256)) * (int(sys.argv[2]) // 256) + b"x" * (int(sys.argv[2]) % 256)
+with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=50) as connection:
+    def send():
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+    threading.Thread(target=send).start()
+    got = b""
+    while len(got) < len(sent) and (data := connection.recv(65536)):
+        got += data
+assert got in (sent, b"")
+print(len(got), "came back")
+"""
+MOUNT = """\
+import ctypes, sys
+sys.exit(ctypes.CDLL(None).mount(b"none", b"/mnt", b"tmpfs", 0, None))
+"""
+
+
+@pytest.fixture
+def pod_cgroup() -> Iterator[str]:
+    """A cgroup for a pod in every hierarchy, as the kubelet makes it before the pod."""
+    name = f"/casemate-test-{os.getpid()}/{support.NAMESPACE}/pod"
+    tops = [top for top in CGROUPS.iterdir() if (top / "cgroup.procs").exists() and not top.is_symlink()]
+    tops = tops if (CGROUPS / "memory").exists() else [CGROUPS]
+    made = [top / name[1:] for top in tops]
+    for path in made:
+        path.mkdir(parents=True)
+    yield name
+    for path in made:
+        for each in (path, *list(path.parents)[:2]):
+            each.rmdir()
 
 
 @every_cri
@@ -108,7 +179,7 @@ def test_a_container_ends_and_is_made_again_while_the_other_one_runs_on(cri: Cri
         assert pod.status(steady)["state"] == "CONTAINER_RUNNING"
         assert pod.exec(steady, *BOOT_ID).ok().out == boot
         cri("rm", "--force", steady).ok()
-        assert cri.json("inspectp", pod.id)["status"]["state"] == "SANDBOX_READY"
+        assert pod.is_ready
         assert pod.exec(pod.run(*FOREVER), *BOOT_ID).ok().out == boot
 
 
@@ -232,7 +303,12 @@ import time; print("written", flush=True); time.sleep(1000)
 
 @every_cri
 def test_containers_of_a_pod_have_one_host_name_ipc_and_shared_memory(cri: Cri) -> None:
-    sysctls = {"kernel.shm_rmid_forced": "1", "net.ipv4.tcp_keepalive_time": "600", "kernel.msgmax": "9000"}
+    sysctls = {
+        "kernel.shm_rmid_forced": "1",
+        "net.ipv4.tcp_keepalive_time": "600",
+        "kernel.msgmax": "9000",
+        "net.ipv4.conf.eth0.arp_notify": "1",
+    }
     options = {**OWN_PIDS, "sysctls": sysctls}
     with cri.pod(hostname="keep-tower", linux=options) as pod:
         one = pod.run("python3", "-c", SHM_WRITER)
@@ -286,7 +362,143 @@ def test_exec_logs_attach_and_statistics(cri: Cri) -> None:
         [stats] = cri.json("stats", "--output=json", "--id", container)["stats"]
         assert int(stats["memory"]["workingSetBytes"]["value"]) > 0
         assert int(stats["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
-        assert cri.json("inspectp", pod.id)["status"]["state"] == "SANDBOX_READY"
+        assert pod.is_ready
+
+
+@every_cri
+def test_a_pod_has_the_address_that_its_network_gave_it(cri: Cri) -> None:
+    dns = {"servers": ["192.0.2.53"], "searches": ["tests.example"]}
+    with cri.pod(dns_config=dns) as server, cri.pod() as client:
+        address = cri.json("inspectp", server.id)["status"]["network"]["ip"]
+        listening = server.run("python3", "-c", SERVE)
+        beside = server.run("python3", "-c", FETCH, "127.0.0.1")
+        assert server.ended(beside)["exitCode"] == 0
+        assert server.log(beside) == "from 127.0.0.1\n"
+        far = client.run("python3", "-c", FETCH, address)
+        assert client.ended(far)["exitCode"] == 0, client.log(far)
+        own = cri.json("inspectp", client.id)["status"]["network"]["ip"]
+        assert client.log(far) == f"from {own}\n"
+        shown = server.exec(listening, "cat", "/etc/hosts", "/etc/resolv.conf").ok().out
+        assert "127.0.0.1" in shown
+        assert "nameserver 192.0.2.53" in shown
+
+
+@every_cri
+def test_a_port_of_the_pod_is_forwarded_to(cri: Cri) -> None:
+    with cri.pod() as pod:
+        listening = pod.run("python3", "-c", ECHO)
+        cri.wait(lambda: pod.log(listening) == "listening\n", "the program listens")
+        with cri.start("port-forward", pod.id, ":8000", ":8001") as forwarding:
+            words = forwarding.read_until(b"-> 8001", 30).decode()
+            open_port, closed_port = re.findall(r"127\.0\.0\.1:(\d+) ->", words)
+            for size in (1, 3_000_000):
+                said = subprocess.run(
+                    cri.instance.inside("python3", "-c", ASK, open_port, str(size)),
+                    capture_output=True, timeout=60, check=True, text=True,
+                )  # fmt: skip
+                assert said.stdout == f"{size} came back\n"
+            nothing = cri.instance.inside("python3", "-c", ASK, closed_port, "1")
+            refused = subprocess.run(nothing, capture_output=True, timeout=60, check=False, text=True)
+            assert "came back" not in refused.stdout.replace("0 came back", "")
+        assert pod.exec(listening, "true").code == 0
+
+
+@every_cri
+def test_a_container_beyond_its_memory_is_killed_and_said_to_have_been(cri: Cri) -> None:
+    limits = {"resources": {"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50_000, "cpu_period": 100_000}}
+    with cri.pod() as pod:
+        steady = pod.run(*FOREVER, linux={**OWN_PIDS, **limits})
+        shown = pod.exec(steady, "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max").ok().out
+        assert shown == f"{64 << 20}\n50000 100000\n"
+        cri("update", "--memory", str(80 << 20), "--cpu-quota", "70000", steady).ok()
+        shown = pod.exec(steady, "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max").ok().out
+        assert shown == f"{80 << 20}\n70000 100000\n"
+        greedy = pod.run("python3", "-c", "bytearray(200 << 20)", linux={**OWN_PIDS, **limits})
+        status = pod.ended(greedy)
+        assert (status["exitCode"], status["reason"]) == (137, "OOMKilled")
+        assert pod.status(steady)["state"] == "CONTAINER_RUNNING"
+
+
+def test_limits_of_the_pod_beyond_its_machine_are_named(cri: Cri) -> None:
+    resources = {"memory_limit_in_bytes": 64 << 30, "cpu_quota": 6_400_000, "cpu_period": 100_000}
+    with cri.pod(linux={**OWN_PIDS, "resources": resources}) as pod:
+        log = pod.paths.log.read_text()
+    assert "memory.limit is 65536 MiB, but the whole VM has" in log
+    assert "cpu.quota is 64 CPUs, but the whole VM has" in log
+
+
+def test_the_pods_cgroup_holds_its_machine(cri: Cri, pod_cgroup: str) -> None:
+    with cri.pod(linux={**OWN_PIDS, "cgroup_parent": pod_cgroup}) as pod:
+        pod.run(*FOREVER)
+        [stats] = cri.json("statsp", "--output=json", "--id", pod.id)["stats"]
+        used = int(stats["linux"]["memory"]["usageBytes"]["value"])
+        assert used > 50 << 20
+        for process in ("pid", "qemu_pid", "virtiofsd_pid"):
+            assert f"{pod_cgroup}/casemate-" in Path(f"/proc/{pod.state[process]}/cgroup").read_text()
+
+
+def test_what_a_security_context_asks_for_holds_in_the_guest(cri: Cri) -> None:
+    context = {
+        **OWN_PIDS["security_context"],
+        "run_as_user": {"value": 1000},
+        "run_as_group": {"value": 1001},
+        "supplemental_groups": [1002],
+        "readonly_rootfs": True,
+        "no_new_privs": True,
+        "seccomp": {"profile_type": 0},
+        "capabilities": {"drop_capabilities": ["ALL"]},
+        "masked_paths": ["/proc/meminfo"],
+        "readonly_paths": ["/proc/sys"],
+    }
+    with cri.pod() as pod:
+        container = pod.run(*FOREVER, linux={"security_context": context})
+        assert pod.exec(container, "id", "-u").ok().out == "1000\n"
+        assert pod.exec(container, "id", "-G").ok().out == "1001 1002\n"
+        status = pod.exec(
+            container, "grep", "-E", "^(CapEff|CapBnd|NoNewPrivs|Seccomp):", "/proc/self/status"
+        )
+        found = dict(line.split(":\t") for line in status.ok().out.splitlines())
+        assert found == {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1", "Seccomp": "2"}
+        assert "Read-only file system" in failure(pod.exec(container, "touch", "/new"))
+        assert pod.exec(container, "cat", "/proc/meminfo").ok().out == ""
+
+
+@every_cri
+def test_a_privileged_container_is_so_in_its_own_machine(cri: Cri) -> None:
+    privileged = {"security_context": {**OWN_PIDS["security_context"], "privileged": True}}
+    with cri.pod(linux=privileged) as pod:
+        container = pod.run(*FOREVER, linux=privileged)
+        pod.exec(container, "python3", "-c", MOUNT).ok()
+        pod.exec(container, "sh", "-c", "echo 1 > /proc/sys/vm/overcommit_memory").ok()
+        assert "No such file" in failure(pod.exec(container, "ls", "/dev/kvm"))
+        assert pod.exec(container, *BOOT_ID).ok().out != Path("/proc/sys/kernel/random/boot_id").read_text()
+
+
+def test_a_pod_takes_a_machine_that_waited_for_pods_like_it(cri: Cri) -> None:
+    node = Node(cri.instance)
+    pool = Pool(Pods(cri.ctr, RUNTIME, support.IMAGE), node)
+    try:
+        pool.start(learn=False)
+        others = pool.ready()
+        with cri.pod() as first:
+            assert first.state["source"] == "restore"
+        pool.wait_full(but_like=others)
+        with cri.pod() as second:
+            assert second.state["source"] == "pool"
+            one, two = second.run(*FOREVER), second.run(*FOREVER)
+            for container in (one, two):
+                assert second.exec(container, "hostname").ok().out == f"{second.config['hostname']}\n"
+    finally:
+        node.close()
+        pool.wait_gone()
+
+
+def test_a_pod_whose_machine_dies_is_over_and_can_be_removed(cri: Cri) -> None:
+    with cri.pod() as pod:
+        container = pod.run(*FOREVER)
+        os.kill(pod.state["qemu_pid"], signal.SIGKILL)
+        assert pod.ended(container)["exitCode"] == 137
+        pod.over()
 
 
 def test_what_is_done_to_the_sandbox_itself_is_done_to_the_pod(cri: Cri) -> None:
@@ -295,13 +507,13 @@ def test_what_is_done_to_the_sandbox_itself_is_done_to_the_pod(cri: Cri) -> None
         exec_ = cri.ctr("task", "exec", "--exec-id", "e", pod.id, "true")
         assert "nothing of it runs in the virtual machine" in failure(exec_)
         cri.ctr("task", "kill", "--signal", "SIGUSR1", pod.id).ok()
-        assert cri.json("inspectp", pod.id)["status"]["state"] == "SANDBOX_READY"
+        assert pod.is_ready
         qemu = pod.state["qemu_pid"]
         pid = next(item["pid"] for item in pod.state["containers"] if item["id"] == pod.id)
         os.kill(pid, signal.SIGKILL)
         assert pod.ended(container)["exitCode"] == 137
         assert not Path(f"/proc/{qemu}").exists()
-        assert cri.json("inspectp", pod.id)["status"]["state"] == "SANDBOX_NOTREADY"
+        pod.over()
 
 
 @every_cri

@@ -107,6 +107,7 @@ class GuestAgent:
             api.HELLO: self._hello,
             api.MOUNT_SHARE: self._mount_share,
             api.MAKE_POD: self._make_pod,
+            api.CONNECT: self._connect,
             api.CREATE_CONTAINER: self._create,
             api.START_CONTAINER: self._start,
             api.EXEC: self._exec,
@@ -208,6 +209,11 @@ class GuestAgent:
     async def _tell(self, _: api.EventsRequest, __: Context, send: Send[api.Event]) -> None:
         while (event := await self._events.get()) is not None:
             await send(event)
+
+    async def _connect(self, request: api.ConnectRequest) -> Empty:
+        process = GuestProcess(request.exec_id, str(request.port).encode(), terminal=True)
+        self.containers.setdefault(request.container_id, {})[request.exec_id] = process
+        return Empty()
 
     async def _make_pod(self, request: api.MakePodRequest) -> Empty:
         return Empty()
