@@ -182,11 +182,12 @@ class Terminal:
 
 
 class Ctr:
-    """`ctr` of one instance, in one containerd namespace."""
+    """`ctr` of one instance, in one containerd namespace. cgroups: the one that containers are below."""
 
-    def __init__(self, instance: Instance, namespace: str = NAMESPACE) -> None:
+    def __init__(self, instance: Instance, namespace: str = NAMESPACE, cgroups: str = "") -> None:
         self.instance = instance
         self.namespace = namespace
+        self.cgroups = cgroups or namespace
 
     def command(self, *argv: str) -> list[str]:
         program = self.instance.binaries["ctr"]

@@ -62,6 +62,7 @@ async def make_container(
     means: Means,
     siblings: Siblings,
     machine_ready: Callable[[], Awaitable[tuple[Machine, Profile]]],
+    network_ready: Callable[[], Awaitable[None]],
     undo: AsyncExitStack,
 ) -> Container:
     """A container up to the point where only its program is missing; undo gets every way back.
@@ -101,12 +102,14 @@ async def make_container(
         mounts = rootfs.mounts_of(new.mounts, new.bundle, wanted.rootfs)
         undo.enter_context(rootfs.mounted(mounts, root, means.paths.directory / f"layers-{new.container_id}"))
         for entry in () if stands_for_pod else guest.shared:
-            undo.enter_context(rootfs.bound(entry, directory))
+            undo.enter_context(rootfs.bound(entry, directory, identity.host))
     pid, shown_pid = means.anchors.make(str(root))
     anchor = Watched("anchor", pid)
     undo.push_async_callback(anchor.end)
     await hooks.create(shown_pid)
     # The pod's network is as its client wants it from here on: CNI's was before `start`, the hooks' is now.
+    # The guest has to have it first: sysctls may be those of an interface.
+    await network_ready()
     init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
     undo.push_async_callback(init.close)
     if stands_for_pod:

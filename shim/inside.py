@@ -1,4 +1,4 @@
-"""What a container of the guest is asked while it is there: limits, statistics.
+"""What is asked of a container of the guest once it is made: to start, limits, statistics.
 
 It must not know of the pod's other containers, nor how a client asked.
 """
@@ -13,6 +13,12 @@ from shim.container import Container
 from shim.vm.guest import Machine
 
 log = logging.getLogger("casemate")
+
+
+async def start(machine: Machine, container: Container) -> None:
+    """Its program; a sandbox has none."""
+    if not container.is_sandbox:
+        await machine.call(api.START_CONTAINER, api.ContainerRequest(container_id=container.id))
 
 
 async def update(machine: Machine, profile: Profile, container: Container, document: bytes) -> None:

@@ -268,9 +268,7 @@ class Pod:
                     await start_exec(machine, process, document, self.identity)
                 else:
                     await self._settle_network()  # the client may have changed it since
-                    if not container.is_sandbox:
-                        request = api.ContainerRequest(container_id=container_id)
-                        await machine.call(api.START_CONTAINER, request)
+                    await inside.start(machine, container)
             process.state = running
             process.started_s = time.monotonic()
             if not exec_id:
@@ -373,8 +371,7 @@ class Pod:
 
     async def stats(self, container_id: str) -> bytes:
         """The container's cgroup in the guest: an encoded io.containerd.cgroups.v2.Metrics."""
-        container = self.container(container_id)
-        return await inside.stats(await self.machine(), container)
+        return await inside.stats(await self.machine(), self.container(container_id))
 
     async def delete(self, container_id: str, exec_id: str = "") -> tuple[int, Stopped]:
         """Takes an ended process away, its output read to the end. Returns its pid and how it ended.

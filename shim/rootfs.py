@@ -6,12 +6,14 @@ Mounts appear in the pod's own mount namespace only. It must not know how the gu
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rpc.api.types import Mount
 from rpc.errors import InvalidArgument, NotFound, Unimplemented
 from shim import system
 from shim.cleanup import remove_tree
+from shim.namespaces import HostNamespaces
 from shim.spec import SharedMount
 
 # Options of mount(8) that are flags of mount(2): what to set, what to clear.
@@ -157,11 +159,14 @@ def _working_in(directory: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def bound(entry: SharedMount, directory: Path) -> Iterator[None]:
+def bound(entry: SharedMount, directory: Path, host: HostNamespaces | None = None) -> Iterator[None]:
     """One host file or directory, bound to a name below the share.
 
-    What another mount has below a source comes along if the client said rbind.
+    What another mount has below a source comes along if the client said rbind. host: where the source is
+    looked up. What was mounted there since this pod began (a kubelet mounts a container's subPath when it
+    makes that) comes here by itself only if the host's mounts are shared.
     """
+    clone = partial(system.clone_tree, entry.source, recursive=entry.recursive)
     target = directory / entry.name
     try:
         if os.path.isdir(entry.source):
@@ -169,7 +174,12 @@ def bound(entry: SharedMount, directory: Path) -> Iterator[None]:
         else:
             target.touch(mode=0o600)
         # Read-only not only in the guest: a guest's root could mount it again without the option.
-        system.bind_sealed(entry.source, str(target), recursive=entry.recursive, read_only=entry.read_only)
+        system.attach_sealed(
+            clone() if host is None else host.run(clone),
+            str(target),
+            recursive=entry.recursive,
+            read_only=entry.read_only,
+        )
     except FileNotFoundError as error:
         raise NotFound(f"mount source {entry.source} does not exist") from error
     try:

@@ -101,19 +101,32 @@ def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: st
 def bind_sealed(source: str, target: str, *, recursive: bool, read_only: bool) -> None:
     """Binds source to target without setuid, without devices, and cut off from what is mounted there later.
 
-    The attributes are set before the mount is attached: one that is attached first and changed then has been
-    copied to the target's peers already, unchanged. `recursive`: also what is mounted below.
-    open_tree(2), mount_setattr(2), move_mount(2): Linux 5.12. Numbers are those of every architecture.
+    `recursive`: also what is mounted below.
     """
+    attach_sealed(clone_tree(source, recursive=recursive), target, recursive=recursive, read_only=read_only)
+
+
+def clone_tree(source: str, *, recursive: bool) -> int:
+    """A descriptor of a mount of what is at source, attached nowhere: open_tree(2), Linux 5.2."""
     clone = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else 0)
-    tree = _libc.syscall(428, AT_FDCWD, source.encode(), ctypes.c_uint(clone))
+    tree = int(_libc.syscall(428, AT_FDCWD, source.encode(), ctypes.c_uint(clone)))
     check(tree, source)
+    return tree
+
+
+def attach_sealed(tree: int, target: str, *, recursive: bool, read_only: bool) -> None:
+    """Attaches what clone_tree() gave as bind_sealed() has it, and closes it.
+
+    The attributes are set before the mount is attached: one that is attached first and changed then has been
+    copied to the target's peers already, unchanged. mount_setattr(2), move_mount(2): Linux 5.12. Numbers are
+    those of every architecture.
+    """
     try:
         wanted = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
         attributes = struct.pack("=QQQQ", wanted, 0, MS_PRIVATE, 0)
         flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
         size = ctypes.c_size_t(len(attributes))
-        check(_libc.syscall(442, tree, b"", ctypes.c_uint(flags), attributes, size), source)
+        check(_libc.syscall(442, tree, b"", ctypes.c_uint(flags), attributes, size), target)
         empty = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
         check(_libc.syscall(429, tree, b"", AT_FDCWD, target.encode(), empty), target)
     finally:

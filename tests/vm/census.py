@@ -146,7 +146,7 @@ def _cgroups(ctr: Ctr) -> list[str]:
     """
     found = []
     for directory, directories, _ in os.walk(CGROUPS):
-        if f"/{ctr.namespace}/" in f"{directory}/":
+        if f"/{ctr.cgroups}/" in f"{directory}/":
             found += [f"{directory}/{name}" for name in directories]
     return found
 

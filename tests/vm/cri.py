@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.ctr import NAMESPACE as CTR_NAMESPACE
 from bench.ctr import Ctr, CtrFailed, CtrTimeout, Result, Running, Terminal
 from bench.instance import CHECKOUT, Instance
 from images import oci
@@ -25,6 +26,8 @@ IMAGE = oci.DEMO
 NAMESPACE = "k8s.io"
 HANDLER = "casemate"
 ENDPOINT = "unix:///run/containerd/containerd.sock"
+CGROUPS = f"/{CTR_NAMESPACE}-pods"
+"""Of this process alone, as there may be other tests on this machine."""
 CNI_PROGRAMS = "/usr/lib/cni"
 WAIT_S = 60.0
 
@@ -77,7 +80,7 @@ class Cri:
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
-        self.ctr = Ctr(instance, NAMESPACE)
+        self.ctr = Ctr(instance, NAMESPACE, CGROUPS[1:])
         self.work = instance.work
         self.crictl = builds.crictl()
         self.settings = instance.base / "crictl.yaml"  # it warns of the lack of one
@@ -146,9 +149,9 @@ class Cri:
             "metadata": metadata(name),
             "hostname": f"{name}-host",
             "log_directory": str(logs),
-            "linux": OWN_PIDS,
             **changes,
         }
+        config["linux"] = {"cgroup_parent": CGROUPS, **changes.get("linux", OWN_PIDS)}
         path = self.write(name, **config)
         pod_id = self("runp", f"--runtime={HANDLER}", str(path)).ok().out.strip()
         try:

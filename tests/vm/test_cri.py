@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,13 @@ BOOT_ID = ("cat", "/proc/sys/kernel/random/boot_id")
 FOREVER = ("sleep", "1000")
 
 every_cri = pytest.mark.parametrize("cri_instance", list(builds.VERSIONS), indirect=True)
+
+
+def hierarchies() -> list[Path]:
+    """Of cgroups: those of version 1, and the one of version 2 beside them or alone."""
+    if (CGROUPS / "cgroup.procs").exists():
+        return [CGROUPS]
+    return [top for top in CGROUPS.iterdir() if (top / "cgroup.procs").exists() and not top.is_symlink()]
 
 
 class CriInstances:
@@ -52,6 +60,9 @@ class CriInstances:
     def close(self) -> None:
         while self.running:
             self.running.popitem()[1].close()
+        for top in hierarchies():
+            with suppress(FileNotFoundError):
+                (top / support.CGROUPS[1:]).rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +128,7 @@ ASK = """\
 import socket, sys, threading
 sent = bytes(range(256)) * (int(sys.argv[2]) // 256) + b"x" * (int(sys.argv[2]) % 256)
 with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=50) as connection:
-    def send():
-        connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
-    threading.Thread(target=send).start()
+    threading.Thread(target=connection.sendall, args=(sent,)).start()
     got = b""
     while len(got) < len(sent) and (data := connection.recv(65536)):
         got += data
@@ -136,16 +144,13 @@ sys.exit(ctypes.CDLL(None).mount(b"none", b"/mnt", b"tmpfs", 0, None))
 @pytest.fixture
 def pod_cgroup() -> Iterator[str]:
     """A cgroup for a pod in every hierarchy, as the kubelet makes it before the pod."""
-    name = f"/casemate-test-{os.getpid()}/{support.NAMESPACE}/pod"
-    tops = [top for top in CGROUPS.iterdir() if (top / "cgroup.procs").exists() and not top.is_symlink()]
-    tops = tops if (CGROUPS / "memory").exists() else [CGROUPS]
-    made = [top / name[1:] for top in tops]
+    name = f"{support.CGROUPS}/pod"
+    made = [top / name[1:] for top in hierarchies()]
     for path in made:
         path.mkdir(parents=True)
     yield name
     for path in made:
-        for each in (path, *list(path.parents)[:2]):
-            each.rmdir()
+        path.rmdir()
 
 
 @every_cri
@@ -238,6 +243,27 @@ def test_a_part_of_a_volume_is_a_directory_or_a_single_file(cri: Cri) -> None:
         pod.exec(container, "sh", "-c", "echo more >> /etc/writable").ok()
         assert (volume / "alone").read_text() == "alone\nmore\n"
         assert pod.exec(container, "cat", "/etc/alone").ok().out == "alone\nmore\n"
+
+
+def test_what_is_mounted_on_the_host_after_the_pod_began_is_there_for_its_next_container(cri: Cri) -> None:
+    """The kubelet mounts a subPath when it makes the container; this host's mounts are private."""
+    place = cri.work / "late"
+    (place / "below").mkdir(parents=True)
+    with cri.pod() as pod:
+        for path in (place, place / "below"):
+            subprocess.run(cri.instance.inside("mount", "-t", "tmpfs", "late", str(path)), check=True)
+            if path == place:
+                cri.instance.path(place / "below").mkdir()
+        try:
+            cri.instance.path(place / "file").write_text("late\n")
+            cri.instance.path(place / "below" / "file").write_text("below\n")
+            container = pod.run("cat", "/late/file", "/late/below/file", mounts=[mount(place, "/late")])
+            assert pod.ended(container)["exitCode"] == 0
+            assert pod.log(container) == "late\nbelow\n"
+            cri("rm", container).ok()
+        finally:
+            for path in (place / "below", place):
+                subprocess.run(cri.instance.inside("umount", str(path)), check=True)
 
 
 @every_cri
@@ -475,6 +501,9 @@ def test_a_privileged_container_is_so_in_its_own_machine(cri: Cri) -> None:
 
 
 def test_a_pod_takes_a_machine_that_waited_for_pods_like_it(cri: Cri) -> None:
+    """On a host whose mounts are shared, as systemd has it: what CNI mounts reaches a machine that waits."""
+    propagate = cri.instance.inside("mount", "--make-rshared", "/")
+    subprocess.run(propagate, check=True)
     node = Node(cri.instance)
     pool = Pool(Pods(cri.ctr, RUNTIME, support.IMAGE), node)
     try:
@@ -491,6 +520,7 @@ def test_a_pod_takes_a_machine_that_waited_for_pods_like_it(cri: Cri) -> None:
     finally:
         node.close()
         pool.wait_gone()
+        subprocess.run(cri.instance.inside("mount", "--make-rprivate", "/"), check=True)
 
 
 def test_a_pod_whose_machine_dies_is_over_and_can_be_removed(cri: Cri) -> None:
