@@ -19,13 +19,14 @@ from rpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
     from typing import Any
 
     from agent.crun import Crun
     from agent.forward import Forward
     from agent.process import Process
     from agent.reaper import Exit, Reaper
+    from rpc.api.agent import Disk
 
 MAX_ID_BYTES = 76  # containerd's own limit
 _log = logging.getLogger("casemate.agent")
@@ -115,7 +116,9 @@ class Guest:
             raise FailedPrecondition(f"{init.who} is stopped, its {kind} namespace cannot be joined")
         return f"/proc/{init.pid}/ns/{kind}"
 
-    async def create(self, container_id: str, spec: bytes, *, terminal: bool, stdin: bool) -> int:
+    async def create(
+        self, container_id: str, spec: bytes, *, terminal: bool, stdin: bool, disks: Sequence[Disk] = ()
+    ) -> int:
         check_id(container_id)
         if container_id in self._containers:
             raise AlreadyExists(f"container {container_id} exists already")
@@ -125,6 +128,10 @@ class Guest:
         container = Container(self, container_id)
         self._containers[container_id] = container
         try:
+            if disks:
+                from agent.disks import put_into
+
+                await put_into(parsed, disks)
             return await container.create(parsed, terminal=terminal, stdin=stdin)
         except BaseException:
             del self._containers[container_id]

@@ -171,7 +171,11 @@ class AgentService:
         self, request: api.CreateContainerRequest, context: Context
     ) -> api.CreateContainerResponse:
         pid = await self._guest.create(
-            request.container_id, request.spec_json, terminal=request.terminal, stdin=request.stdin
+            request.container_id,
+            request.spec_json,
+            terminal=request.terminal,
+            stdin=request.stdin,
+            disks=request.disks,
         )
         return api.CreateContainerResponse(pid=pid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 
 DEVICE_WAIT_S = 30.0
 _KOBJECT_UEVENT = 15  # NETLINK_KOBJECT_UEVENT
+
+
+async def appearance(look: Callable[[], T | None], what: str, limit_s: float) -> T:
+    """As when_there(), while others go on."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _KOBJECT_UEVENT) as events:
+        events.bind((0, 1))
+        try:
+            async with asyncio.timeout(limit_s):
+                while (found := look()) is None:
+                    await loop.sock_recv(events, 65536)
+        except TimeoutError:
+            raise Unavailable(f"no {what} appeared within {limit_s:g} s") from None
+        return found
 
 
 def when_there(look: Callable[[], T | None], what: str, limit_s: float = DEVICE_WAIT_S) -> T:

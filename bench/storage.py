@@ -1,9 +1,12 @@
-"""How fast a container reads: a file of its image and one of a bind-mounted volume, from beginning to end.
+"""How fast a container reads, from beginning to end: a file of its image, one of a bind-mounted volume, and a
+block device.
 
 The guest has never seen the file, so that it always comes from the host: from its disk, where the host's
-page cache could be emptied of it, or from that cache. Not measured: block devices, which pods do not have.
+page cache could be emptied of it, or from that cache. The device is a loop device whose own buffers are
+empty, as it is a new one, and whose file is in the host's page cache.
 """
 
+import subprocess
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -42,7 +45,8 @@ def read_sequentially(stand: Stand, rounds: int, size_bytes: int) -> tuple[Sampl
         if not all(cold):
             stand.say("files cannot be taken out of this host's page cache: no reading from its disk")
             values = []
-        return values + _read(runner, size_bytes, (measures.ROOTFS_WARM, measures.VOLUME_WARM))
+        values += _read(runner, size_bytes, (measures.ROOTFS_WARM, measures.VOLUME_WARM))
+        return values + _read_device(runner, volume, size_bytes)
 
     actions: dict[str, Action] = {way: partial(turn, runner) for way, runner in stand.runners.items()}
     what = f"reading {size_bytes // measures.MIB} MiB"
@@ -59,6 +63,32 @@ def _read(runner: Runner, size_bytes: int, names: Sequence[str]) -> list[Value]:
     )
     output = runner.ctr(*argv, timeout_s=RUN_S).ok().out
     runner.wait_gone(before)
+    return _values(runner, name, output, size_bytes, names)
+
+
+def _read_device(runner: Runner, file: Path, size_bytes: int) -> list[Value]:
+    """A container that reads a loop device with this file below it."""
+    before = runner.look()
+    name = runner.ctr.new_id("b")
+    device = losetup("--find", "--show", "--read-only", file)
+    try:
+        argv = runner.argv(name, "python3", "-c", READER, device, options=("--rm", "--device", device))
+        output = runner.ctr(*argv, timeout_s=RUN_S).ok().out
+        runner.wait_gone(before)
+    finally:
+        losetup("--detach", device)
+    return _values(runner, name, output, size_bytes, (measures.BLOCK,))
+
+
+def losetup(*words: str | Path) -> str:
+    """losetup(8). Raises FailedPrecondition."""
+    done = subprocess.run(["losetup", *words], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FailedPrecondition("losetup failed", done.stderr.strip())
+    return done.stdout.strip()
+
+
+def _values(runner: Runner, name: str, output: str, size_bytes: int, names: Sequence[str]) -> list[Value]:
     source = runner.note(name).source
     values = []
     for measure, line in zip(names, output.splitlines(), strict=True):

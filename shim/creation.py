@@ -16,9 +16,11 @@ from rpc.api.types import Mount
 from rpc.errors import AlreadyExists, CasemateError, DeadlineExceeded, NotFound
 from shim import oci, phases, resources, rootfs, spec
 from shim.anchor import AnchorMaker
+from shim.blockdevices import BlockDevice
 from shim.bundle import read_config
 from shim.cleanup import remove_tree
 from shim.container import Container, Process
+from shim.disks import Disks
 from shim.helper import Watched
 from shim.hooks import HostHooks
 from shim.journal import Journal
@@ -55,6 +57,7 @@ class Means:
     paths: PodPaths
     journal: Journal
     trace: Trace
+    disks: Disks
 
 
 async def make_container(
@@ -121,6 +124,11 @@ async def make_container(
         container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
         container.is_sandbox, container.shm = True, shm_of(wanted)
         return container
+    given = []
+    for device in guest.disks:
+        with trace.span(phases.DISK_PLUG, phases.CREATE):
+            given.append(await means.disks.plug(machine, device))
+        undo.push_async_callback(_give_up, means.disks, machine, device)
     undo.push_async_exit(partial(_forget_in_guest, machine, new.container_id))
     with trace.span(phases.GUEST_CREATE, phases.CREATE):
         await machine.call(
@@ -130,11 +138,22 @@ async def make_container(
                 spec_json=oci.encode(guest.document),
                 terminal=new.terminal,
                 stdin=bool(new.stdin),
+                disks=given,
             ),
         )
     init.in_guest = True
     init.attach(machine, stdio)
     return Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
+
+
+async def _give_up(disks: Disks, machine: Machine, device: BlockDevice) -> None:
+    """Where the machine goes on without the container. A guest that does not let go keeps the device."""
+    if machine.lost.done():
+        return
+    try:
+        await disks.unplug(machine, device)
+    except CasemateError as error:
+        log.warning("the guest keeps its device for %s: %s", device.path, error)
 
 
 async def _forget_in_guest(

@@ -20,6 +20,7 @@ from shim.apprentice import Standby
 from shim.bootstrap import Start
 from shim.cgroup import Place
 from shim.cleanup import retire
+from shim.disks import Disks
 from shim.helper import in_thread, reap_orphans
 from shim.journal import Journal
 from shim.logs import set_up_logging
@@ -93,7 +94,9 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     identity = Identity(request.namespace, request.pod_id, pid, started, daemon.host_proc, daemon.host)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
     listener = Listener(publisher)
-    means = creation.Means(identity, daemon.anchors, daemon.paths, daemon.journal, trace)
+    means = creation.Means(
+        identity, daemon.anchors, daemon.paths, daemon.journal, trace, Disks(daemon.paths.directory)
+    )
     pod = Pod(means, settings, daemon.standby, listener)
     server = Server()
     TaskService(pod, shutdown.set).register(server)

@@ -37,10 +37,15 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Device:
+    """mode: None where it is not said."""
+
     path: str
     type: str
     major: int
     minor: int
+    mode: int | None
+    uid: int
+    gid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,9 @@ def _device(entry: object) -> Device:
         type=_get(device, "type", str, "", "linux.devices[]"),
         major=_get(device, "major", int, 0, "linux.devices[]"),
         minor=_get(device, "minor", int, 0, "linux.devices[]"),
+        mode=_get(device, "fileMode", int, None, "linux.devices[]"),
+        uid=_get(device, "uid", int, 0, "linux.devices[]"),
+        gid=_get(device, "gid", int, 0, "linux.devices[]"),
     )
 
 

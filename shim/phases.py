@@ -31,6 +31,7 @@ GUEST_SHARE = "guest.share"  # the guest mounts the share
 CREATE = "task.create"
 ROOTFS = "rootfs"  # the container's mounts on the host
 CREATE_WAITS = "task.create.waits"  # for the pod to be ready
+DISK_PLUG = "disk.plug"  # a block device of the container's, into the machine
 HOOKS = "hooks"  # of the client's on the host; which kind
 GUEST_CREATE = "guest.create"  # crun create
 GUEST_NETWORK = "guest.network"  # the guest has the interfaces that the pod's namespace has

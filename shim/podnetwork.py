@@ -13,7 +13,7 @@ from functools import partial
 from config.settings import Profile
 from rpc import netlink
 from rpc.api import agent as api
-from rpc.errors import AlreadyExists, CasemateError, ResourceExhausted, Unavailable
+from rpc.errors import AlreadyExists, CasemateError, Unavailable
 from rpc.netlink import Netlink
 from shim import interfaces, network, redirect
 from shim.helper import in_thread
@@ -129,19 +129,19 @@ class PodNetwork:
         return view
 
     async def _plug(self, link: Link, view: View) -> "Plugged":
-        used = {plugged.nic.bus for plugged in self._plugged.values()}
-        free = [bus for bus in designer.NIC_BUSES if bus not in used]
-        if not free:
-            raise ResourceExhausted(
-                f"interface {link.name}: a guest has room for {len(designer.NIC_BUSES)} interfaces"
-            )
-        nic = designer.nic(link.mac, f"{TAP_PREFIX}{link.index}", free[0], self._profile)
-        if nic.tap in view.taken:
+        tap = f"{TAP_PREFIX}{link.index}"
+        if tap in view.taken:
             raise AlreadyExists(
-                f"interface {link.name} is another pod's already: its network namespace has {nic.tap}",
+                f"interface {link.name} is another pod's already: its network namespace has {tap}",
                 hint="two VMs cannot share one network namespace: run both containers in one pod",
             )
-        await in_thread(partial(self._attach, nic))
+        bus = self._machine.ports.take(f"interface {link.name}")
+        nic = designer.nic(link.mac, tap, bus, self._profile)
+        try:
+            await in_thread(partial(self._attach, nic))
+        except BaseException:
+            self._machine.ports.give_back(bus)
+            raise
         try:
             index = interfaces.index_of(self._asking, nic.tap)
             redirect.be_quiet(self._asking, index, link.mtu)
@@ -176,3 +176,5 @@ class PodNetwork:
             await in_thread(partial(self._machine.host.detach, nic.xml()))
         except CasemateError as error:
             log.warning("the guest keeps its device for %s: %s", nic.tap, error)
+        else:
+            self._machine.ports.give_back(nic.bus)

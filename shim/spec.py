@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rpc.errors import InvalidArgument, Unimplemented
 from shim import resources
+from shim.blockdevices import BLOCK, BlockDevice, asked_for, without_rules
 from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.fields import Table, leave_out, refuse
 from shim.hookserver import HOST_HOOKS
@@ -76,6 +77,7 @@ class SharedMount:
 class GuestSpec:
     document: Document
     shared: tuple[SharedMount, ...]
+    disks: tuple[BlockDevice, ...]
     ignored: tuple[str, ...]
     """What was left out because the VM makes it needless, for the log."""
     unmet: tuple[str, ...]
@@ -99,9 +101,9 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
     refuse(spec.document.get("process") or {}, REFUSED_OF_PROCESSES, "process.")
     resources.for_guest((spec.document.get("linux") or {}).get("resources") or {})
     for device in spec.devices:
-        if device.path not in DEFAULT_DEVICES:
+        if device.path not in DEFAULT_DEVICES and device.type != BLOCK:
             raise Unimplemented(
-                f"device {device.path}: host devices are not passed into the VM",
+                f"device {device.path}: the host's character devices are not passed into the VM",
                 hint="with --privileged, leave out the host's devices "
                 "(privileged_without_host_devices = true in containerd's config)",
             )
@@ -152,10 +154,10 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     linux["namespaces"] = guest_namespaces(spec, siblings)
     for name in ("cgroupsPath", "devices"):  # the host's; the agent names the guest's cgroup
         linux.pop(name, None)
-    linux["resources"], unmet = resources.for_guest(linux.get("resources") or {})
+    linux["resources"], unmet = resources.for_guest(without_rules(linux.get("resources") or {}))
     document["linux"], of_linux = leave_out(linux, NEEDLESS, "linux.")
     document["process"], of_process = process_for_guest(document.get("process") or {})
-    return GuestSpec(document, tuple(shared), of_process + of_linux, unmet)
+    return GuestSpec(document, tuple(shared), asked_for(spec), of_process + of_linux, unmet)
 
 
 def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: str) -> Document:

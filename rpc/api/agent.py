@@ -109,6 +109,18 @@ class ConnectRequest(Message):
     port: int = uint32(3)
 
 
+class Disk(Message):
+    """A block device for a container: of the machine's disks that of this serial, and its node in the
+    container. mode: permission bits."""
+
+    serial: str = string(1)
+    path: str = string(2)
+    mode: int = uint32(3)
+    uid: int = uint32(4)
+    gid: int = uint32(5)
+    read_only: bool = boolean(6)
+
+
 class CreateContainerRequest(Message):
     """spec_json: an OCI config.json whose root.path and mounts are the guest's."""
 
@@ -116,6 +128,7 @@ class CreateContainerRequest(Message):
     spec_json: bytes = bytes_(2)
     terminal: bool = boolean(3)
     stdin: bool = boolean(4)
+    disks: list[Disk] = messages(5, Disk)
 
 
 class CreateContainerResponse(Message):

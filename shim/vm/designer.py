@@ -25,13 +25,13 @@ SHARE_TAG = "casemate"
 TCG_CACHE_BYTES = 48 << 20
 VSOCK_DEVICE = "/dev/vhost-vsock"
 # Slots 0 and 31 are q35's own.
-ROOT_SLOT, SHARE_PORT_SLOT, AGENT_SLOT, NIC_PORTS_SLOT = 2, 3, 4, 5
+ROOT_SLOT, SHARE_PORT_SLOT, AGENT_SLOT, PORTS_SLOT = 2, 3, 4, 5
 SHARE_BUS = 1
-NIC_BUSES = (2, 3, 4, 5)
-"""A root port for each network interface that a pod may come to have: it has none when it starts."""
+PORT_BUSES = (2, 3, 4, 5)
+"""A root port for each network interface and disk that a pod may come to have: it has none when it starts."""
 MOST_QUEUES = 8
 VHOST_NET_DEVICE = "/dev/vhost-net"
-LAST_BUS = NIC_BUSES[
+LAST_BUS = PORT_BUSES[
     -1
 ]  # the guest looks for no 255 others: 1.1 s of a boot in an emulated host (facts/measured.md)
 
@@ -154,8 +154,8 @@ def design(
             Disk(str(image.rootfs), "vda", ROOT_SLOT),
             *shared,
             *(
-                RootPort(bus, NIC_PORTS_SLOT, function, shares_slot=True)
-                for function, bus in enumerate(NIC_BUSES)
+                RootPort(bus, PORTS_SLOT, function, shares_slot=True)
+                for function, bus in enumerate(PORT_BUSES)
             ),
             agent,
             Console(str(places.console)),

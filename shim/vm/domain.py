@@ -65,6 +65,32 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockDisk:
+    """A block device on virtio-blk, past the host's page cache. It can be plugged into a root port.
+
+    path: of a node that QEMU's user may open. serial: by which the guest finds it, 20 characters at most.
+    """
+
+    path: str
+    serial: str
+    bus: int
+    read_only: bool
+
+    def xml(self) -> str:
+        return element(
+            "disk",
+            element("driver", name="qemu", type_="raw", cache="none", io="native", discard="unmap"),
+            element("source", dev=self.path),
+            element("target", dev=f"vd{chr(ord('a') + self.bus)}", bus="virtio"),
+            *([element("readonly")] if self.read_only else []),
+            text("serial", self.serial),
+            pci(0, self.bus),
+            type_="block",
+            device="disk",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class FileSystem:
     """A vhost-user file system: its server listens on the socket. It can be plugged into a root port."""
 

@@ -20,6 +20,7 @@ from shim.vm.accel import Acceleration
 from shim.vm.console import Console
 from shim.vm.crowding import crowding
 from shim.vm.host import Host
+from shim.vm.ports import Ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Machine:
         self._qemu_words = qemu_words
         self.call_timeout_s = call_timeout_s
         self.host = host
+        self.ports = Ports()
         self._undo = undo
         self.stopped = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()

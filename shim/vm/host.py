@@ -62,7 +62,7 @@ class Host:
         self._seeds = seeds
         self._cpu_models = cpu_models
         self._seeded: set[tuple[str, bytes]] = set()
-        self._user = user
+        self.user = user
         self._libvirt: libvirt_module | None = None
         self._connection: libvirt_module.virConnect | None = None
         self._domain: libvirt_module.virDomain | None = None
@@ -76,7 +76,7 @@ class Host:
 
     def prepare(self) -> None:
         """Writes the driver's configuration and seeds its cache. Raises OSError."""
-        configuration = QEMU_CONF.format(user=self._user.user, group=self._user.group, memory=self._memory)
+        configuration = QEMU_CONF.format(user=self.user.user, group=self.user.group, memory=self._memory)
         etc = self._root / "etc"
         (etc / "qemu").mkdir(mode=0o711, parents=True)
         # Where the embedded driver looks for it: libvirt 9.0 here, newer ones in qemu/ (both seen).

@@ -200,7 +200,12 @@ class AgentVM:
         return answer
 
     async def create(self, name: str, what: Json, **flags: bool) -> int:
-        request = api.CreateContainerRequest(container_id=name, spec_json=json.dumps(what).encode(), **flags)
+        request = api.CreateContainerRequest(
+            container_id=name,
+            spec_json=json.dumps(what).encode(),
+            terminal=flags.get("terminal", False),
+            stdin=flags.get("stdin", False),
+        )
         return (await self.client.call(api.CREATE_CONTAINER, request, timeout_s=CALL_S)).pid
 
     async def start(self, name: str) -> None:

@@ -159,7 +159,7 @@ def test_what_a_guest_cannot_have_is_named(pods: Pods, pod: Namespace, outside: 
     for number in range(1, 5):
         connect(pod, f"eth{number}", outside, f"v{number}", (f"10.7{number}.1.2/24", f"10.7{number}.1.1/24"))
     refused = pods.run("true", options=pod.options)
-    assert "a guest has room for 4 interfaces" in refused.err
+    assert "a machine has room for 4 network interfaces" in refused.err
 
 
 def test_an_interface_that_had_no_ipv6_gets_some_later(

@@ -22,6 +22,7 @@ from shim.anchor import AnchorMaker
 from shim.apprentice import Standby
 from shim.container import Container, Process
 from shim.creation import Means, NewContainer
+from shim.disks import Disks
 from shim.journal import Journal
 from shim.paths import PodPaths
 from shim.pod import Pod
@@ -181,7 +182,7 @@ def empty_pod(directory: Path, recorder: Publisher, anchors: AnchorMaker) -> Pod
     identity = Identity("default", POD, os.getpid(), system.start_time("self"), proc)
     trace = Trace("default", POD, 1_700_000_000.0)
     standby = Standby(directory / "run/cache/hint", -1)
-    means = Means(identity, anchors, paths, Journal(paths.journal), trace)
+    means = Means(identity, anchors, paths, Journal(paths.journal), trace, Disks(paths.directory))
     return Pod(means, load(), standby, Listener(recorder), NoNetwork)
 
 

@@ -132,7 +132,18 @@ def test_the_parts_that_matter_are_found() -> None:
             ],
             "linux": {
                 "namespaces": [{"type": "network", "path": "/run/netns/x"}, {"type": "pid"}],
-                "devices": [{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}],
+                "devices": [
+                    {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+                    {
+                        "path": "/dev/b",
+                        "type": "b",
+                        "major": 7,
+                        "minor": 0,
+                        "fileMode": 0o640,
+                        "uid": 1,
+                        "gid": 2,
+                    },
+                ],
             },
             "hooks": {"prestart": [{"path": "/bin/x"}], "poststop": [], "poststart": None},
             "annotations": {"a": "b"},
@@ -143,7 +154,10 @@ def test_the_parts_that_matter_are_found() -> None:
     assert parsed.mounts == (oci.Mount("/data", "bind", "/srv", ("rbind", "ro")),)
     assert parsed.namespace("network") == oci.Namespace("network", "/run/netns/x")
     assert parsed.namespace("user") is None
-    assert parsed.devices == (oci.Device("/dev/null", "c", 1, 3),)
+    assert parsed.devices == (
+        oci.Device("/dev/null", "c", 1, 3, None, 0, 0),
+        oci.Device("/dev/b", "b", 7, 0, 0o640, 1, 2),
+    )
     assert parsed.hooks == {"prestart": (oci.Hook("/bin/x", ("/bin/x",), {}),)}
     assert parsed.annotations == {"a": "b"}
 

@@ -91,10 +91,19 @@ def test_a_pod_shares_directories_if_it_may_be_given_one(tmp_path: Path) -> None
     assert shares(annotations={"io.kubernetes.cri.sandbox-id": "pod"})
 
 
-def test_a_device_of_the_hosts_is_refused_by_name() -> None:
-    with pytest.raises(Unimplemented, match="device /dev/sda: ") as caught:
-        for_guest(linux(devices=[{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]))
+def test_a_character_device_of_the_hosts_is_refused_by_name() -> None:
+    with pytest.raises(Unimplemented, match="device /dev/kvm: ") as caught:
+        for_guest(linux(devices=[{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]))
     assert "privileged_without_host_devices" in (caught.value.hint or "")
+
+
+def test_a_block_device_comes_as_a_disk_and_not_by_the_hosts_numbers() -> None:
+    entry = {"path": "/dev/data", "type": "b", "major": 8, "minor": 16}
+    rules = [{"allow": False, "access": "rwm"}, entry | {"allow": True, "access": "rw"}]
+    guest = for_guest(linux(devices=[entry], resources={"devices": rules}))
+    assert [(disk.path, disk.read_only) for disk in guest.disks] == [("/dev/data", False)]
+    assert "devices" not in guest.document["linux"]
+    assert guest.document["linux"]["resources"]["devices"] == rules[:1]
 
 
 def test_devices_that_every_container_has_are_no_request() -> None:

@@ -1,0 +1,49 @@
+"""Block devices that a container is given: disks of the machine, found by their serials.
+
+Must not know where they come from.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from agent.files import read
+from agent.uevents import appearance
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from rpc.api.agent import Disk
+
+DISKS = "/sys/block"
+PLUGGED_S = 10.0  # from QEMU's word that a disk is plugged in to the guest's driver
+
+
+async def put_into(spec: dict[str, Any], disks: Sequence[Disk]) -> None:
+    """Adds them, with the numbers that they have here, to an OCI config.json. Raises Unavailable for one that
+    does not appear."""
+    linux = spec.setdefault("linux", {})
+    devices = linux.setdefault("devices", [])
+    rules = linux.setdefault("resources", {}).setdefault("devices", [])
+    for disk in disks:
+        look = partial(find, disk.serial)
+        major, minor = await appearance(look, f"disk {disk.serial}", PLUGGED_S)
+        number = {"type": "b", "major": major, "minor": minor}
+        devices.append({"path": disk.path, "fileMode": disk.mode, "uid": disk.uid, "gid": disk.gid, **number})
+        rules.append({"allow": True, "access": "rm" if disk.read_only else "rwm", **number})
+
+
+def find(serial: str, disks: str = DISKS) -> tuple[int, int] | None:
+    """The numbers of the disk of this serial, if there is one."""
+    for name in os.listdir(disks):
+        try:
+            if read(f"{disks}/{name}/serial").decode(errors="replace").strip() != serial:
+                continue
+            major, _, minor = read(f"{disks}/{name}/dev").decode().partition(":")
+        except OSError:  # it has none, or has just gone
+            continue
+        return int(major), int(minor)
+    return None

@@ -1,0 +1,73 @@
+"""Block devices of the host's that a container asks for: which, where in the container, and for what.
+
+Pure: from linux.devices and the rules of linux.resources.devices. It must not know how a guest gets them.
+"""
+
+from dataclasses import dataclass
+
+from shim.oci import Document, Spec, typed
+
+BLOCK = "b"
+EVERY = "a"
+DEFAULT_MODE = 0o660
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    """path: in the container. major, minor: the host's. mode: permission bits of the container's node."""
+
+    path: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+    read_only: bool
+
+
+def asked_for(spec: Spec) -> tuple[BlockDevice, ...]:
+    rules = _rules(spec.document)
+    return tuple(
+        BlockDevice(
+            device.path,
+            device.major,
+            device.minor,
+            DEFAULT_MODE if device.mode is None else device.mode & 0o777,
+            device.uid,
+            device.gid,
+            not _may_write(rules, device.major, device.minor),
+        )
+        for device in spec.devices
+        if device.type == BLOCK
+    )
+
+
+def without_rules(resources: Document) -> Document:
+    """A copy without rules for block devices: their numbers are the host's."""
+    if not resources.get("devices"):
+        return resources
+    kept = [rule for rule in _of(resources) if rule.get("type") != BLOCK]
+    return {**resources, "devices": kept}
+
+
+def _rules(document: Document) -> list[Document]:
+    linux = document.get("linux") or {}
+    return _of(typed(linux.get("resources") or {}, dict, "linux.resources"))
+
+
+def _of(resources: Document) -> list[Document]:
+    rules = typed(resources.get("devices") or [], list, "linux.resources.devices")
+    return [typed(rule, dict, "linux.resources.devices[]") for rule in rules]
+
+
+def _may_write(rules: list[Document], major: int, minor: int) -> bool:
+    """The last rule that fits decides, as in devices cgroups; without one a runtime allows nothing."""
+    allowed = False
+    for rule in rules:
+        fits = rule.get("type", EVERY) in (BLOCK, EVERY)
+        for name, number in (("major", major), ("minor", minor)):
+            wanted = rule.get(name)
+            fits = fits and (wanted is None or wanted in (-1, number))
+        if fits and "w" in (rule.get("access") or "rwm"):
+            allowed = rule.get("allow") is True
+    return allowed

@@ -1,0 +1,76 @@
+"""Block devices of the host's in a container: read, written, read-only, gone again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.storage import losetup
+from tests.vm.pods import Pods
+
+SIZE = 8 << 20
+LOOK = """\
+import os, stat, sys
+path = sys.argv[1]
+fd = os.open(path, os.O_RDONLY)
+print(stat.S_ISBLK(os.stat(path).st_mode), os.lseek(fd, 0, os.SEEK_END), os.pread(fd, 6, 512).decode())
+"""
+WRITE = """\
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY)
+os.pwrite(fd, b"guest!" + bytes(506), 4096)
+os.fsync(fd)
+"""
+
+
+class Loop:
+    """A loop device of the host's with a file below it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.write_bytes(bytes(512) + b"host's" + bytes(SIZE - 518))
+        self.path = losetup("--find", "--show", file)
+
+    @property
+    def option(self) -> tuple[str, ...]:
+        return ("--device", self.path)
+
+    def close(self) -> None:
+        losetup("--detach", self.path)
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    loop = Loop(tmp_path / "disk")
+    yield loop
+    loop.close()
+
+
+def test_a_container_reads_and_writes_a_device_of_the_hosts(pods: Pods, loop: Loop) -> None:
+    with pods.detached("sleep", "1000", options=loop.option) as name:
+        assert pods.exec(name, "python3", "-c", LOOK, loop.path).ok().out == f"True {SIZE} host's\n"
+        pods.exec(name, "python3", "-c", WRITE, loop.path).ok()
+        assert loop.file.read_bytes()[4096:4102] == b"guest!"
+        assert pods.exec(name, "mkdir", "/dev/made").ok().out == ""
+
+
+def test_one_that_is_not_there_is_named(pods: Pods, tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "disk")
+    loop.close()
+    failed = pods.run("true", options=loop.option)
+    assert failed.code != 0
+    assert "cannot be opened" in failed.err
+
+
+def test_more_than_there_is_room_for_is_refused(pods: Pods, tmp_path: Path) -> None:
+    loops = [Loop(tmp_path / f"disk{number}") for number in range(5)]
+    try:
+        four = [word for loop in loops[:4] for word in loop.option]
+        script = f"{LOOK}\nprint(*sorted(name for name in os.listdir('/dev') if name.startswith('loop')))"
+        seen = pods.run("python3", "-c", script, loops[0].path, options=tuple(four)).ok().out.splitlines()
+        assert seen[1].split() == sorted(Path(loop.path).name for loop in loops[:4])
+        refused = pods.run("true", options=(*four, *loops[4].option))
+        assert "a machine has room for 4 network interfaces and disks" in refused.err
+    finally:
+        for loop in loops:
+            loop.close()
