@@ -94,9 +94,8 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     identity = Identity(request.namespace, request.pod_id, pid, started, daemon.host_proc, daemon.host)
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
     listener = Listener(publisher)
-    means = creation.Means(
-        identity, daemon.anchors, daemon.paths, daemon.journal, trace, Disks(daemon.paths.directory)
-    )
+    paths, disks = daemon.paths, Disks(daemon.paths.directory)
+    means = creation.Means(identity, daemon.anchors, paths, daemon.journal, trace, disks)
     pod = Pod(means, settings, daemon.standby, listener)
     server = Server()
     TaskService(pod, shutdown.set).register(server)
