@@ -2,9 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests.vm.pods import TERMINAL_PROGRAM, Pods, every_version
 
 
+@pytest.mark.client("ctr task exec", "works", "")
 @every_version
 def test_exec_returns_the_exit_code(pods: Pods) -> None:
     with pods.detached("sleep", "1000") as name:
@@ -33,6 +36,7 @@ def test_exec_has_the_containers_view_and_its_own_directory(pods: Pods) -> None:
         assert result.ok().out == "65534\n"
 
 
+@pytest.mark.client("ctr task exec --tty", "works", "")
 def test_exec_with_a_terminal(pods: Pods) -> None:
     with pods.detached("sleep", "1000") as name:
         argv = ("task", "exec", "--tty", "--exec-id", "t1", name, "python3", "-c", TERMINAL_PROGRAM)

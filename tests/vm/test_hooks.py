@@ -34,6 +34,11 @@ def wait_gone(pods: Pods, name: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.client(
+    "hooks prestart, createRuntime, poststart, poststop",
+    "works",
+    "on the host, in containerd's namespaces, told the specification's state",
+)
 @every_version
 def test_hooks_of_the_host_run_in_their_order_and_are_told_the_state(pods: Pods, hooked: Hooked) -> None:
     instance, name = pods.ctr.instance, pods.ctr.new_id()
@@ -103,6 +108,9 @@ def test_a_network_that_a_hook_makes_is_there_before_the_program_and_seen_from_t
     assert hooked.kinds() == ["createRuntime", "poststop"]
 
 
+@pytest.mark.client(
+    "hooks prestart, createRuntime that fail", "works", "the error has their words; poststop hooks follow"
+)
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime"])
 def test_a_hook_that_fails_fails_the_container_with_its_words(pods: Pods, hooked: Hooked, kind: str) -> None:
     hooked.set(
@@ -117,12 +125,14 @@ def test_a_hook_that_fails_fails_the_container_with_its_words(pods: Pods, hooked
     assert hooked.kinds() == ["poststop"], "what a hook had done before was not undone, or undone twice"
 
 
+@pytest.mark.client("hooks poststart that fail", "works", "the container is ended")
 def test_a_poststart_hook_that_fails_ends_the_container(pods: Pods, hooked: Hooked) -> None:
     hooked.set({"poststart": [hooked.shell("echo no >&2; exit 3")], "poststop": [hooked.tells("poststop")]})
     faults.refused(pods.run("sleep", "1000"), "poststart hook /bin/sh", "exit status 3", within_s=WITHIN_S)
     assert hooked.kinds() == ["poststop"]
 
 
+@pytest.mark.client("hooks poststop that fail", "works", "a line in the log")
 def test_a_poststop_hook_that_fails_is_logged_and_the_next_one_runs(pods: Pods, hooked: Hooked) -> None:
     hooked.set({"poststop": [hooked.shell("echo too late >&2; exit 3"), hooked.tells("poststop")]})
     name = pods.ctr.new_id()
@@ -132,6 +142,7 @@ def test_a_poststop_hook_that_fails_is_logged_and_the_next_one_runs(pods: Pods, 
     assert "too late" in (pods.ended_directory(name) / "shim.log").read_text()
 
 
+@pytest.mark.client("hooks with a timeout", "works", "killed with all that they started")
 def test_a_hook_that_hangs_is_killed_at_its_timeout_with_its_children(pods: Pods, hooked: Hooked) -> None:
     hang = hooked.shell("setsid sleep 1234 & exec sleep 1234", timeout=1)
     hooked.set({"createRuntime": [hang], "poststop": [hooked.tells("poststop")]})
@@ -139,6 +150,11 @@ def test_a_hook_that_hangs_is_killed_at_its_timeout_with_its_children(pods: Pods
     assert hooked.kinds() == ["poststop"]
 
 
+@pytest.mark.client(
+    "hooks that leave a process (as of nerdctl run -p, to hold the port)",
+    "works",
+    "its pid is the host's, and it outlives the shim",
+)
 def test_what_a_hook_leaves_behind_outlives_it_and_the_shim(pods: Pods, hooked: Hooked) -> None:
     """As the process by which nerdctl holds a published port, whose pid it writes down."""
     file = pods.ctr.instance.work / "left.pid"
@@ -155,6 +171,7 @@ def test_what_a_hook_leaves_behind_outlives_it_and_the_shim(pods: Pods, hooked: 
             time.sleep(0.05)
 
 
+@pytest.mark.client("hooks poststop of a killed shim", "works", "by `delete`, once")
 @every_version
 def test_the_hooks_of_a_killed_shim_are_run_by_delete_and_once(pods: Pods, hooked: Hooked) -> None:
     with pods.detached("sleep", "1000") as name:
@@ -202,6 +219,11 @@ def test_hooks_that_are_none_are_refused(pods: Pods, hooked: Hooked) -> None:
     faults.refused(pods.run("true"), "/no/such/program", "No such file", within_s=WITHIN_S)
 
 
+@pytest.mark.client(
+    "CNI bridge, host-local in a createRuntime hook (as of nerdctl run --net bridge)",
+    "works",
+    "the guest has the address, and answers there",
+)
 def test_the_networks_of_cni_as_nerdctl_makes_them(pods: Pods, hooked: Hooked) -> None:
     """A bridge and an address of host-local's by CNI's own plug-ins, whose interface the guest answers at."""
     instance = pods.ctr.instance
@@ -255,6 +277,7 @@ def test_a_machine_of_the_pool_has_hooks_run_as_any_other(pods: Pods, hooked: Ho
         pool.wait_gone()
 
 
+@pytest.mark.client("hooks startContainer", "works", "in the guest, by crun")
 def test_a_start_container_hook_is_a_program_of_the_containers(pods: Pods, hooked: Hooked) -> None:
     started = {"path": "/bin/sh", "args": ["sh", "-c", "cat >/state"], "env": ["PATH=/usr/bin:/bin"]}
     hooked.set({"startContainer": [started]})
@@ -264,6 +287,9 @@ def test_a_start_container_hook_is_a_program_of_the_containers(pods: Pods, hooke
     assert state["id"]
 
 
+@pytest.mark.client(
+    "hooks createContainer of a program of the host", "refused", "it has to be one of the guest image's"
+)
 def test_hooks_of_the_guest_whose_programs_are_not_there_are_refused(pods: Pods, hooked: Hooked) -> None:
     hooked.set({"createContainer": [{"path": hooked.witness}], "poststop": [hooked.tells("poststop")]})
     words = ("createContainer hook", hooked.witness, "in the guest image", "prestart and createRuntime")

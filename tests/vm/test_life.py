@@ -33,6 +33,7 @@ DEADLY = sorted({*range(1, 32), signal.SIGRTMIN, signal.SIGRTMAX} - HARMLESS - S
 """Signals that end a process by default."""
 
 
+@pytest.mark.client("ctr task kill --signal", "works", "")
 def test_every_signal_arrives(pods: Pods) -> None:
     name = pods.ctr.new_id()
     with pods.start("python3", "-c", CATCHER, name=name) as running:
@@ -55,6 +56,7 @@ def test_a_signal_ends_an_exec_with_128_and_its_number(pods: Pods) -> None:
                 assert running.finish(20).code == 128 + number
 
 
+@pytest.mark.client("ctr task kill --all", "works", "")
 def test_kill_all_reaches_every_process(pods: Pods) -> None:
     loop = "while :; do sleep 0.1; done"
     script = f"sh -c 'trap \"echo child; exit 0\" USR1; echo up; {loop}' & trap 'wait; exit 4' USR1; {loop}"
@@ -83,6 +85,7 @@ def test_kill_after_the_end_is_not_found(pods: Pods) -> None:
         assert pods.kill(name).code != 0
 
 
+@pytest.mark.client("ctr task pause, resume", "works", "")
 def test_a_paused_container_stands_still(pods: Pods) -> None:
     """The program measures the longest gap between two of its steps; a second pod's whole life fits in the
     pause.
@@ -112,6 +115,7 @@ def test_a_paused_container_stands_still(pods: Pods) -> None:
         assert running.finish(20).code == 137
 
 
+@pytest.mark.client("ctr task metrics", "works", "the container's cgroup in the guest")
 @every_version
 def test_metrics_are_the_containers(pods: Pods) -> None:
     name = pods.ctr.new_id()
@@ -126,6 +130,11 @@ def test_metrics_are_the_containers(pods: Pods) -> None:
         running.finish(20)
 
 
+@pytest.mark.client(
+    "ctr task ps",
+    "differs",
+    "the one process that stands for the container on the host, once more for each exec",
+)
 def test_ps_names_a_live_process_of_the_host(pods: Pods) -> None:
     with pods.detached("sleep", "1000") as name:
         pids = [int(line.split()[0]) for line in pods.ctr("task", "ps", name).ok().out.splitlines()[1:]]
@@ -172,6 +181,7 @@ def test_limits_beyond_the_vm_are_named_in_the_log_with_the_way_out(pods: Pods) 
         assert any(all(word in line for word in words) for line in log.splitlines()), (words, log)
 
 
+@pytest.mark.client("ctr run --detach, ctr task attach", "works", "")
 @every_version
 def test_detached_run_and_attach(pods: Pods) -> None:
     script = "read line; echo got $line; exit 9"

@@ -54,6 +54,7 @@ def addresses_of(entries: list[dict[str, Any]]) -> dict[str, set[tuple[str, int]
     }
 
 
+@pytest.mark.client("ctr run --with-ns network:PATH (interfaces, addresses, routes)", "works", "")
 def test_a_guest_has_what_its_namespace_has(pods: Pods, pod: Namespace, outside: Namespace) -> None:
     connect(
         pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"), ("fd77::2/64", "fd77::1/64"), mtu=1400

@@ -93,6 +93,7 @@ def test_a_bind_mount_of_what_is_not_there(pods: Pods) -> None:
     )
 
 
+@pytest.mark.client("ctr run --mount type=bind (a socket)", "refused", "its other end is on the host")
 def test_a_bind_mount_of_a_socket(pods: Pods) -> None:
     source = "/run/containerd/containerd.sock"
     mount = f"type=bind,src={source},dst=/mnt/sock,options=bind"
@@ -152,6 +153,7 @@ def test_a_second_container_with_the_same_name(pods: Pods) -> None:
         assert pods.exec(name, "echo", "fine").ok().out == "fine\n"
 
 
+@pytest.mark.client("ctr run --with-ns network:PATH", "works", "")
 def test_a_network_namespace_is_entered_and_can_be_used_again(pods: Pods) -> None:
     """Twice one after another, and twice at once: nothing of the first start is in the way of the second."""
     instance = pods.ctr.instance

@@ -14,6 +14,7 @@ from tests.vm.faults import find_process
 from tests.vm.pods import CGROUP_MOUNT, FULL, Pods, every_version
 
 
+@pytest.mark.client("ctr run", "works", "its exit status is the program's")
 @pytest.mark.parametrize(
     ("instance", "code"),
     [(FULL, 0), *((version, 42) for version in VERSIONS), (FULL, 127)],
@@ -63,22 +64,26 @@ def test_arguments_arrive_as_they_were_given(pods: Pods) -> None:
     assert eval(result.out) == list(words)  # noqa: S307 - JSON of strings, from our own program
 
 
+@pytest.mark.client("ctr run --env, --cwd", "works", "")
 def test_environment_and_working_directory(pods: Pods) -> None:
     options = ("--env", "GREETING=hello world", "--env", "EMPTY=", "--cwd", "/usr/share")
     result = pods.run("sh", "-c", 'pwd; echo "$GREETING"; echo "${EMPTY-unset}"', options=options).ok()
     assert result.out == "/usr/share\nhello world\n\n"
 
 
+@pytest.mark.client("ctr run --user", "works", "")
 def test_user_and_group(pods: Pods) -> None:
     result = pods.run("sh", "-c", "id -u; id -g; id -G", options=("--user", "65534:33")).ok()
     assert result.out.split() == ["65534", "33", "33"]
 
 
+@pytest.mark.client("ctr run --hostname", "works", "")
 def test_hostname(pods: Pods) -> None:
     result = pods.run("cat", "/proc/sys/kernel/hostname", options=("--hostname", "keep-tower")).ok()
     assert result.out == "keep-tower\n"
 
 
+@pytest.mark.client("ctr run --mount type=bind (a directory)", "works", "by virtio-fs")
 def test_a_bind_mounted_directory_is_shared_both_ways(pods: Pods) -> None:
     shared = pods.ctr.instance.work / "shared"
     (shared / "sub").mkdir(parents=True)
@@ -90,6 +95,7 @@ def test_a_bind_mounted_directory_is_shared_both_ways(pods: Pods) -> None:
     assert (shared / "out").read_text() == "from the guest\n"
 
 
+@pytest.mark.client("ctr run --mount options=ro", "works", "")
 def test_a_read_only_bind_mount_cannot_be_written(pods: Pods) -> None:
     shared = pods.ctr.instance.work / "read-only"
     shared.mkdir()
@@ -100,6 +106,7 @@ def test_a_read_only_bind_mount_cannot_be_written(pods: Pods) -> None:
     assert os.listdir(shared) == []
 
 
+@pytest.mark.client("ctr run --mount type=bind (a file)", "works", "")
 @every_version
 def test_a_single_file_can_be_mounted(pods: Pods) -> None:
     source = pods.ctr.instance.work / f"{pods.ctr.new_id('file')}.txt"
@@ -126,12 +133,14 @@ def test_writes_stay_in_the_containers_own_layer(pods: Pods) -> None:
     assert result.code != 0
 
 
+@pytest.mark.client("ctr run --read-only", "works", "")
 def test_a_read_only_root(pods: Pods) -> None:
     result = pods.run("sh", "-c", "echo x > /etc/x", options=("--read-only",))
     assert result.code != 0
     assert "Read-only file system" in result.err
 
 
+@pytest.mark.client("ctr run --rootfs", "works", "")
 def test_a_directory_can_be_the_root_file_system(pods: Pods) -> None:
     """`ctr run --rootfs`: no snapshot, no mounts, only root.path."""
     root = pods.ctr.instance.work / "a-root"
@@ -151,6 +160,7 @@ def test_a_root_file_system_that_is_not_there_is_named(pods: Pods) -> None:
     assert "/no/such/root: No such file or directory" in result.err
 
 
+@pytest.mark.client("ctr run", "works", "only loopback where nobody made a network")
 def test_only_loopback_without_a_network(pods: Pods) -> None:
     script = "import os, socket; print(sorted(os.listdir('/sys/class/net')))\n"
     script += (
@@ -160,6 +170,9 @@ def test_only_loopback_without_a_network(pods: Pods) -> None:
     assert result.out == "['lo']\nup\n"
 
 
+@pytest.mark.client(
+    "ctr run --memory-limit", "works", "the container's cgroup in the guest; the VM's size is its profile's"
+)
 def test_the_memory_limit_is_the_cgroups(pods: Pods) -> None:
     options = ("--memory-limit", str(64 << 20), *CGROUP_MOUNT)
     result = pods.run("cat", "/sys/fs/cgroup/memory.max", options=options).ok()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import clients
+
 CHECKOUT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -183,3 +185,7 @@ def test_each_directory_of_the_environment_is_spelt_in_one_place() -> None:
                 spelt.setdefault(name, set()).add(str(path.relative_to(CHECKOUT)))
     assert "CASEMATE_RUN_DIR" in spelt
     assert [name for name, places in spelt.items() if len(places) > 1] == []
+
+
+def test_the_page_of_clients_is_of_these_tests() -> None:
+    assert clients.PAGE.read_text() == clients.page(), "python -m tests.clients"

@@ -1,0 +1,70 @@
+"""docs/clients.md: what clients ask for, and what comes of it, made of the tests that show it.
+
+A test of tests/vm says `@pytest.mark.client(WHAT, OUTCOME, HOW)` of what it holds: WHAT is what a user types,
+OUTCOME one of the three below. `python -m tests.clients` writes the page, which tests/unit/project checks.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PAGE = CHECKOUT / "docs" / "clients.md"
+OUTCOMES = ("works", "differs", "refused")
+HEAD = """\
+# What clients ask for
+
+Each row is what a test of tests/vm shows, which the row names: `sudo make test` fails if it is not so any
+more. *Works* is as with runc, *differs* as said, *refused* by an error that says what and why. What is not
+listed was not tried. `python -m tests.clients` writes this page.
+
+nerdctl is in none of the registries that the tests may use, and has not been tried. What it asks of a runtime
+is tried without it: hooks as it puts them into config.json, and CNI's own plug-ins, which its hooks call.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    what: str
+    outcome: str
+    how: str
+    test: str
+
+    @property
+    def client(self) -> str:
+        return self.what.split()[0]
+
+
+def rows() -> list[Row]:
+    """Those of all tests, by client, otherwise as they stand there. Raises ValueError for a malformed one."""
+    found = [row for path in sorted((CHECKOUT / "tests/vm").glob("test_*.py")) for row in _rows_of(path)]
+    return sorted(found, key=lambda row: row.client)
+
+
+def _rows_of(path: Path) -> Iterator[Row]:
+    for node in ast.parse(path.read_text()).body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.client":
+                what, outcome, how = [ast.literal_eval(argument) for argument in decorator.args]
+                if outcome not in OUTCOMES or not what:
+                    raise ValueError(f"{path.name}: {node.name}: {what!r} {outcome!r}")
+                yield Row(what, outcome, how, f"{path.stem.removeprefix('test_')}: {node.name}")
+
+
+def page() -> str:
+    text = HEAD
+    listed = rows()
+    for client in dict.fromkeys(row.client for row in listed):
+        text += f"\n## {client}\n\n| what | | how | test |\n|---|---|---|---|\n"
+        for row in listed:
+            if row.client == client:
+                shown = row.what.removeprefix(client).strip()
+                text += f"| {shown} | {row.outcome} | {row.how} | {row.test.replace('test_', '', 1)} |\n"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
