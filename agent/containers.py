@@ -128,10 +128,11 @@ class Guest:
         container = Container(self, container_id)
         self._containers[container_id] = container
         try:
-            if disks:
-                from agent.disks import put_into
+            if disks or (parsed.get("linux") or {}).get("devices"):
+                from agent import devices
 
-                await put_into(parsed, disks)
+                devices.make_there(parsed)
+                await devices.add_disks(parsed, disks)
             return await container.create(parsed, terminal=terminal, stdin=stdin)
         except BaseException:
             del self._containers[container_id]

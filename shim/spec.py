@@ -14,7 +14,7 @@ from shim.blockdevices import BLOCK, BlockDevice, asked_for, without_rules
 from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.fields import Table, leave_out, refuse
 from shim.hookserver import HOST_HOOKS
-from shim.oci import Document, Mount, Spec
+from shim.oci import Device, Document, Mount, Spec
 from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, joined_or_refused
 
 GUEST_SHARE = "/run/casemate/shared"
@@ -24,6 +24,10 @@ GUEST_SHARE = "/run/casemate/shared"
 DEFAULT_DEVICES = frozenset(
     f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
 )
+
+# Character devices that are one of every kernel's own, by numbers that all kernels have (devices.txt): a
+# container gets the guest's.
+GUEST_DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}
 
 # What sharing the host's would mean, and why a VM cannot.
 HOST_NAMESPACES = {
@@ -101,7 +105,7 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
     refuse(spec.document.get("process") or {}, REFUSED_OF_PROCESSES, "process.")
     resources.for_guest((spec.document.get("linux") or {}).get("resources") or {})
     for device in spec.devices:
-        if device.path not in DEFAULT_DEVICES and device.type != BLOCK:
+        if device.path not in DEFAULT_DEVICES and device.type != BLOCK and not _is_guests(device):
             raise Unimplemented(
                 f"device {device.path}: the host's character devices are not passed into the VM",
                 hint="with --privileged, leave out the host's devices "
@@ -109,6 +113,10 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
             )
     if unknown := spec.hooks.keys() - HOST_HOOKS - GUEST_HOOKS:
         raise Unimplemented(f"hooks {', '.join(sorted(unknown))}: not known to this version")
+
+
+def _is_guests(device: Device) -> bool:
+    return device.type in ("c", "u") and (device.major, device.minor) in GUEST_DEVICES.values()
 
 
 def has_own_files(spec: Spec) -> bool:
@@ -154,6 +162,9 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     linux["namespaces"] = guest_namespaces(spec, siblings)
     for name in ("cgroupsPath", "devices"):  # the host's; the agent names the guest's cgroup
         linux.pop(name, None)
+    given = (spec.document.get("linux") or {}).get("devices") or ()
+    if kept := [entry for entry, device in zip(given, spec.devices, strict=True) if _is_guests(device)]:
+        linux["devices"] = kept
     linux["resources"], unmet = resources.for_guest(without_rules(linux.get("resources") or {}))
     document["linux"], of_linux = leave_out(linux, NEEDLESS, "linux.")
     document["process"], of_process = process_for_guest(document.get("process") or {})

@@ -76,3 +76,15 @@ def test_more_than_there_is_room_for_is_refused(pods: Pods, tmp_path: Path) -> N
     finally:
         for loop in loops:
             loop.close()
+
+
+def test_devices_of_every_kernel_are_the_guests(pods: Pods) -> None:
+    """A tunnel that the container makes is in its VM alone; fuse answers to a version."""
+    script = """\
+import fcntl, os, struct
+fcntl.ioctl(os.open("/dev/net/tun", os.O_RDWR), 0x400454CA, struct.pack("16sH22x", b"mine", 0x1001))
+print("mine" in os.listdir("/sys/class/net"), os.open("/dev/fuse", os.O_RDWR) > 0)
+"""
+    options = ("--device", "/dev/net/tun", "--device", "/dev/fuse", "--cap-add", "CAP_NET_ADMIN")
+    assert pods.run("python3", "-c", script, options=options).ok().out == "True True\n"
+    assert "mine" not in os.listdir("/sys/class/net")

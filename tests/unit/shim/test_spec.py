@@ -97,6 +97,13 @@ def test_a_character_device_of_the_hosts_is_refused_by_name() -> None:
     assert "privileged_without_host_devices" in (caught.value.hint or "")
 
 
+def test_devices_of_every_kernel_are_the_guests() -> None:
+    fuse = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666}
+    guest = for_guest(linux(devices=[fuse, {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}]))
+    assert guest.document["linux"]["devices"] == [fuse]
+    assert guest.disks == ()
+
+
 def test_a_block_device_comes_as_a_disk_and_not_by_the_hosts_numbers() -> None:
     entry = {"path": "/dev/data", "type": "b", "major": 8, "minor": 16}
     rules = [{"allow": False, "access": "rwm"}, entry | {"allow": True, "access": "rw"}]

@@ -1,4 +1,4 @@
-"""Block devices that a container is given: disks of the machine, found by their serials.
+"""Devices that a container is given: disks of the machine, found by their serials, and the kernel's own.
 
 Must not know where they come from.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
+from agent import boot
 from agent.files import read
 from agent.uevents import appearance
 
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
     from rpc.api.agent import Disk
 
 DISKS = "/sys/block"
+FEATURES = {(10, 229): "fuse", (10, 200): "tun"}
+"""What a guest image calls the modules of a character device, by its numbers."""
 PLUGGED_S = 10.0  # from QEMU's word that a disk is plugged in to the guest's driver
 
 
-async def put_into(spec: dict[str, Any], disks: Sequence[Disk]) -> None:
+def make_there(spec: dict[str, Any]) -> None:
+    """The drivers of an OCI config.json's devices are loaded. Raises FailedPrecondition if there is none."""
+    for device in spec["linux"].get("devices") or ():
+        feature = FEATURES.get((device.get("major"), device.get("minor")))
+        if device.get("type") != "b" and feature is not None:
+            boot.load_feature(feature)
+
+
+async def add_disks(spec: dict[str, Any], disks: Sequence[Disk]) -> None:
     """Adds them, with the numbers that they have here, to an OCI config.json. Raises Unavailable for one that
     does not appear."""
     linux = spec.setdefault("linux", {})
