@@ -71,6 +71,15 @@ def shm_of(spec: Spec) -> str:
     return next(sources, "") if is_sandbox(spec) else ""
 
 
+def refuse_users_of_pod(spec: Spec) -> None:
+    """Raises Unimplemented for a sandbox with a user namespace, which its containers would have to share."""
+    if is_sandbox(spec) and spec.namespace("user") is not None:
+        raise Unimplemented(
+            "user namespace of the pod: its containers share none in the VM",
+            hint="run without hostUsers: false; what root does in the VM, it does not do on the host",
+        )
+
+
 def limits_of(spec: Spec) -> Limits:
     """What the kubelet says that the containers of the pod may use together. Raises InvalidArgument."""
 

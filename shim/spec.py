@@ -15,7 +15,7 @@ from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.fields import Table, leave_out, refuse
 from shim.hookserver import HOST_HOOKS
 from shim.oci import Device, Document, Mount, Spec
-from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, joined_or_refused
+from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, joined_or_refused, refuse_users_of_pod
 
 GUEST_SHARE = "/run/casemate/shared"
 
@@ -93,6 +93,7 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
 
     siblings: whose namespaces it may join.
     """
+    refuse_users_of_pod(spec)
     for kind, (what, why) in HOST_NAMESPACES.items():
         if spec.namespace(kind) is None:
             raise Unimplemented(f"{what}: not possible in a VM", hint=why)

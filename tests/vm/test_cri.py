@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.instance import RUNTIME, Instance
+from config import annotations
 from tests.vm import builds, census
 from tests.vm import cri as support
 from tests.vm.census import CGROUPS
@@ -451,6 +452,12 @@ def test_limits_of_the_pod_beyond_its_machine_are_named(cri: Cri) -> None:
         log = pod.paths.log.read_text()
     assert "memory.limit is 65536 MiB, but the whole VM has" in log
     assert "cpu.quota is 64 CPUs, but the whole VM has" in log
+
+
+def test_the_pods_annotations_choose_its_machine(cri: Cri) -> None:
+    cri.instance.configure('allowed_annotations = ["dev.casemate.vcpus"]\n')
+    with cri.pod(annotations={annotations.VCPUS: "2"}) as pod:
+        assert pod.exec(pod.run(*FOREVER), "nproc").ok().out == "2\n"
 
 
 def test_the_pods_cgroup_holds_its_machine(cri: Cri, pod_cgroup: str) -> None:

@@ -79,6 +79,16 @@ def test_a_namespace_that_is_not_the_pods_is_refused(kind: str, path: str) -> No
         spec.for_guest(oci.parse(config(linux={"namespaces": entries})), "second", SIBLINGS)
 
 
+@pytest.mark.parametrize("path", ["", "/run/cri/sandboxes/web/userns"])
+def test_a_pod_with_users_of_its_own_is_refused(path: str) -> None:
+    """containerd 1.7 asks for a new namespace, 2.x for one that it has made."""
+    users = {"type": "user", **({"path": path} if path else {})}
+    document = pod_config(linux={"namespaces": [*NAMESPACES, users]})
+    with pytest.raises(Unimplemented, match="user namespace of the pod"):
+        spec.refuse_host_access(oci.parse(document))
+    spec.refuse_host_access(oci.parse(config(linux={"namespaces": [*NAMESPACES, {"type": "user"}]})))
+
+
 def test_the_pods_shared_memory_is_the_guests_wherever_it_is_mounted(tmp_path: Path) -> None:
     bind = {"type": "bind", "options": ["rbind", "ro"]}
     mounts = [
