@@ -60,6 +60,9 @@ class NodeTable(_Table):
 
 class VfioTable(_Table):
     waive: list[Annotated[str, AfterValidator(waivers.known)]]
+    reset_s: Seconds
+    scrub: Annotated[str, AfterValidator(values.absolute_path_or_none)]
+    scrub_s: Seconds
 
 
 class ConfigTable(_Table):
@@ -112,7 +115,12 @@ def validate(merged: Mapping[str, Any]) -> Settings:
             pool=table.node.pool,
             pool_memory_bytes=table.node.pool_memory,
         ),
-        vfio=Vfio(waive=tuple(table.vfio.waive)),
+        vfio=Vfio(
+            waive=tuple(table.vfio.waive),
+            reset_s=table.vfio.reset_s,
+            scrub=table.vfio.scrub,
+            scrub_s=table.vfio.scrub_s,
+        ),
         console_bytes=table.console_size,
         traces_kept=table.traces_kept,
     )

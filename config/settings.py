@@ -43,9 +43,15 @@ class Node(Record):
 
 
 class Vfio(Record):
-    """What an operator answers for when devices are given to pods. waive: codes of vfio/findings.py."""
+    """What an operator answers for when devices are given to pods. waive: codes of vfio/findings.py.
+
+    reset_s, scrub_s: in seconds, of one device. scrub: a program's path, or "" for none.
+    """
 
     waive: tuple[str, ...]
+    reset_s: float
+    scrub: str
+    scrub_s: float
 
 
 class Settings(Record):

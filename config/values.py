@@ -98,6 +98,15 @@ def absolute_path(value: str) -> str:
     return value
 
 
+def absolute_path_or_none(value: str) -> str:
+    if not value:
+        return value
+    try:
+        return absolute_path(value)
+    except ValueError:
+        raise ValueError('must be an absolute path, or "" for none') from None
+
+
 def absolute_path_or_auto(value: str) -> str:
     if value == "auto":
         return value

@@ -111,7 +111,11 @@ CREATE TABLE bindings (
     address TEXT PRIMARY KEY,
     claim INTEGER NOT NULL REFERENCES claims (id),
     driver TEXT NOT NULL,
-    override TEXT NOT NULL
+    override TEXT NOT NULL,
+    condition TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    used INTEGER NOT NULL DEFAULT 0,
+    clean INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 
 CREATE TABLE audit (
@@ -139,7 +143,7 @@ CREATE TRIGGER devices_move BEFORE UPDATE ON devices
     BEGIN SELECT RAISE(ABORT, 'a device cannot go from that state to this one'); END;
 CREATE TRIGGER devices_skip_reset BEFORE UPDATE ON devices
     WHEN OLD.state = 'claimed' AND NEW.state = 'free'
-        AND EXISTS (SELECT 1 FROM bindings WHERE claim = OLD.claim)
+        AND EXISTS (SELECT 1 FROM bindings WHERE address = OLD.address)
     BEGIN SELECT RAISE(ABORT, 'a device that was bound is not free before it is reset'); END;
 CREATE TRIGGER devices_stay BEFORE DELETE ON devices
     BEGIN SELECT RAISE(ABORT, 'no device is forgotten'); END;

@@ -92,6 +92,7 @@ class Ledger:
             rows.claim(connection, claim)
             for address in rows.addresses_of(connection, claim):
                 self._move(connection, now, address, State.IN_USE)
+            rows.mark_used(connection, claim)
 
     def release(self, claim: int, worker: Process) -> tuple[PciAddress, ...]:
         """To be called when no machine has them any more. What is to be reset now, by the worker.
@@ -106,18 +107,20 @@ class Ledger:
             return rows.resetting(connection, claim, worker)
 
     def clean(self, address: PciAddress) -> None:
-        """It was reset, and whatever was bound has been restored: it is free. Raises IllegalMove.
+        """It was reset and given back to the driver that it had: it is free. Raises IllegalMove.
 
-        FailedPrecondition if a binding of the device itself is still written down.
+        FailedPrecondition if a binding is written down, and not that it was reset since a pod used it.
         """
         with self._writing() as (connection, now):
             device = rows.device(connection, address)
             if device.state is not State.RESETTING:
                 raise IllegalMove(f"device {address} is {device.state.value}, so nobody was resetting it")
-            if binding := rows.binding(connection, address):
-                raise FailedPrecondition(
-                    f"device {address} is to be given back to {binding.driver or 'nobody'}"
-                )
+            binding = rows.binding(connection, address)
+            if binding is not None:
+                if not binding.clean:
+                    raise FailedPrecondition(f"device {address} is not known to have been reset")
+                # With its state in one transaction: between the two nobody could tell what is left to do.
+                self._restored(connection, binding)
             self._move(connection, now, address, State.FREE)
 
     def quarantine(self, address: PciAddress, reason: str) -> None:
@@ -128,11 +131,18 @@ class Ledger:
             self._move(connection, now, address, State.QUARANTINED, reason=reason.strip())
 
     def clear(self, address: PciAddress) -> str:
-        """What a person does who has seen to it. The reason it had. Raises IllegalMove if it has none."""
+        """What a person does who has seen to it. The reason it had. Raises IllegalMove if it has none.
+
+        FailedPrecondition as long as a binding of it is written down.
+        """
         with self._writing() as (connection, now):
             device = rows.device(connection, address)
             if device.state is not State.QUARANTINED:
                 raise IllegalMove(f"device {address} is {device.state.value}, not quarantined")
+            if binding := rows.binding(connection, address):
+                raise FailedPrecondition(
+                    f"device {address} is to be given back to {binding.driver or 'nobody'}"
+                )
             self._move(connection, now, address, State.FREE)
             return device.reason
 
@@ -169,7 +179,7 @@ class Ledger:
 
         Raises NotFound, FailedPrecondition if the claim has been released or a function is another claim's.
         """
-        with self._writing() as (connection, _):
+        with self._writing() as (connection, now):
             if rows.claim(connection, claim).ended_s is not None:
                 raise FailedPrecondition(f"claim {claim} was released: nothing is bound for it")
             for binding in functions:
@@ -177,20 +187,23 @@ class Ledger:
                 if known is not None and known.claim != claim:
                     raise FailedPrecondition(f"{binding.address} is bound for claim {known.claim}")
                 if known is None:
-                    rows.insert_binding(connection, claim, binding)
+                    rows.insert_binding(connection, now, claim, binding)
                     was = binding.driver or "no driver"
                     rows.note(
                         connection, Cause.BIND, address=binding.address, claim=claim, detail=f"from {was}"
                     )
+
+    def was_reset(self, address: PciAddress) -> None:
+        """A function is as it was before a pod had it: whoever goes on from here need not reset it again."""
+        with self._writing() as (connection, _):
+            rows.mark_clean(connection, address)
 
     def restored(self, address: PciAddress) -> None:
         """A function is as it was. Nothing, if nothing is written down about it."""
         with self._writing() as (connection, _):
             known = rows.binding(connection, address)
             if known is not None:
-                rows.delete_binding(connection, address)
-                detail = f"to {known.driver or 'no driver'}"
-                rows.note(connection, Cause.RESTORE, address=address, claim=known.claim, detail=detail)
+                self._restored(connection, known)
 
     def note(self, cause: Cause, address: PciAddress, detail: str) -> None:
         """A line of the audit log about what was done to a device (Cause.RESET, Cause.SCRUB)."""
@@ -234,6 +247,10 @@ class Ledger:
         with self._database.reading() as connection:
             return rows.entries(connection, address, after, most)
 
+    def now(self) -> Instant:
+        """By the clock that all this is written with."""
+        return self._clock()
+
     # --- within a transaction ---
 
     @contextmanager
@@ -250,13 +267,17 @@ class Ledger:
         claim = device.claim if to is not State.FREE else None
         rows.set_state(connection, now, address, to, claim=claim, reason=reason)
 
+    def _restored(self, connection: sqlite3.Connection, binding: Binding) -> None:
+        rows.delete_binding(connection, binding.address)
+        detail = f"to {binding.driver or 'no driver'}"
+        rows.note(connection, Cause.RESTORE, address=binding.address, claim=binding.claim, detail=detail)
+
     def _release(
         self, connection: sqlite3.Connection, now: Instant, claim: int, worker: Process, cause: Cause
     ) -> None:
-        bound = any(binding.claim == claim for binding in rows.bindings(connection))
         for address in rows.addresses_of(connection, claim):
             state = rows.device(connection, address).state
-            if state is State.CLAIMED and not bound:
+            if state is State.CLAIMED and rows.binding(connection, address) is None:
                 rows.set_state(connection, now, address, State.FREE)
             else:
                 check_move(address, state, State.RESETTING)

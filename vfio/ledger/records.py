@@ -163,12 +163,18 @@ class Binding:
     """One function of a device as it was before it was bound to another driver: how it is restored.
 
     driver: the name of its driver, or "" if it had none. override: what driver_override said, "" for nothing.
+    condition: what it was like (vfio/condition.py), for a comparison after its reset. boot: of the host, when
+    that was. used: a machine has had it since. clean: it was reset after that.
     """
 
     address: PciAddress
     claim: int
     driver: str
     override: str
+    condition: str = ""
+    boot: str = ""
+    used: bool = False
+    clean: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,14 +291,31 @@ def binding(connection: Connection, address: PciAddress) -> Binding | None:
 
 
 def _binding(row: sqlite3.Row) -> Binding:
-    return Binding(PciAddress.parse(row["address"]), row["claim"], row["driver"], row["override"])
-
-
-def insert_binding(connection: Connection, claim: int, binding: Binding) -> None:
-    connection.execute(
-        "INSERT INTO bindings (address, claim, driver, override) VALUES (?, ?, ?, ?)",
-        (str(binding.address), claim, binding.driver, binding.override),
+    return Binding(
+        PciAddress.parse(row["address"]),
+        row["claim"],
+        row["driver"],
+        row["override"],
+        row["condition"],
+        row["boot"],
+        bool(row["used"]),
+        bool(row["clean"]),
     )
+
+
+def insert_binding(connection: Connection, now: Instant, claim: int, binding: Binding) -> None:
+    connection.execute(
+        "INSERT INTO bindings (address, claim, driver, override, condition, boot) VALUES (?, ?, ?, ?, ?, ?)",
+        (str(binding.address), claim, binding.driver, binding.override, binding.condition, now.boot),
+    )
+
+
+def mark_used(connection: Connection, claim: int) -> None:
+    connection.execute("UPDATE bindings SET used = 1, clean = 0 WHERE claim = ?", (claim,))
+
+
+def mark_clean(connection: Connection, address: PciAddress) -> None:
+    connection.execute("UPDATE bindings SET clean = 1 WHERE address = ?", (str(address),))
 
 
 def delete_binding(connection: Connection, address: PciAddress) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from cli.checks.devices import devices
 from cli.checks.result import CheckContext, Level, Result
-from config.settings import Vfio
 from config.sources import read_defaults
 from tests.unit.vfio.machines import MACHINES, no_iommu
 from tests.unit.vfio.trees import Tree
@@ -15,7 +14,7 @@ SETTINGS = read_defaults().settings
 
 
 def check(tree: Tree, *waive: str) -> list[Result]:
-    settings = SETTINGS.replace(vfio=Vfio(waive=waive))
+    settings = SETTINGS.replace(vfio=SETTINGS.vfio.replace(waive=waive))
     return list(devices(CheckContext(settings, "containerd.sock", tree.root)))
 
 

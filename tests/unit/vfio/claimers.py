@@ -52,7 +52,7 @@ def alone(directory: Path, claim: Claim) -> Iterator[None]:
 def reset(ledger: Ledger, addresses: tuple[PciAddress, ...]) -> None:
     """What is written down of a reset and of giving back to the host's driver."""
     for address in addresses:
-        ledger.restored(address)
+        ledger.was_reset(address)
         ledger.clean(address)
 
 

@@ -164,7 +164,7 @@ def test_the_way_of_a_device(ledger: Ledger) -> None:
     assert states(ledger) == {"01": "resetting"}
     with pytest.raises(ResourceExhausted, match=r"0000:01:00\.0 is resetting, pod k8s.io/training"):
         ledger.claim(OTHER, OWNER, wanting(1), plain(1))
-    ledger.restored(ONE)
+    ledger.was_reset(ONE)
     ledger.clean(ONE)
     assert states(ledger) == {"01": "free"}
     assert ledger.claim(OTHER, OWNER, wanting(1), plain(1)).addresses == (ONE,)
@@ -189,7 +189,7 @@ def test_a_device_that_was_bound_or_used_is_reset_first(ledger: Ledger, bound: b
 def test_released_twice_says_again_what_is_left_to_do(ledger: Ledger) -> None:
     claim = used(ledger, count=2)
     assert ledger.release(claim, WORKER) == (ONE, TWO)
-    ledger.restored(ONE)
+    ledger.was_reset(ONE)
     ledger.clean(ONE)
     assert ledger.release(claim, WORKER) == (TWO,)
     assert ledger.release(claim, OWNER) == ()  # another is at it
@@ -197,10 +197,22 @@ def test_released_twice_says_again_what_is_left_to_do(ledger: Ledger) -> None:
         ledger.release(7, WORKER)
 
 
-def test_a_device_is_not_free_before_its_driver_has_it_back(ledger: Ledger) -> None:
+def test_a_device_is_not_free_before_it_was_reset(ledger: Ledger) -> None:
     ledger.release(used(ledger), WORKER)
-    with pytest.raises(FailedPrecondition, match="is to be given back to nvidia"):
+    with pytest.raises(FailedPrecondition, match="is not known to have been reset"):
         ledger.clean(ONE)
+    ledger.was_reset(ONE)
+    ledger.clean(ONE)
+    assert ledger.bindings() == []
+
+
+def test_of_a_claim_only_what_is_still_bound_is_reset(ledger: Ledger) -> None:
+    """Binding failed half way, and one function could not be given back."""
+    claim = ledger.claim(POD, OWNER, wanting(2), plain(4)).id
+    ledger.bind(claim, [Binding(ONE, claim, "nvidia", ""), Binding(TWO, claim, "nvidia", "")])
+    ledger.restored(TWO)
+    assert ledger.release(claim, WORKER) == (ONE,)
+    assert states(ledger) == {"01": "resetting", "02": "free"}
 
 
 def test_a_quarantined_device_is_nobodys_until_it_is_cleared(ledger: Ledger) -> None:
@@ -210,6 +222,9 @@ def test_a_quarantined_device_is_nobodys_until_it_is_cleared(ledger: Ledger) -> 
         ResourceExhausted, match=r"is quarantined, pod k8s.io/training: no answer after its reset"
     ):
         ledger.claim(OTHER, OWNER, wanting(1), plain(1))
+    with pytest.raises(FailedPrecondition, match="is to be given back to nvidia"):
+        ledger.clear(ONE)
+    ledger.restored(ONE)
     assert ledger.clear(ONE) == "no answer after its reset"
     assert ledger.device(ONE).reason == ""
     assert ledger.claim(OTHER, OWNER, wanting(1), plain(1)).addresses == (ONE,)
@@ -254,12 +269,16 @@ def test_how_a_function_was_is_written_down_once(ledger: Ledger) -> None:
     claim = ledger.claim(POD, OWNER, wanting(1), plain(4)).id
     ledger.bind(claim, [Binding(ONE, claim, "nvidia", "")])
     ledger.bind(claim, [Binding(ONE, claim, "vfio-pci", "vfio-pci")])  # looked at again half way
-    assert ledger.bindings() == [Binding(ONE, claim, "nvidia", "")]
+    assert ledger.bindings() == [Binding(ONE, claim, "nvidia", "", boot=BOOT)]
+    ledger.use(claim)
+    assert ledger.bindings() == [Binding(ONE, claim, "nvidia", "", boot=BOOT, used=True)]
+    ledger.was_reset(ONE)
+    assert ledger.bindings() == [Binding(ONE, claim, "nvidia", "", boot=BOOT, used=True, clean=True)]
     ledger.restored(ONE)
     ledger.restored(ONE)
     assert ledger.bindings(claim) == []
     causes = [entry.cause for entry in ledger.log(ONE)]
-    assert causes == [Cause.STATE, Cause.BIND, Cause.RESTORE]
+    assert causes == [Cause.STATE, Cause.BIND, Cause.STATE, Cause.RESTORE]
 
 
 def test_nothing_is_bound_for_a_claim_that_was_released_or_for_two(ledger: Ledger) -> None:
@@ -355,6 +374,7 @@ def test_every_transition_is_in_the_log(ledger: Ledger, clock: Clock) -> None:
     ledger.release(claim, WORKER)
     ledger.note(Cause.RESET, ONE, "flr in 0.1 s")
     ledger.quarantine(ONE, "gone")
+    ledger.restored(ONE)
     ledger.clear(ONE)
     lines = [
         (e.cause.value, e.before and e.before.value, e.after and e.after.value, e.detail)
@@ -367,6 +387,7 @@ def test_every_transition_is_in_the_log(ledger: Ledger, clock: Clock) -> None:
         ("state", "in use", "resetting", ""),
         ("reset", None, None, "flr in 0.1 s"),
         ("state", "resetting", "quarantined", "gone"),
+        ("restore", None, None, "to nvidia"),
         ("state", "quarantined", "free", ""),
     ]
     assert {(e.pod, e.actor, e.claim) for e in ledger.log(ONE)} == {(POD, "the test", claim)}

@@ -175,4 +175,5 @@ def test_a_mistake_of_ours_within_a_transaction_leaves_nothing(directory: Path) 
             )
             print(1 / 0)
         assert (ledger.devices(), ledger.log()) == before
+        ledger.restored(at("02:00.0"))
         ledger.clear(at("02:00.0"))  # the connection is as good as before

@@ -1,0 +1,95 @@
+"""What the ledger can choose from: the inventory's devices as candidates, the host's NUMA nodes as it is now.
+
+It must not know who has what, nor judge a device: which ones may be given away is the caller's to say.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from vfio import sysfs
+from vfio.address import PciAddress
+from vfio.configspace import PortType
+from vfio.inventory import SYSFS, Device, Inventory
+from vfio.ledger.demand import Candidate, Host, HostNode, Pages, Partition
+
+_KIB = 1 << 10
+
+
+def offer(
+    found: Inventory,
+    *,
+    refused: Collection[PciAddress] = (),
+    partitions: Iterable[Partition] = (),
+    reserved_cpus: Collection[int] = (),
+    sys: str = SYSFS,
+) -> Host:
+    """refused: devices that no pod may have, and then none that they would come along with either.
+
+    reserved_cpus: those of the host's own; a core with one of them is nobody's. partitions: what a fabric
+    manager says, which sysfs does not.
+    """
+    candidates = (candidate(found, each) for each in found.devices)
+    return Host(
+        tuple(c for c in candidates if c.address not in refused and not c.companions.intersection(refused)),
+        tuple(partitions),
+        tuple(nodes(sys, reserved_cpus)),
+    )
+
+
+def candidate(found: Inventory, device: Device) -> Candidate:
+    """Its companions are the other functions of the card and the rest of its IOMMU group, but for bridges."""
+    together = {*found.siblings(device.address), *found.members(device.address)} - {device.address}
+    return Candidate(
+        address=device.address,
+        vendor=device.vendor_id,
+        device=device.device_id,
+        name=device.title,
+        kind=device.kind.value,
+        node=device.numa_node,
+        switch=_switch(found, device),
+        companions=frozenset(each for each in together if found.functions[each].skipped is None),
+    )
+
+
+def _switch(found: Inventory, device: Device) -> PciAddress | None:
+    """The upstream port nearest to it. Without root, which alone may read what a port is, there is none."""
+    for address in reversed(device.path):
+        port = found.functions.get(address)
+        if port is not None and port.config.port_type is PortType.UPSTREAM:
+            return address
+    return None
+
+
+def nodes(sys: str = SYSFS, reserved_cpus: Collection[int] = ()) -> Iterator[HostNode]:
+    """Each NUMA node's cores and huge pages; of a kernel without NUMA, none."""
+    base = f"{sys}/devices/system/node"
+    for number in _numbers(sysfs.text(f"{base}/online") or ""):
+        cores = _cores(sys, _numbers(sysfs.text(f"{base}/node{number}/cpulist") or ""))
+        pages = {}
+        for name in sysfs.names(f"{base}/node{number}/hugepages"):
+            kib = name.removeprefix("hugepages-").removesuffix("kB")
+            at = f"{base}/node{number}/hugepages/{name}"
+            pages[int(kib) * _KIB] = Pages(
+                sysfs.number(f"{at}/nr_hugepages") or 0, sysfs.number(f"{at}/free_hugepages") or 0
+            )
+        reserved = set(reserved_cpus)
+        yield HostNode(number, tuple(core for core in cores if reserved.isdisjoint(core)), pages)
+
+
+def _cores(sys: str, cpus: Iterable[int]) -> list[tuple[int, ...]]:
+    """The CPUs as the threads of their cores. One that is offline is in nobody's list."""
+    cores = set()
+    for cpu in cpus:
+        at = f"{sys}/devices/system/cpu/cpu{cpu}/topology"
+        # core_cpus_list is what thread_siblings_list is called since Linux 5.2.
+        threads = sysfs.text(f"{at}/core_cpus_list") or sysfs.text(f"{at}/thread_siblings_list") or str(cpu)
+        cores.add(tuple(_numbers(threads)))
+    return sorted(cores)
+
+
+def _numbers(text: str) -> list[int]:
+    """Of a list as the kernel writes it: 0-3,8,10-11."""
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
