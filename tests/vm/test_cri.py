@@ -155,6 +155,7 @@ def pod_cgroup() -> Iterator[str]:
 
 
 @every_cri
+@pytest.mark.client("crictl runp, create, start (several containers)", "works", "in one VM")
 def test_containers_of_a_pod_share_a_machine_and_keep_their_files_to_themselves(cri: Cri) -> None:
     with cri.pod() as pod:
         one, two = pod.run(*FOREVER), pod.run(*FOREVER)
@@ -168,6 +169,7 @@ def test_containers_of_a_pod_share_a_machine_and_keep_their_files_to_themselves(
 
 
 @every_cri
+@pytest.mark.client("crictl stop, rm, inspect", "works", "the VM outlives every container but the sandbox")
 def test_a_container_ends_and_is_made_again_while_the_other_one_runs_on(cri: Cri) -> None:
     with cri.pod() as pod:
         steady = pod.run("sh", "-c", "echo $$ > /started; exec sleep 1000")
@@ -201,6 +203,9 @@ def test_an_init_container_leaves_its_work_to_the_others(cri: Cri) -> None:
 
 
 @every_cri
+@pytest.mark.client(
+    "crictl create (volumes of several containers)", "works", "by virtio-fs, a memory-backed emptyDir too"
+)
 def test_volumes_are_seen_by_all_containers_that_have_them(cri: Cri) -> None:
     directory, memory = cri.work / "volume", cri.work / "memory"
     for path in (directory, memory):
@@ -224,6 +229,7 @@ def test_volumes_are_seen_by_all_containers_that_have_them(cri: Cri) -> None:
         subprocess.run(cri.instance.inside("umount", str(memory)), check=True)
 
 
+@pytest.mark.client("crictl create (subPath)", "works", "")
 def test_a_part_of_a_volume_is_a_directory_or_a_single_file(cri: Cri) -> None:
     """As subPath: the kubelet binds what is below a volume."""
     volume = cri.work / "parts"
@@ -268,6 +274,7 @@ def test_what_is_mounted_on_the_host_after_the_pod_began_is_there_for_its_next_c
 
 
 @every_cri
+@pytest.mark.client("crictl create (ConfigMap, Secret)", "works", "swapped while it runs")
 def test_a_config_volume_that_is_swapped_is_seen_by_the_running_container(cri: Cri) -> None:
     """The kubelet writes a new directory and renames a link to it over the old one."""
     volume = cri.work / "config"
@@ -291,6 +298,9 @@ def test_a_config_volume_that_is_swapped_is_seen_by_the_running_container(cri: C
 
 
 @every_cri
+@pytest.mark.client(
+    "crictl create (process IDs of the pod)", "works", "PID 1 is not the pause image's program"
+)
 def test_process_ids_are_each_containers_own_or_the_pods(cri: Cri) -> None:
     with cri.pod() as pod:
         own = pod.run(*FOREVER)
@@ -309,6 +319,7 @@ def test_process_ids_are_each_containers_own_or_the_pods(cri: Cri) -> None:
         assert pod.log(again) == "pause\n"
 
 
+@pytest.mark.client("crictl create (process IDs of a target)", "works", "")
 def test_a_debugging_container_joins_the_process_ids_of_its_target(cri: Cri) -> None:
     """As an ephemeral container with a target: NamespaceMode TARGET is 3."""
     with cri.pod() as pod:
@@ -329,6 +340,7 @@ import time; print("written", flush=True); time.sleep(1000)
 
 
 @every_cri
+@pytest.mark.client("crictl runp (host name, IPC, /dev/shm, sysctls)", "works", "in the guest")
 def test_containers_of_a_pod_have_one_host_name_ipc_and_shared_memory(cri: Cri) -> None:
     sysctls = {
         "kernel.shm_rmid_forced": "1",
@@ -360,6 +372,7 @@ def test_containers_of_a_pod_have_one_host_name_ipc_and_shared_memory(cri: Cri) 
         )
 
 
+@pytest.mark.client("crictl runp (host's network, PID or IPC namespace)", "refused", "a VM has its own")
 def test_what_a_pod_may_not_have_is_refused_with_a_reason(cri: Cri) -> None:
     node = 2
     for kind, words in (("network", "host network"), ("pid", "host PID"), ("ipc", "host IPC")):
@@ -372,6 +385,7 @@ def test_what_a_pod_may_not_have_is_refused_with_a_reason(cri: Cri) -> None:
 
 
 @every_cri
+@pytest.mark.client("crictl exec, exec -it, logs, attach, stats, inspectp", "works", "")
 def test_exec_logs_attach_and_statistics(cri: Cri) -> None:
     with cri.pod() as pod:
         container = pod.run("cat", stdin=True)
@@ -393,6 +407,7 @@ def test_exec_logs_attach_and_statistics(cri: Cri) -> None:
 
 
 @every_cri
+@pytest.mark.client("crictl runp (CNI, dns_config)", "works", "")
 def test_a_pod_has_the_address_that_its_network_gave_it(cri: Cri) -> None:
     dns = {"servers": ["192.0.2.53"], "searches": ["tests.example"]}
     with cri.pod(dns_config=dns) as server, cri.pod() as client:
@@ -411,6 +426,7 @@ def test_a_pod_has_the_address_that_its_network_gave_it(cri: Cri) -> None:
 
 
 @every_cri
+@pytest.mark.client("crictl port-forward", "works", "where nobody listens, a connection is made and closed")
 def test_a_port_of_the_pod_is_forwarded_to(cri: Cri) -> None:
     with cri.pod() as pod:
         listening = pod.run("python3", "-c", ECHO)
@@ -431,6 +447,7 @@ def test_a_port_of_the_pod_is_forwarded_to(cri: Cri) -> None:
 
 
 @every_cri
+@pytest.mark.client("crictl update, create (limits)", "works", "OOMKilled where memory is exceeded")
 def test_a_container_beyond_its_memory_is_killed_and_said_to_have_been(cri: Cri) -> None:
     limits = {"resources": {"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50_000, "cpu_period": 100_000}}
     with cri.pod() as pod:
@@ -460,6 +477,7 @@ def test_the_pods_annotations_choose_its_machine(cri: Cri) -> None:
         assert pod.exec(pod.run(*FOREVER), "nproc").ok().out == "2\n"
 
 
+@pytest.mark.client("crictl statsp", "works", "what QEMU, virtiofsd and the shim use")
 def test_the_pods_cgroup_holds_its_machine(cri: Cri, pod_cgroup: str) -> None:
     with cri.pod(linux={**OWN_PIDS, "cgroup_parent": pod_cgroup}) as pod:
         pod.run(*FOREVER)
@@ -470,6 +488,7 @@ def test_the_pods_cgroup_holds_its_machine(cri: Cri, pod_cgroup: str) -> None:
             assert f"{pod_cgroup}/casemate-" in Path(f"/proc/{pod.state[process]}/cgroup").read_text()
 
 
+@pytest.mark.client("crictl create (security context)", "works", "")
 def test_what_a_security_context_asks_for_holds_in_the_guest(cri: Cri) -> None:
     context = {
         **OWN_PIDS["security_context"],
@@ -497,6 +516,7 @@ def test_what_a_security_context_asks_for_holds_in_the_guest(cri: Cri) -> None:
 
 
 @every_cri
+@pytest.mark.client("crictl create (privileged)", "differs", "in its own VM, without the host's devices")
 def test_a_privileged_container_is_so_in_its_own_machine(cri: Cri) -> None:
     privileged = {"security_context": {**OWN_PIDS["security_context"], "privileged": True}}
     with cri.pod(linux=privileged) as pod:
@@ -538,6 +558,9 @@ def test_a_pod_whose_machine_dies_is_over_and_can_be_removed(cri: Cri) -> None:
         pod.over()
 
 
+@pytest.mark.client(
+    "crictl runp (the sandbox container)", "differs", "its program is not run, only accounted for"
+)
 def test_what_is_done_to_the_sandbox_itself_is_done_to_the_pod(cri: Cri) -> None:
     with cri.pod() as pod:
         container = pod.run(*FOREVER)
