@@ -12,6 +12,7 @@ WAIVABLE = (
     "acs-override",
     "denylist-off",
     "acs-off",
+    "switch-acs",
     "no-reset",
     "boot-display",
     "default-route",

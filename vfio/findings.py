@@ -31,6 +31,7 @@ class Code(Enum):
     GROUP_NOT_VIABLE = "group-not-viable"
     GROUP_SHARED = "group-shared"
     ACS_OFF = "acs-off"
+    SWITCH_ACS = "switch-acs"
     ACS_MISSING = "acs-missing"
     CONFIG_UNREADABLE = "config-unreadable"
     NO_ANSWER = "no-answer"
@@ -113,9 +114,14 @@ RULES: dict[Code, Rule] = {
         "A port above the device has its ACS switched off: devices below it reach each other past the IOMMU.",
         "leave ACS as the kernel set it at boot (no setpci, no disable_acs_redir), and reboot",
     ),
+    Code.SWITCH_ACS: Rule(
+        _REFUSED,
+        "Ports of a switch above have no ACS: others below it are reached past the IOMMU, groups or not.",
+        "give all that is below the switch to one pod, or use a slot whose ports have ACS",
+    ),
     Code.ACS_MISSING: Rule(
         _WARNING,
-        "A port above the device has no ACS. The kernel took that into account when it made the groups.",
+        "A port above the device has no ACS, and nothing that it could reach is outside its group.",
         "use a slot whose ports have ACS",
     ),
     Code.CONFIG_UNREADABLE: Rule(

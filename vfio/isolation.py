@@ -24,7 +24,7 @@ log = logging.getLogger("casemate")
 _SWITCHING = (PortType.ROOT_PORT, PortType.DOWNSTREAM)
 _CONVENTIONAL = (PortType.PCI_BRIDGE, PortType.PCIE_BRIDGE)
 # Drivers beside which VFIO takes a group: they do no DMA by themselves (driver_managed_dma, Linux 5.18).
-_HARMLESS = frozenset({"pcieport", "pci-stub", "pci-pf-stub", "shpchp"})
+_HARMLESS = frozenset({"pcieport", "pci-stub"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def audit(
     judged = {
         device.address: (
             *_group(found, device, sets[device.address]),
-            *_path(found, device),
+            *_path(found, device, sets[device.address]),
             *_device(found, device),
             *_use(device, holders, disks, network),
         )
@@ -163,10 +163,15 @@ def _hinders(other: Device) -> bool:
     return driver is not None and driver not in _HARMLESS and not hostuse.drives_for_guests(driver)
 
 
-def _path(found: Inventory, device: Device) -> Iterator[Finding]:
-    """ACS of the ports above, as their registers have it now: setpci changes them after groups were made."""
+def _path(found: Inventory, device: Device, given: Collection[PciAddress]) -> Iterator[Finding]:
+    """ACS of the ports above, as their registers have it now: setpci changes them after groups were made.
+
+    The kernel's groups hold a root port without ACS together with what is below it. Of a switch whose ports
+    have none, each port and what is below it is a group of its own, although nothing keeps them apart (seen
+    with Linux 6.12 and QEMU's xio3130): there, who else is below the switch is looked for here.
+    """
     at = device.address
-    for address in device.path:
+    for depth, address in enumerate(device.path):
         port = found.functions.get(address)
         if port is None or not port.config.answers:
             yield Finding(Code.CONFIG_UNREADABLE, f"{at}: the port {address} above it cannot be read", at)
@@ -179,10 +184,30 @@ def _path(found: Inventory, device: Device) -> Iterator[Finding]:
         elif port.config.port_type in _SWITCHING:
             acs = port.config.acs
             if acs is None:
-                yield Finding(Code.ACS_MISSING, f"{at}: the port {address} above it has no ACS", at)
+                peers = _peers(found, device, device.path[:depth], given)
+                if port.config.port_type is PortType.DOWNSTREAM and peers:
+                    words = f"has no ACS, and {_some(map(str, peers))} below the same switch"
+                    yield Finding(Code.SWITCH_ACS, f"{at}: the port {address} above it {words}", at)
+                else:
+                    yield Finding(Code.ACS_MISSING, f"{at}: the port {address} above it has no ACS", at)
             elif acs.lacking:
                 words = ", ".join((each.name or "").lower().replace("_", " ") for each in acs.lacking)
                 yield Finding(Code.ACS_OFF, f"{at}: the port {address} above it has {words} off", at)
+
+
+def _peers(
+    found: Inventory, device: Device, path: tuple[PciAddress, ...], given: Collection[PciAddress]
+) -> list[PciAddress]:
+    """Who is below the last bridge of path, too: neither in the device's group nor given to the same pod."""
+    return [
+        other.address
+        for other in found.functions.values()
+        if path
+        and path[-1] in other.path
+        and not other.config.is_bridge
+        and other.group != device.group
+        and other.address not in given
+    ]
 
 
 def _device(found: Inventory, device: Device) -> Iterator[Finding]:

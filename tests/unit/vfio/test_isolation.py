@@ -194,6 +194,41 @@ def test_what_a_port_is_not_able_to_switch_is_no_finding(tree: Tree) -> None:
     assert audit(tree).of(gpu) == ()
 
 
+@pytest.mark.parametrize("driver", ["shpchp", "pci-pf-stub"])
+def test_a_driver_that_is_not_known_to_do_no_dma_counts(tree: Tree, driver: str) -> None:
+    gpu, _ = two_in_a_group(tree, driver)
+    assert codes(audit(tree).of(gpu.address)) == {Code.GROUP_NOT_VIABLE}
+
+
+def two_below_a_switch(tree: Tree, switch_acs: Acs | None) -> tuple[PciAddress, PciAddress]:
+    """In groups of their own, as Linux 6.12 has them."""
+    root = tree.bridge(tree.root_bus(0x40, 0), INTEL_PORT, ROOT_PORT, acs=Acs())
+    up = tree.bridge(root, SWITCH_PORT, UPSTREAM)
+    gpus = [
+        tree.function(tree.bridge(up, SWITCH_PORT, DOWNSTREAM, acs=switch_acs), model)
+        for model in (H100, CONNECTX7)
+    ]
+    for node in gpus:
+        tree.bind(node, "vfio-pci")
+    return gpus[0].address, gpus[1].address
+
+
+def test_a_switch_without_acs_keeps_nobody_apart(tree: Tree) -> None:
+    gpu, card = two_below_a_switch(tree, None)
+    found = audit(tree)
+    for one, other in ((gpu, card), (card, gpu)):
+        assert codes(found.refusals(one)) == codes(found.of(one)) == {Code.SWITCH_ACS}
+        assert f"has no ACS, and {other} below the same switch" in found.of(one)[0].text
+    assert not audit(tree, waive=["switch-acs"]).refusals(gpu)
+    # All that is below it in one pod's hands is as good as a group.
+    assert codes(audit(tree, gpu, card).of(gpu)) == {Code.ACS_MISSING}
+
+
+def test_a_switch_with_acs_does(tree: Tree) -> None:
+    gpu, card = two_below_a_switch(tree, Acs())
+    assert audit(tree).of(gpu) == audit(tree).of(card) == ()
+
+
 @pytest.mark.parametrize(("port", "switch"), [(None, Acs()), (Acs(), None)])
 def test_a_port_without_acs_is_a_warning(tree: Tree, port: Acs | None, switch: Acs | None) -> None:
     gpu = below(tree, port, switch)
