@@ -1,7 +1,7 @@
 """A virtual machine that plays the host: a real kernel with devices in it, and what vfio/ finds there.
 
 QEMU by hand under TCG, the guest image's kernel (Debian's cloud kernel has Intel's IOMMU), and an initramfs
-of this machine's Python with the product's code, whose /init is main(). Knows nothing of what should be found.
+of this machine's Python with our code, whose /init is main(). Knows nothing of what should be found.
 """
 
 import base64
