@@ -60,7 +60,7 @@ class Kernel:
         }
 
     def write(self, path: str, value: str, timeout_s: float) -> None:
-        with self._lock:  # a kill by before() finds no other thread half way through files that are one in sysfs
+        with self._lock:  # a kill by before() finds no other thread half way through one of these files
             self.before()
             self._write(path, value)
 
