@@ -1,5 +1,5 @@
-"""`casemate gc`: takes away what pods left whose shim is gone, old records of ended ones, and templates that
-nothing can be restored from any more.
+"""`casemate gc`: takes away what pods left whose shim is gone, devices too, records of ended ones, and
+templates that nothing can be restored from any more.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import pods
+from cli import ledger, pods
 from cli.exits import ExitCode
 from cli.output import JsonOption, print_error, print_json, print_line, print_note
 from config.load import load
@@ -37,7 +37,8 @@ def gc(
 ) -> None:
     """Clean up after pods whose shim is gone, from their journals, and after machines of the pool.
 
-    Pods with a shim are never touched. Of ended pods the records beyond traces_kept go, of templates those
+    Pods with a shim are never touched. Devices of pods that are gone are reset and given back to the host, or
+    quarantined. Of ended pods the records beyond traces_kept go, of templates those
     whose guest image or QEMU is no longer there, and the ones beyond templates_kept.
     """
     failed: list[dict[str, Any]] = []
@@ -62,19 +63,27 @@ def gc(
             if isinstance(error, PermissionError):
                 raise
             failed.append(about | {"error": str(error)})
+    devices = _collect_devices(settings, failed, dry_run=dry_run) if settings is not None else []
     removed = _remove_old(kept, dry_run=dry_run)
     templates = _collect_templates(settings, dry_run=dry_run) if settings is not None else ()
     if as_json:
-        found = {"cleaned": cleaned, "removed": removed, "templates": templates, "failed": failed}
+        found = {
+            "cleaned": cleaned,
+            "devices": devices,
+            "removed": removed,
+            "templates": templates,
+            "failed": failed,
+        }
         print_json({"dry_run": dry_run} | found)
     else:
-        _tell(cleaned, removed, templates, failed, dry_run=dry_run)
-    if failed:
+        _tell(cleaned, devices, removed, templates, failed, dry_run=dry_run)
+    if failed or any(each["quarantined"] for each in devices):
         raise typer.Exit(ExitCode.FAILURE)
 
 
 def _tell(
     cleaned: list[dict[str, Any]],
+    devices: list[dict[str, Any]],
     removed: list[str],
     templates: tuple[str, ...],
     failed: list[dict[str, Any]],
@@ -87,6 +96,11 @@ def _tell(
         print_line((f"{would} {name}", "bold"))
         for line in pod["undone"]:
             print_line(f"  {line}")
+    for each in devices:
+        if each["quarantined"]:
+            print_error(f"device {each['device']} is quarantined", each["quarantined"], "casemate gpu clear")
+        else:
+            print_line(f"{'would release' if dry_run else 'released'} device {each['device']}")
     if removed:
         print_line(f"{'would remove' if dry_run else 'removed'} the records of {len(removed)} ended pods")
     if templates:
@@ -94,9 +108,11 @@ def _tell(
     for failure in failed:
         if "config" in failure:
             print_error(failure["config"], hint="no old records were removed")
+        elif "devices" in failure:
+            print_error(failure["devices"])
         else:
             print_error(f"{failure['namespace']}/{failure['id']} ({failure['key']})", failure["error"])
-    if not (cleaned or removed or templates or failed):
+    if not (cleaned or devices or removed or templates or failed):
         print_note("nothing to clean up")
 
 
@@ -122,6 +138,19 @@ def _planned(pod: pods.Pod) -> list[str]:
         if (entry.kind is Kind.SOCKET and path.exists()) or (entry.kind is Kind.CGROUP and path.is_dir()):
             planned.append(f"{entry.kind.value} {entry.value}")
     return [*planned, f"directory {pod.directory}"]
+
+
+def _collect_devices(
+    settings: Settings, failed: list[dict[str, Any]], *, dry_run: bool
+) -> list[dict[str, Any]]:
+    """After the pods: no machine has a device any more then."""
+    try:
+        return ledger.collect(settings, dry_run=dry_run)
+    except (CasemateError, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        failed.append({"devices": str(error)})
+        return []
 
 
 def _collect_templates(settings: Settings, *, dry_run: bool) -> tuple[str, ...]:

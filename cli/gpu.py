@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import ledger
 from cli.exits import ExitCode
 from cli.output import JsonOption, print_json, print_line, print_note, print_table
 from config.load import load
@@ -20,6 +21,9 @@ from vfio.kinds import Kind
 from vfio.names import PciNames
 
 app = typer.Typer(no_args_is_help=True, help="GPUs and other PCI devices that pods can be given.")
+
+for command in ledger.COMMANDS:
+    app.command()(command)
 
 Json = Annotated[bool, JsonOption]
 

@@ -11,6 +11,8 @@ IMAGE_DIR_VARIABLE = "CASEMATE_IMAGE_DIR"
 TEMPLATE_DIR_VARIABLE = "CASEMATE_TEMPLATE_DIR"
 LEDGER_DIR_VARIABLE = "CASEMATE_LEDGER_DIR"
 
+LEDGER_FILE = "ledger.sqlite"  # in settings.ledger_dir
+
 PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__))
 DEFAULT_FILE = os.path.join(PACKAGE_DIR, "default.toml")
 

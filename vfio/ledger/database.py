@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from config.places import LEDGER_FILE
 from rpc.errors import (
     CasemateError,
     DataLoss,
@@ -23,7 +24,6 @@ from rpc.errors import (
 )
 from vfio.ledger.records import MOVES, Instant
 
-FILE = "ledger.sqlite"
 VERSION = 1
 # A transaction takes milliseconds, and who is killed holds nothing; so this is a host whose disk hangs.
 BUSY_S = 60.0
@@ -203,7 +203,7 @@ class Database:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / FILE
+        self.path = directory / LEDGER_FILE
         self._turn = threading.Lock()
         with self._errors():
             _make_private(directory, self.path)

@@ -146,16 +146,21 @@ class Ledger:
             self._move(connection, now, address, State.FREE)
             return device.reason
 
+    def orphans(self, is_alive: Callable[[Process], bool]) -> Orphans:
+        """What collect() would find; nothing is done. devices: also those that would be free at once."""
+        dead = self._dead(is_alive)
+        with self._database.reading() as connection:
+            claims = tuple(claim for claim in rows.claims(connection) if claim.owner in dead)
+            devices = [address for claim in claims for address in claim.addresses]
+            devices += [address for address, worker in rows.resets(connection) if worker in dead]
+        return Orphans(claims, tuple(sorted(devices)))
+
     def collect(self, is_alive: Callable[[Process], bool], worker: Process) -> Orphans:
         """Releases the claims whose owner has ended, and takes over the resets of workers that have.
 
         is_alive is asked about processes of this boot only. Of two callers at once, one gets each device.
         """
-        boot = self._clock().boot
-        with self._database.reading() as connection:
-            asked = {*rows.owners(connection), *rows.workers(connection)}
-        # A process that has ended is never alive again, so it may be asked without holding others up.
-        dead = {process for process in asked if process.boot != boot or not is_alive(process)}
+        dead = self._dead(is_alive)
         if not dead:
             return Orphans((), ())
         with self._writing() as (connection, now):
@@ -171,6 +176,13 @@ class Ledger:
                     rows.note(connection, Cause.TAKEOVER, address=address, detail=f"from pid {working.pid}")
                     devices.append(address)
             return Orphans(tuple(ended), tuple(sorted(devices)))
+
+    def _dead(self, is_alive: Callable[[Process], bool]) -> set[Process]:
+        """A process that has ended is never alive again, so they may be asked without holding others up."""
+        boot = self._clock().boot
+        with self._database.reading() as connection:
+            asked = {*rows.owners(connection), *rows.workers(connection)}
+        return {process for process in asked if process.boot != boot or not is_alive(process)}
 
     # --- what is done to devices ---
 

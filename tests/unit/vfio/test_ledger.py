@@ -302,6 +302,10 @@ def test_claims_of_the_dead_are_released_and_those_of_the_living_are_not(ledger:
     lives = used(ledger, OTHER)
     killed = ledger.claim(Pod("k8s.io", "third"), dead, wanting(1), plain(4))
     ledger.use(killed.id)
+    planned = ledger.orphans(lambda process: process != dead)
+    assert [claim.pod.id for claim in planned.claims] == ["training", "third"]
+    assert planned.devices == (ONE, THREE)
+    assert states(ledger) == {"01": "claimed", "02": "in use", "03": "in use"}  # nothing was done
     found = ledger.collect(lambda process: process != dead, WORKER)
     assert [claim.pod.id for claim in found.claims] == ["training", "third"]
     assert found.devices == (THREE,)  # the first one's was never touched

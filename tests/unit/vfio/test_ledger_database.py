@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from config.places import LEDGER_FILE as FILE
 from rpc.errors import DataLoss, FailedPrecondition, PermissionDenied
 from tests.unit.vfio.hosts import OTHER, OWNER, POD, WORKER, at, plain
-from vfio.ledger.database import FILE, VERSION
+from vfio.ledger.database import VERSION
 from vfio.ledger.demand import Request, Wanted
 from vfio.ledger.ledger import Ledger
 from vfio.ledger.records import MOVES, Binding, State
