@@ -127,6 +127,26 @@ def test_a_group_of_two_gpus_is_left_to_who_wants_two() -> None:
     assert chosen(host, Request(), taken="02:00.0 03:00.0 04:00.0") == []
 
 
+def test_taking_nothing_away_from_others_goes_before_being_on_one_node() -> None:
+    pair = (gpu("01:00.0", companions=("02:00.0",)), gpu("02:00.0", companions=("01:00.0",)))
+    host = Host((*pair, gpu("03:00.0"), gpu("81:00.0", node=1)))
+    assert chosen(host, Request(2), taken="") == [["01", "02"]]
+    assert chosen(Host((pair[0], nic("02:00.0"), *host.candidates[2:])), Request(2, kind="gpu")) == [
+        ["03", "81"]
+    ]
+
+
+def test_the_switch_with_the_fewest_left_gives_one_away() -> None:
+    host = Host(
+        (
+            gpu("01:00.0", switch="a0:00.0"),
+            gpu("02:00.0", switch="a0:00.0"),
+            gpu("03:00.0", switch="b0:00.0"),
+        )
+    )
+    assert chosen(host, Request()) == [["03"]]
+
+
 def test_nothing_wanted_is_chosen_without_devices() -> None:
     (choice,) = ranked(Wanted(cpus=2), dgx(), set())
     assert choice.devices == ()

@@ -216,6 +216,15 @@ def test_what_never_left_its_driver_is_not_reset(kernel: Kernel, bus: Bus, ledge
     assert ledger.device(ONE).state is State.FREE
 
 
+def test_what_was_reset_already_is_only_given_back(kernel: Kernel, bus: Bus, ledger: Ledger) -> None:
+    """Whoever was at it was killed between the two."""
+    left = used(bus, ledger, ONE)
+    ledger.was_reset(ONE)
+    assert Release(bus, ledger).give_back(left) == {}
+    assert kernel.resets == []
+    assert kernel.driver(ONE) == "nvidia"
+
+
 def test_a_boot_of_the_host_is_a_reset(kernel: Kernel, bus: Bus, ledger: Ledger, clock: Clock) -> None:
     left = used(bus, ledger, ONE)
     clock.reboot(off_s=10)
