@@ -15,7 +15,6 @@ from vfio.inventory import Device
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _NVME_NODE = re.compile(r"(/dev/nvme\d+)(?:n\d+(?:p\d+)?)?")
-_UP, _REJECT = 0x1, 0x200  # flags of a route (include/uapi/linux/route.h, ipv6_route.h)
 _IFF_UP = 0x1
 # Where a device's directory names its nodes in /dev: directory of sysfs -> directory of /dev.
 _NODES = {"drm": "/dev/dri", "accel": "/dev/accel", "nvme": "/dev", "vfio-dev": "/dev/vfio/devices"}
@@ -142,13 +141,9 @@ def _block_names(sys: str, number: str, source: str) -> list[str]:
 def _below(sys: str, names: Iterable[str]) -> set[PciAddress]:
     """The PCI functions that block devices come from, in the end."""
     found: set[PciAddress] = set()
-    seen: set[str] = set()
     todo = list(names)
     while todo:
         name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
         place = os.path.realpath(f"{sys}/class/block/{name}")
         found |= _last_address(place)
         # A partition's slaves are its disk's; a stacked device's are its own.
@@ -187,31 +182,28 @@ def network(sys: str, proc: str) -> Network:
 
 
 def _default_interfaces(proc: str) -> set[str]:
-    """Of IPv4 and IPv6. Forms: Documentation/networking, net/ipv4/fib_trie.c and net/ipv6/route.c."""
+    """Of IPv4 and IPv6. Forms: net/ipv4/fib_trie.c and net/ipv6/route.c.
+
+    Routes that reject are among them, as lo's: no device is behind it.
+    """
     found = set()
     for line in sysfs.lines(f"{proc}/1/net/route")[1:]:
         fields = line.split()
-        if len(fields) >= 8 and int(fields[3], 16) & _UP and int(fields[1], 16) == int(fields[7], 16) == 0:
+        if len(fields) >= 8 and int(fields[1], 16) == int(fields[7], 16) == 0:  # destination, mask
             found.add(fields[0])
     for line in sysfs.lines(f"{proc}/1/net/ipv6_route"):
         fields = line.split()
-        if len(fields) >= 10 and int(fields[0], 16) == int(fields[1], 16) == 0:
-            flags = int(fields[8], 16)
-            if flags & _UP and not flags & _REJECT:
-                found.add(fields[9])
-    return found - {"lo"}
+        if len(fields) >= 10 and int(fields[0], 16) == int(fields[1], 16) == 0:  # destination, prefix
+            found.add(fields[9])
+    return found
 
 
 def _lowest(sys: str, interface: str) -> set[str]:
     """The interfaces that it stands on; itself, if on none."""
     found: set[str] = set()
-    seen: set[str] = set()
     todo = [interface]
     while todo:
         name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
         lower = [
             entry.removeprefix("lower_")
             for entry in sysfs.names(f"{sys}/class/net/{name}")

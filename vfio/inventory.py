@@ -271,7 +271,7 @@ def _path(place: str) -> tuple[tuple[PciAddress, ...], str]:
     for part in place.split("/"):
         if part.startswith("pci") and ":" in part:
             root_bus = part
-        elif root_bus and ":" in part:
+        elif ":" in part:
             path.append(PciAddress.parse(part))
     return tuple(path[:-1]), root_bus
 

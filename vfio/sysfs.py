@@ -83,5 +83,5 @@ def names(path: str) -> list[str]:
 
 
 def switched_on(path: str) -> bool:
-    """A module's parameter of type bool. One of a module that is not loaded is off."""
-    return text(path) in ("Y", "1")
+    """A module's parameter of type bool, which is Y or N. One of a module that is not loaded is off."""
+    return text(path) == "Y"

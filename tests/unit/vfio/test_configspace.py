@@ -62,6 +62,16 @@ def test_a_conventional_device_has_256_bytes() -> None:
     assert found.acs is None
 
 
+def test_the_first_of_two_capabilities_counts() -> None:
+    """As the kernel's pci_find_ext_capability() has it."""
+    data = bytearray(made(DOWNSTREAM, is_bridge=True, acs=Acs()))
+    struct.pack_into("<IHH", data, 0x400, 0x000D | 1 << 16, 0, 0)
+    (header,) = struct.unpack_from("<I", data, 0x148)
+    assert header & 0xFFFF == 0x000D  # the first, to which the other is appended
+    struct.pack_into("<I", data, 0x148, header | 0x400 << 20)
+    assert decode(bytes(data)).acs == AcsRegisters(Bits(0x1D), Bits(0x1D))
+
+
 def test_lists_that_are_rings_end() -> None:
     data = bytearray(made())
     data[0x61] = 0x60  # power management names itself as the next

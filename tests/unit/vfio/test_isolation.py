@@ -224,6 +224,18 @@ def test_a_switch_without_acs_keeps_nobody_apart(tree: Tree) -> None:
     assert codes(audit(tree, gpu, card).of(gpu)) == {Code.ACS_MISSING}
 
 
+def test_a_switch_whose_group_is_one_is_the_groups_trouble(tree: Tree) -> None:
+    """As below a root port without ACS: the kernel puts all into that port's group."""
+    group = tree.new_group()
+    root = tree.bridge(tree.root_bus(0x40, 0), INTEL_PORT, ROOT_PORT, group=group)
+    up = tree.bridge(root, SWITCH_PORT, UPSTREAM, group=group)
+    ports = [tree.bridge(up, SWITCH_PORT, DOWNSTREAM, group=group) for _ in range(2)]
+    gpu, card = (tree.function(*each, group=group) for each in zip(ports, (H100, CONNECTX7), strict=True))
+    for node in (gpu, card):
+        tree.bind(node, None)
+    assert codes(audit(tree).of(gpu.address)) == {Code.GROUP_SHARED, Code.ACS_MISSING}
+
+
 def test_a_switch_with_acs_does(tree: Tree) -> None:
     gpu, card = two_below_a_switch(tree, Acs())
     assert audit(tree).of(gpu) == audit(tree).of(card) == ()
@@ -296,6 +308,8 @@ def test_physical_and_virtual_functions(tree: Tree) -> None:
     assert audit(tree).of(first.address) == ()
     tree.bind(physical, "vfio-pci")
     assert codes(audit(tree).refusals(first.address)) == {Code.FOREIGN_VF}
+    tree.remove(physical)  # gone while it is looked at: what is not known counts against it
+    assert codes(audit(tree).refusals(first.address)) == {Code.FOREIGN_VF}
 
 
 # --- what the host does with it ---
@@ -320,6 +334,21 @@ def test_another_virtual_machine_is_named(tree: Tree, node: str) -> None:
     group = inventory.read(str(tree.sys), PciNames()).device(GPU).group
     tree.process(42, "qemu-system-x86", node.format(group=group))
     assert "by qemu-system-x86 (42)" in text(tree, Code.OPEN_HANDLES)
+
+
+@pytest.mark.parametrize(
+    ("made", "node"),
+    [
+        ("drm/card1", "/dev/dri/card1"),
+        ("accel/accel0", "/dev/accel/accel0"),
+        ("infiniband_verbs/uverbs2", "/dev/infiniband/uverbs2"),
+        ("nvme/nvme3", "/dev/nvme3"),
+    ],
+)
+def test_every_kind_of_node_is_looked_for(tree: Tree, made: str, node: str) -> None:
+    (tree.nodes[GPU].directory / made).mkdir(parents=True)
+    tree.process(42, "worker", node)
+    assert text(tree, Code.OPEN_HANDLES) == f"{GPU} is open: {node} by worker (42)"
 
 
 def test_a_long_list_of_holders_is_cut_and_counted(tree: Tree) -> None:

@@ -293,6 +293,7 @@ class Tree:
             self.put(
                 "proc/1/net/ipv6_route",
                 f"{zero} 00 {zero} 00 fe80{'0' * 27}1 00000400 00000002 00000000 00000003 {interface}\n"
+                f"{zero} 01 {zero} 00 {zero} 00000400 00000002 00000000 00000001 other0\n"
                 f"{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200 lo\n",
             )
             return
@@ -300,7 +301,8 @@ class Tree:
             "proc/1/net/route",
             "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
             f"{interface}\t00000000\t0102A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
-            "other0\t0000A8C0\t00000000\t0001\t0\t0\t100\t0000FFFF\t0\t0\t0\n",
+            "other0\t0000A8C0\t00000000\t0001\t0\t0\t100\t0000FFFF\t0\t0\t0\n"
+            "other0\t00000000\t00000000\t0001\t0\t0\t100\t00000080\t0\t0\t0\n",
         )
 
     def remove(self, node: Node) -> None:
