@@ -337,7 +337,7 @@ def _check_possible(wanted: Wanted, host: Host) -> None:
         raise FailedPrecondition(
             f"this host cannot give {wanted}",
             f"even if all were free; it has {found}",
-            "`casemate gpu topology` shows what is where",
+            "`casemate gpu list` has nodes, `casemate gpu show ADDRESS` the switches above",
         )
 
 
