@@ -15,6 +15,8 @@ from config.settings import Settings
 DEFAULTS = Path("config/default.toml")
 OF_THE_HOST = ("accel", "transport", "qemu", "qemu_user", "virtiofsd", "firmware")
 """What an operator tells of a host, beside how long things may take; how pods are made is the default."""
+REFILL_S = 10.0
+"""A turn is over before another machine is made for the pool: measured is a start that has found one."""
 TIMEOUTS = "timeouts"
 TEMPLATE = "template"
 """The profile's key that says which template a pod may be restored from; "off" has it booted."""
@@ -56,7 +58,8 @@ def written(
     if limits := list(_lines(vars(host.timeouts), keys.get(TIMEOUTS, {}))):
         lines += [f"[{TIMEOUTS}]", *limits]
     if pool:
-        lines += ["[node]", f"pool = {{ default = {pool} }}"]
+        refill = [f"pool_refill_s = {REFILL_S}"] if "pool_refill_s" in keys["node"] else []
+        lines += ["[node]", f"pool = {{ default = {pool} }}", *refill]
     lines += ["[profiles.default]", *_lines(profile, keys["profiles"]["default"])]
     return "\n".join(lines) + "\n"
 

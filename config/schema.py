@@ -56,6 +56,7 @@ class NodeTable(_Table):
     fork_server: bool
     pool: dict[Annotated[str, AfterValidator(values.profile_name)], Annotated[int, Field(ge=0, le=1000)]]
     pool_memory: Size
+    pool_refill_s: Seconds
 
 
 class VfioTable(_Table):
@@ -114,6 +115,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
             fork_server=table.node.fork_server,
             pool=table.node.pool,
             pool_memory_bytes=table.node.pool_memory,
+            pool_refill_s=table.node.pool_refill_s,
         ),
         vfio=Vfio(
             waive=tuple(table.vfio.waive),

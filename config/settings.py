@@ -35,11 +35,13 @@ class Timeouts(Record):
 
 
 class Node(Record):
-    """What casemated does for the pods of this host. pool: how many machines wait, by profile."""
+    """What casemated does for the pods of this host. pool: how many machines wait, by profile. pool_refill_s:
+    from one's being taken to the making of another."""
 
     fork_server: bool
     pool: dict[str, int]
     pool_memory_bytes: int
+    pool_refill_s: float
 
 
 class Vfio(Record):

@@ -13,8 +13,6 @@ from typing import Any
 from config.settings import Settings, to_mapping
 from shim import forkserver
 
-# A pod's start is not to share the host with the making of the next one's machine.
-REFILL_AFTER_S = 1.0
 # What lies between a failure to make a machine and the next try: twice as long each time.
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
@@ -45,6 +43,11 @@ class Kind:
     @property
     def memory_bytes(self) -> int:
         return int(self.order["profile"]["memory_bytes"])
+
+    @property
+    def refill_s(self) -> float:
+        """From a machine's being taken to the making of another."""
+        return float(self.order["settings"]["node"]["pool_refill_s"])
 
     @property
     def most_memory_bytes(self) -> int:
@@ -126,7 +129,7 @@ class Pool:
             self._forget(spare)
             now_s = time.monotonic()
             if spare.kind.not_before_s < now_s:  # else many starts in a row would put it off for ever
-                spare.kind.not_before_s = now_s + REFILL_AFTER_S
+                spare.kind.not_before_s = now_s + spare.kind.refill_s
         else:
             self._forget(spare)
             self._put_off(spare.kind, str(words.get("failed")))
