@@ -8,7 +8,7 @@ import asyncio
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Disks:
         container of the pod has it to write and this one not, or the other way round; ResourceExhausted,
         Unavailable."""
         key = (device.major, device.minor)
+        device = replace(device, read_only=device.read_only or _is_read_only(device))
         async with self._changing:
             plugged = self._plugged.get(key)
             if plugged is None:
@@ -110,6 +111,14 @@ class Disks:
                 f"device {device.path}: {_name(device)} cannot be opened", error.strerror
             ) from error
         return node
+
+
+def _is_read_only(device: BlockDevice) -> bool:
+    """Whether the host's kernel lets nobody write to it, whoever may."""
+    try:
+        return Path(f"/sys/dev/block/{device.major}:{device.minor}/ro").read_text().strip() == "1"
+    except FileNotFoundError:
+        return False  # there is none: opening it says so
 
 
 def _name(device: BlockDevice) -> str:

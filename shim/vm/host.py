@@ -185,12 +185,12 @@ class Host:
 
     def attach(self, device: str) -> None:
         """Plugs a device in. Raises Unavailable."""
-        with self._asking():
+        with self._asking("the machine does not take a device"):
             self._domain_or_fail().attachDevice(device)
 
     def detach(self, device: str) -> None:
         """Asks the guest to let go of a device; where it does not, QEMU keeps it. Raises Unavailable."""
-        with self._asking():
+        with self._asking("the machine does not give a device back"):
             self._domain_or_fail().detachDevice(device)
 
     def suspend(self) -> None:
@@ -208,12 +208,12 @@ class Host:
         return self._domain
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _asking(self, brief: str = "QEMU did not start") -> Iterator[None]:
         assert self._libvirt is not None
         try:
             yield
         except self._libvirt.libvirtError as error:
-            raise self.failure(str(error), self._domain_or_fail().name()) from error
+            raise self.failure(str(error), self._domain_or_fail().name(), brief) from error
 
     def _migrate(self, command: str, state: int, limit_s: float) -> None:
         """All but RAM: that is a file, and shared memory is left out (capability x-ignore-shared).
@@ -301,13 +301,13 @@ class Host:
             raise Unavailable("libvirt gave the domain no vsock context id")
         return int(found.group(1))
 
-    def failure(self, what: str, name: str) -> CasemateError:
-        """QEMU did not start: its own words if it had any."""
+    def failure(self, what: str, name: str, brief: str = "QEMU did not start") -> CasemateError:
+        """QEMU's own words if it had any."""
         words = self.log_tail(name)
         # libvirt quotes QEMU itself when it was still waiting for the monitor.
         told = any(line in what for line in words.splitlines())
         details = f"{what}\n{words}" if words and not told else what
-        return Unavailable("QEMU did not start", details=details, hint="casemate check")
+        return Unavailable(brief, details=details, hint="casemate check")
 
     def log_tail(self, name: str) -> str:
         """What QEMU wrote to stderr, without the command line that libvirt puts before it."""

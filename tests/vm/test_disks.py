@@ -28,10 +28,10 @@ os.fsync(fd)
 class Loop:
     """A loop device of the host's with a file below it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *options: str) -> None:
         self.file = file
         file.write_bytes(bytes(512) + b"host's" + bytes(SIZE - 518))
-        self.path = losetup("--find", "--show", file)
+        self.path = losetup("--find", "--show", *options, file)
 
     @property
     def option(self) -> tuple[str, ...]:
@@ -54,6 +54,16 @@ def test_a_container_reads_and_writes_a_device_of_the_hosts(pods: Pods, loop: Lo
         pods.exec(name, "python3", "-c", WRITE, loop.path).ok()
         assert loop.file.read_bytes()[4096:4102] == b"guest!"
         assert pods.exec(name, "mkdir", "/dev/made").ok().out == ""
+
+
+def test_one_that_the_host_may_not_write_is_read(pods: Pods, tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "disk", "--read-only")
+    try:
+        with pods.detached("sleep", "1000", options=loop.option) as name:
+            assert pods.exec(name, "python3", "-c", LOOK, loop.path).ok().out == f"True {SIZE} host's\n"
+            assert pods.exec(name, "python3", "-c", WRITE, loop.path).code != 0
+    finally:
+        loop.close()
 
 
 def test_one_that_is_not_there_is_named(pods: Pods, tmp_path: Path) -> None:
