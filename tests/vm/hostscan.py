@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +22,15 @@ from vfio.inventory import Inventory
 from vfio.isolation import Audit
 from vfio.names import PciNames
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from images.modules import Module  # whose decompression the Python of the initramfs has not
+
 CHECKOUT = Path(__file__).parents[2]
 BOOT_S = 170
 _PYTHON = "/usr/bin/python3"
 _NOT_NEEDED = set("test idlelib tkinter lib2to3 pydoc_data ensurepip site-packages turtledemo".split())
-_INIT = f"""#!{_PYTHON} -B
-import sys
-sys.path.insert(0, "/app")
-from tests.vm import hostscan
-hostscan.main()
-"""
+_MODULES = Path("/modules")
 _POWER_OFF = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 
 
@@ -45,7 +45,12 @@ class Scan:
 
 
 def main() -> None:
-    """/init of the machine: look, write what was found to the second serial port, power off."""
+    """/init of the machine of scan()."""
+    answer(_look)
+
+
+def answer(look: Callable[[], object]) -> None:
+    """An /init: load the modules, look, write what was found to the second serial port, power off."""
     libc = ctypes.CDLL(None)
     for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
         libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None)
@@ -53,7 +58,11 @@ def main() -> None:
     console = os.open("/dev/ttyS0", os.O_WRONLY)
     for standard in (1, 2):
         os.dup2(console, standard)
-    said = base64.b64encode(pickle.dumps(_look())).decode()
+    for module in sorted(_MODULES.glob("*")):
+        content = module.read_bytes()
+        if libc.init_module(content, ctypes.c_ulong(len(content)), b"") != 0:
+            raise OSError(f"module {module.name} is not loaded: see the kernel's words above")
+    said = base64.b64encode(pickle.dumps(look())).decode()
     with open("/dev/ttyS1", "w", encoding="utf-8") as port:
         port.write(f"{said}\nend\n")
     libc.sync()
@@ -71,9 +80,23 @@ def _look() -> Scan:
 
 
 def scan(kernel: Path, directory: Path, devices: list[str], cmdline: str) -> Scan:
-    """Boot a machine with these options of QEMU and see. Raises AssertionError with what it said instead."""
+    """What is seen in a machine with these options of QEMU."""
+    seen = boot(kernel, directory, devices, cmdline, "hostscan")
+    assert isinstance(seen, Scan)
+    return seen
+
+
+def boot(
+    kernel: Path,
+    directory: Path,
+    devices: list[str],
+    cmdline: str,
+    program: str,
+    modules: "Sequence[Module]" = (),
+) -> object:
+    """What main() of tests/vm/PROGRAM.py answers there. Raises AssertionError with what was said instead."""
     archive = directory / "initramfs"
-    archive.write_bytes(_initramfs())
+    archive.write_bytes(_initramfs(program, modules))
     result, console = directory / "result", directory / "console"
     argv = [
         *("qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max", "-m", "768", "-smp", "2"),
@@ -98,18 +121,16 @@ def scan(kernel: Path, directory: Path, devices: list[str], cmdline: str) -> Sca
     if not end:
         last = console.read_text(errors="replace")[-3000:] if console.exists() else ""
         raise AssertionError(f"QEMU ended with {ended.returncode}: {ended.stderr.decode()}\n{last}")
-    seen = pickle.loads(base64.b64decode(said))  # noqa: S301 # our own words
-    assert isinstance(seen, Scan)
-    return seen
+    return pickle.loads(base64.b64decode(said))  # noqa: S301 # our own words
 
 
-def _initramfs() -> bytes:
+def _initramfs(program: str, modules: "Sequence[Module]") -> bytes:
     """This machine's Python, its libraries, the standard library's sources, and the product's."""
     files: dict[str, tuple[int, bytes]] = {}
     standard = Path(sysconfig.get_path("stdlib"))
     python = Path(sys.executable).resolve()
     extensions = sorted((standard / "lib-dynload").glob("*.so"))
-    wanted = {"_ctypes", "_json", "_struct", "_pickle", "_datetime", "_bisect", "_random", "_hashlib"}
+    wanted = set("_ctypes _json _struct _pickle _datetime _bisect _random _hashlib _sqlite3 _queue".split())
     extensions = [each for each in extensions if each.name.split(".")[0] in wanted]
     _add(files, _PYTHON, python)
     for path in (python, *extensions):
@@ -121,9 +142,23 @@ def _initramfs() -> bytes:
     for package in ("config", "images", "rpc", "vfio"):
         for path in (CHECKOUT / package).rglob("*.py"):
             _add(files, f"/app/{path.relative_to(CHECKOUT)}", path)
-    for name in ("tests/__init__.py", "tests/vm/__init__.py", "tests/vm/hostscan.py"):
+    for name in {
+        "tests/__init__.py",
+        "tests/vm/__init__.py",
+        "tests/vm/hostscan.py",
+        f"tests/vm/{program}.py",
+    }:
         _add(files, f"/app/{name}", CHECKOUT / name)
-    files["init"] = (stat.S_IFREG | 0o755, _INIT.encode())
+    for number, module in enumerate(modules):
+        files[f"modules/{number:03}-{module.name}"] = (stat.S_IFREG | 0o644, module.content)
+    init = (
+        f"#!{_PYTHON} -B",
+        "import sys",
+        'sys.path.insert(0, "/app")',
+        f"from tests.vm import {program}",
+        f"{program}.main()",
+    )
+    files["init"] = (stat.S_IFREG | 0o755, "\n".join(init).encode())
     directories = {"proc", "sys", "dev", "tmp"}
     for name in files:
         directories |= {str(parent) for parent in Path(name).parents} - {"."}
