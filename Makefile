@@ -3,6 +3,7 @@
 #   BASE=main              the commit that make bench-compare compares this checkout with
 #   ARGS=...               more arguments for pytest: make test ARGS="-m unit -k codec"
 #   SCRIPT=... SHARE=...   for testbed-run: what runs in the bed, with ARGS; a directory that it sees as /share
+#   DEVICES=gpu-host       for testbed-run and testbed-shell: the devices that the host in the bed has
 
 PREFIX ?= /opt/casemate
 BASE ?= main
@@ -80,10 +81,10 @@ testbed: $(PYTHON) ## as root: build an emulated host whose KVM works, with this
 	@$(TESTBED) build
 
 testbed-run: $(PYTHON) ## as root: run SCRIPT with ARGS in a throw-away instance of it
-	@$(TESTBED) run --share='$(SHARE)' '$(SCRIPT)' $(ARGS)
+	@$(TESTBED) run --share='$(SHARE)' --devices='$(DEVICES)' '$(SCRIPT)' $(ARGS)
 
 testbed-shell: $(PYTHON) ## as root: a prompt in a throw-away instance of it
-	@$(TESTBED) shell --share='$(SHARE)'
+	@$(TESTBED) shell --share='$(SHARE)' --devices='$(DEVICES)'
 
 test-testbed: $(PYTHON) ## as root: the tests that run in it; not part of `make test`, as building it takes long
 	@$(SCRIPTS).test -m testbed $(ARGS)

@@ -15,7 +15,7 @@ from rpc.errors import CasemateError, NotFound
 from scripts import demo_image, product
 from scripts.host import CHECKOUT, main_guard, require_root, say
 from scripts.host import run as run_command
-from tests.testbed import cache, debian, installation, kernel, machine
+from tests.testbed import cache, debian, devices, installation, kernel, machine
 
 TEMPLATE = ("casemate", "template", "build")
 PAGE = CHECKOUT / "docs/performance.md"
@@ -93,7 +93,10 @@ def shape(arguments: argparse.Namespace, *, shell: bool = False) -> machine.Shap
     share = Path(arguments.share).resolve() if arguments.share else None
     if share and not share.is_dir():
         raise NotFound(f"SHARE={share}: no such directory")
-    return machine.Shape(arguments.cpus, arguments.memory_mib, arguments.limit_s, share, shell)
+    return machine.Shape(
+        *(arguments.cpus, arguments.memory_mib, arguments.limit_s, share, shell),
+        devices=devices.TOPOLOGIES[arguments.devices] if arguments.devices else None,
+    )
 
 
 def main() -> int:
@@ -107,6 +110,7 @@ def main() -> int:
         command.add_argument("--cpus", type=int, default=machine.CPUS)
         command.add_argument("--memory-mib", type=int, default=machine.MEMORY_MIB)
         command.add_argument("--limit-s", type=float, default=machine.LIMIT_S)
+        command.add_argument("--devices", default="", choices=["", *devices.TOPOLOGIES], metavar="TOPOLOGY")
         if do is run:
             command.add_argument("script")
             command.add_argument("arguments", nargs=argparse.REMAINDER)

@@ -10,13 +10,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from rpc.errors import Unavailable
 from scripts.host import CHECKOUT, say
+from tests.testbed import devices
+from tests.testbed.devices import Topology
 from tests.testbed.installation import INIT
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -33,6 +35,7 @@ CMDLINE = "console=ttyS0 loglevel=4 panic=-1 root=/dev/vda rw tsc=reliable setcp
 CPU = "max,-erms,-fsrm,-fsrs,-fzrm"
 TIMED_OUT = 124  # as timeout(1) has it
 CPUS, MEMORY_MIB, LIMIT_S = 2, 8192, 540.0
+CONSOLE, COMPLAINTS = "console.log", "qemu.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Bed:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """limit_s: what the command has, from the start of QEMU. share: a directory seen as /share. kept: what
-    is written to the disk stays there.
+    is written to the disk stays there. devices: beside those that every instance has.
     """
 
     cpus: int = CPUS
@@ -56,6 +59,7 @@ class Shape:
     share: Path | None = None
     shell: bool = False
     kept: bool = False
+    devices: Topology | None = None
 
 
 class End(Enum):
@@ -77,9 +81,9 @@ def run(bed: Bed, command: Sequence[str], shape: Shape, files: Sequence[Path] = 
             end = _instance(bed, shape, exchange)
             if end is End.DONE:
                 return int((exchange / "exit-code").read_text())
-            console = (exchange / "console.log").read_text(errors="replace")
-        say(f"testbed: the {attempt} instance {end.value}; its kernel's last words:")
-        print("\n".join(console.splitlines()[-15:]), flush=True)
+            words = {name: (exchange / name).read_text(errors="replace") for name in (CONSOLE, COMPLAINTS)}
+        say(f"testbed: the {attempt} instance {end.value}; the last words of its kernel, and of QEMU:")
+        print("\n".join(line for text in words.values() for line in text.splitlines()[-15:]), flush=True)
         if end is End.LATE:
             say(f"testbed: stopped after {shape.limit_s:.0f} s")
             return TIMED_OUT
@@ -91,6 +95,7 @@ def _exchange(command: Sequence[str], files: Sequence[Path]) -> Iterator[Path]:
     """The directory by which both sides speak: command, heartbeat, exit-code; the kernel's console."""
     with tempfile.TemporaryDirectory(prefix="casemate-testbed-", dir="/var/tmp") as name:
         exchange = Path(name)
+        (exchange / CONSOLE).touch()
         (exchange / "command").write_bytes(b"".join(word.encode() + b"\0" for word in command))
         for file in files:
             shutil.copyfile(file, exchange / file.name)
@@ -99,19 +104,24 @@ def _exchange(command: Sequence[str], files: Sequence[Path]) -> Iterator[Path]:
 
 
 def _instance(bed: Bed, shape: Shape, exchange: Path) -> End:
-    arguments = qemu(bed, shape, exchange)
     environment = {
         **os.environ,
         "QEMU_MODULE_DIR": str(bed.host / LIBRARIES / "qemu"),
         "TMPDIR": str(exchange),  # of the disk's snapshot
     }
     stdin = None if shape.shell else subprocess.DEVNULL
-    process = subprocess.Popen(arguments, env=environment, stdin=stdin)
-    try:
-        return _watch(process, shape, exchange)
-    finally:
-        process.kill()
-        process.wait()
+    with ExitStack() as stack:
+        arguments = qemu(bed, shape, exchange)
+        if shape.devices is not None:
+            arguments += stack.enter_context(devices.plugged(shape.devices, exchange))
+        # It says much of what guests do with BARs, and nothing else that anybody reads before it failed.
+        complaints = stack.enter_context((exchange / COMPLAINTS).open("wb"))
+        process = subprocess.Popen(arguments, env=environment, stdin=stdin, stderr=complaints)
+        try:
+            return _watch(process, shape, exchange)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _watch(process: "subprocess.Popen[bytes]", shape: Shape, exchange: Path) -> End:
@@ -142,6 +152,11 @@ def qemu(bed: Bed, shape: Shape, exchange: Path) -> list[str]:
     host = bed.host
     flags = "testbed.shell" if shape.shell else ""
     snapshot = "off" if shape.kept else "on"
+    cpu, cpus, cmdline, memory = CPU, str(shape.cpus), CMDLINE, list[str]()
+    if shape.devices is not None:
+        cpu, cmdline = f"{CPU},{devices.CPU}", f"{CMDLINE} {shape.devices.cmdline}"
+        cpus = f"{shape.cpus},sockets={shape.devices.nodes}"
+        memory = devices.memory(shape.devices.nodes, shape.cpus, shape.memory_mib)
     shares = [("checkout", CHECKOUT, ",readonly=on"), ("exchange", exchange, "")]
     if shape.share is not None:
         shares.append(("share", shape.share, ""))
@@ -150,15 +165,15 @@ def qemu(bed: Bed, shape: Shape, exchange: Path) -> list[str]:
         *(host / "lib64/ld-linux-x86-64.so.2", "--library-path", host / LIBRARIES),
         *(host / "usr/bin/qemu-system-x86_64", "-L", host / "usr/share/qemu"),
         *("-L", host / "usr/share/seabios"),
-        *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", CPU),
-        *("-smp", str(shape.cpus), "-m", f"{shape.memory_mib}M"),
+        *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", cpu),
+        *("-smp", cpus, "-m", f"{shape.memory_mib}M", *memory),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", bed.kernel),
-        *("-append", f"{CMDLINE} init={INIT} {flags}"),
+        *("-append", f"{cmdline} init={INIT} {flags}"),
         *("-drive", f"file={bed.disk},format=raw,if=none,id=disk,snapshot={snapshot},cache=unsafe"),
         *("-device", "virtio-blk-pci,drive=disk"),
         *("-device", "virtio-rng-pci"),
-        *("-chardev", f"file,id=console,path={exchange}/console.log", "-serial", "chardev:console"),
+        *("-chardev", f"file,id=console,path={exchange}/{CONSOLE}", "-serial", "chardev:console"),
         *("-chardev", "stdio,id=output,signal=off" if shape.shell else "stdio,id=output"),
         *("-device", "virtio-serial-pci", "-device", "virtconsole,chardev=output"),
     ]

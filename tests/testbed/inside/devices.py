@@ -1,0 +1,44 @@
+"""Run in the bed by test_devices.py: what casemate finds of the instance's devices.
+
+Writes what it saw to /share/seen.json; what that should be is the test's business.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.testbed.inside import places
+
+SEEN = Path("/share/seen.json")
+
+
+def casemate(*words: str) -> dict[str, object]:
+    """Also when its exit code is not 0."""
+    began = time.monotonic()
+    done = subprocess.run(["casemate", *words, "--json"], stdout=subprocess.PIPE, check=False)
+    seconds = time.monotonic() - began
+    return {"code": done.returncode, "said": json.loads(done.stdout), "seconds": seconds}
+
+
+def main() -> int:
+    where = places.addresses()
+    SEEN.write_text(
+        json.dumps(
+            {
+                "places": where,
+                "list": casemate("gpu", "list", "--all"),
+                "audit": casemate("gpu", "audit"),
+                "one": casemate("gpu", "audit", where["gpu0"], where["gpu2"]),
+                "shared": casemate("gpu", "audit", where["edu1"]),
+                "nodes": Path("/sys/devices/system/node/online").read_text().strip(),
+                "iommu": Path("/dev/iommu").exists(),
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
