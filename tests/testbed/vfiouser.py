@@ -74,7 +74,7 @@ class Server:
 
     def __init__(self, path: Path, device: Device) -> None:
         self._device = device
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._closing = False
         self._connection: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
@@ -112,9 +112,11 @@ class Server:
                     self._converse(connection)
         except (BrokenPipeError, ConnectionResetError):
             pass  # QEMU was killed
-        except BaseException as failure:  # noqa: BLE001 # raised at the exit
-            if not self._closing:
+        except OSError as failure:
+            if not self._closing:  # which ends accept() and recvmsg()
                 self._failure = failure
+        except Exception as failure:  # noqa: BLE001 # raised at the exit
+            self._failure = failure
 
     def _converse(self, connection: socket.socket) -> None:
         while header := self._exactly(connection, _HEADER.size):
