@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from agent.crun import Crun
     from agent.forward import Forward
+    from agent.nameserver import NameServer
     from agent.process import Process
     from agent.reaper import Exit, Reaper
     from rpc.api.agent import Disk
@@ -60,6 +61,7 @@ class Guest:
         self.volumes = ""  # the same files, if what is bound into a container is cached less than its root
         self.sysctl_root = sysctl_root
         self._pod: Pod | None = None
+        self._name_servers: dict[str, NameServer] = {}
         self._tasks = tasks
         self._containers: dict[str, Container] = {}
 
@@ -78,9 +80,19 @@ class Guest:
 
     def process(self, container_id: str, exec_id: str) -> Process | Forward:
         """Or what is like one. Raises NotFound."""
+        if not container_id and exec_id in self._name_servers:
+            return self._name_servers[exec_id]
         if self._pod is not None and container_id == self._pod.id:
             return self._pod.forward(exec_id)
         return self.container(container_id).process(exec_id)
+
+    async def serve_names(self, address: str) -> None:
+        """process("", address) is what is asked there. Raises AlreadyExists, FailedPrecondition."""
+        from agent import nameserver
+
+        if address in self._name_servers:
+            raise AlreadyExists(f"name server at {address}")
+        self._name_servers[address] = await nameserver.serve(address)
 
     async def connect(self, pod_id: str, name: str, port: int) -> None:
         """To a port of the loopback; name is that of process() from then on."""

@@ -44,6 +44,7 @@ class AgentService:
         server.add(api.MOUNT_SHARE, self.mount_share)
         server.add(api.MAKE_POD, self.make_pod)
         server.add(api.CONNECT, self.connect)
+        server.add(api.NAME_SERVER, self.name_server)
         server.add(api.CREATE_CONTAINER, self.create_container)
         server.add(api.START_CONTAINER, self.start_container)
         server.add(api.EXEC, self.exec)
@@ -125,6 +126,10 @@ class AgentService:
 
             self._network = Network()
         await self._network.apply(request)
+        return Empty()
+
+    async def name_server(self, request: api.NameServerRequest, context: Context) -> Empty:
+        await self._guest.serve_names(request.address)
         return Empty()
 
     async def sync(self, request: Empty, context: Context) -> Empty:

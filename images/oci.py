@@ -1,13 +1,13 @@
 """OCI images for the demo and the tests, made of Debian packages: archives for `ctr image import`.
 
 No registry is ever asked. The archive follows the OCI image layout 1.0 and names itself for
-containerd; must not know containerd otherwise.
+containerd, and for Docker (`docker load`, which reads manifest.json); must not know them otherwise.
 """
 
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -68,11 +68,17 @@ def write_archive(image: OciImage, layer: Path, target: Path) -> str:
         "annotations": {_NAME: image.reference, _TAG: image.reference.rpartition(":")[2]},
     }
     index = _encode({"schemaVersion": 2, "mediaType": _INDEX, "manifests": [described]})
+    for_docker = {
+        "Config": f"blobs/sha256/{_digest(config)}",
+        "RepoTags": [image.reference],
+        "Layers": [f"blobs/sha256/{layer_digest}"],
+    }
     temporary = target.with_name(f".{target.name}.part")
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
             _add(archive, "oci-layout", _encode({"imageLayoutVersion": "1.0.0"}))
             _add(archive, "index.json", index)
+            _add(archive, "manifest.json", _encode([for_docker]))
             for blob in (manifest, config):
                 _add(archive, f"blobs/sha256/{_digest(blob)}", blob)
             with layer.open("rb") as file:
@@ -108,7 +114,7 @@ def _descriptor(media_type: str, digest: str, size: int) -> dict[str, Any]:
     return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}
 
 
-def _encode(value: Mapping[str, Any]) -> bytes:
+def _encode(value: Mapping[str, Any] | Sequence[Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 

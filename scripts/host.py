@@ -41,6 +41,7 @@ TEST_PACKAGES = {
     "containernetworking-plugins": 12,
     "crun": 12,
     "iproute2": 12,
+    "iptables": 12,
     "procps": 12,
     "runc": 12,
     "xz-utils": 12,

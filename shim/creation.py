@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from config.settings import Profile
 from rpc.api import agent as api
@@ -24,6 +25,7 @@ from shim.disks import Disks
 from shim.helper import Watched
 from shim.hooks import HostHooks
 from shim.journal import Journal
+from shim.nameservers import RESOLV_CONF
 from shim.paths import PodPaths
 from shim.portforward import PortForward
 from shim.record import Identity
@@ -65,10 +67,12 @@ async def make_container(
     means: Means,
     siblings: Siblings,
     machine_ready: Callable[[], Awaitable[tuple[Machine, Profile]]],
-    network_ready: Callable[[], Awaitable[None]],
+    network_ready: Callable[[Path | None], Awaitable[None]],
     undo: AsyncExitStack,
 ) -> Container:
     """A container up to the point where only its program is missing; undo gets every way back.
+
+    network_ready: is told of the container's own resolv.conf.
 
     Raises what is wrong with the spec, the mounts, the machine or the program.
     """
@@ -112,7 +116,8 @@ async def make_container(
     await hooks.create(shown_pid)
     # The pod's network is as its client wants it from here on: CNI's was before `start`, the hooks' is now.
     # The guest has to have it first: sysctls may be those of an interface.
-    await network_ready()
+    resolv_conf = next((each.name for each in guest.shared if each.destination == RESOLV_CONF), "")
+    await network_ready(directory / resolv_conf if resolv_conf else None)
     init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
     undo.push_async_callback(init.close)
     if stands_for_pod:

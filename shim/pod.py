@@ -239,9 +239,11 @@ class Pod:
         self.write_state("running")
         return container
 
-    async def _settle_network(self) -> None:
-        """The guest has the network that the pod has now."""
+    async def _settle_network(self, resolv_conf: "Path | None" = None) -> None:
+        """The guest has the network that the pod has now. resolv_conf: of a container that is new."""
         if self._network is not None:
+            if resolv_conf is not None:
+                self._network.heed(resolv_conf)
             with self.trace.span(phases.GUEST_NETWORK):
                 await self._network.settle()
 
@@ -486,6 +488,7 @@ async def _raise(error: CasemateError) -> Machine:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
     from typing import Any
 
     from shim.services.events import Listener

@@ -9,6 +9,7 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from config.settings import Profile
 from rpc import netlink
@@ -18,6 +19,7 @@ from rpc.netlink import Netlink
 from shim import interfaces, network, redirect
 from shim.helper import in_thread
 from shim.interfaces import TAP_PREFIX, Link, View
+from shim.nameservers import NameServers
 from shim.vm import designer
 from shim.vm.domain import Nic
 from shim.vm.guest import Machine
@@ -42,6 +44,7 @@ class Plugged:
     link: Link
     nic: Nic
     made_ingress: bool
+    answers_spared: bool = False
 
 
 class PodNetwork:
@@ -58,6 +61,11 @@ class PodNetwork:
         self._told: bytes = b""
         self._left_out: set[str] = set()
         self._following: asyncio.Task[None] | None = None
+        self._names = NameServers(machine)
+
+    def heed(self, resolv_conf: Path) -> None:
+        """The guest gets to ask what this names on the namespace's loopback, from the next settle() on."""
+        self._names.heed(resolv_conf)
 
     async def settle(self) -> None:
         """Returns when the guest has what the namespace has at this moment.
@@ -81,6 +89,9 @@ class PodNetwork:
             if wanted != self._told:
                 await self._machine.call(api.NETWORK, view.request)
                 self._told = wanted
+            await self._names.settle()
+            if self._names.any:
+                self._let_answers_in()
 
     def follow(self) -> None:
         """Has the guest follow every change, beginning with what there is, until close()."""
@@ -110,6 +121,7 @@ class PodNetwork:
             (ended,) = await asyncio.gather(self._following, return_exceptions=True)
             if not isinstance(ended, asyncio.CancelledError):
                 log.error("the pod's network was not followed to its end", exc_info=ended)
+        await self._names.close()
         for plugged in self._plugged.values():
             self._part(plugged)
         self._plugged.clear()
@@ -152,6 +164,18 @@ class PodNetwork:
                 f"interface {link.name} cannot be redirected to the guest", str(error)
             ) from error
 
+    def _let_answers_in(self) -> None:
+        """Servers of the namespace's own ask others, by its interfaces."""
+        try:
+            for plugged in self._plugged.values():
+                if not plugged.answers_spared:
+                    _set_ports(redirect.ASKING_PORTS)
+                    index = interfaces.index_of(self._asking, plugged.nic.tap)
+                    redirect.spare_answers(self._asking, plugged.link.index, index)
+                    plugged.answers_spared = True
+        except OSError as error:
+            raise Unavailable("the pod's name servers cannot ask others", str(error)) from error
+
     def _adapt(self, plugged: "Plugged", link: Link) -> None:
         """To another MTU."""
         try:
@@ -178,3 +202,9 @@ class PodNetwork:
             log.warning("the guest keeps its device for %s: %s", nic.tap, error)
         else:
             self._machine.ports.give_back(nic.bus)
+
+
+def _set_ports(ports: tuple[int, int]) -> None:
+    """That the namespace of this thread chooses from."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+        file.write("{} {}".format(*ports))

@@ -7,7 +7,7 @@ stack gets no packet any more: the guest does. It must not know what a guest is.
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from rpc import netlink
@@ -18,19 +18,25 @@ _INGRESS, _INGRESS_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _EVERY_PROTOCOL = 0x0003
 _PRIORITY = 0xC35E
 """Of our filters, by which they are found again."""
+_ANSWERS = ((_PRIORITY - 1, 0x0800), (_PRIORITY - 2, 0x0806))
+"""Of those of spare_answers(), with their protocols: IPv4, ARP."""
+ASKING_PORTS = (0xFC00, 0xFFFF)
+"""From which a namespace's own stack asks name servers where answers are spared. No guest's kernel chooses
+one of them by itself (ip-sysctl.rst, ip_local_port_range)."""
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _U32_SELECTOR, _U32_ACTION, _U32_TERMINAL = 5, 7, 1
 _ACTION_KIND, _ACTION_OPTIONS = 1, 2
-_MIRRED_PARAMETERS, _STOLEN, _REDIRECT = 2, 4, 1
+_MIRRED_PARAMETERS, _REDIRECT, _MIRROR = 2, 1, 2
+_OK, _STOLEN = 0, 4
 _AF_SPEC, _INET6_GENERATION, _GENERATE_NONE = 26, 8, 1
 _MTU = 4
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
 """What the kernel says of filters and queues of an interface that has none, or is none any more."""
 _TC = struct.Struct("=B3xiIII")
 _LINK = struct.Struct("=BxHiII")
-# Of a u32 filter: flags, offset's shift, keys; the mask of the offset, two offsets, the hash's two; then a
-# key of no bits, which everything matches. Not every kernel has cls_matchall, which would say it better.
-_SELECTOR = struct.pack("=BBBxHHHHI", _U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + bytes(16)
+# A key of no bits, which everything matches. Not every kernel has cls_matchall, which would say it better.
+_EVERYTHING = ((0, 0, 0),)
+_NAME_PORT, _UDP, _TCP, _ARP_ANSWER = 53, 17, 6, 2
 
 
 def join(asking: Netlink, one: int, other: int) -> bool:
@@ -41,6 +47,26 @@ def join(asking: Netlink, one: int, other: int) -> bool:
     _make_ingress(asking, other)
     _redirect(asking, other, one)
     return made
+
+
+def spare_answers(asking: Netlink, one: int, other: int) -> None:
+    """Of two that are joined: name servers' answers to ASKING_PORTS that come in at `one` stay with its
+    namespace, and the answers by which it finds its neighbours go to both. Raises OSError.
+
+    For a server within the namespace that asks others. IPv4 alone.
+    """
+    (ip, ip_protocol), (arp, arp_protocol) = _ANSWERS
+    first, last = ASKING_PORTS
+    for protocol in (_UDP, _TCP):
+        keys = (
+            (0x0F000000, 0x05000000, 0),  # a header without options
+            (0x00001FFF, 0, 4),  # the first fragment
+            (0x00FF0000, protocol << 16, 8),
+            (0xFFFF0000 | 0xFFFF & ~(first ^ last), _NAME_PORT << 16 | first, 20),
+        )
+        _add_filter(asking, _filter(one, ip, ip_protocol), keys)
+    answers = ((0x0000FFFF, _ARP_ANSWER, 4),)
+    _add_filter(asking, _filter(one, arp, arp_protocol), answers, _mirred(_MIRROR, _OK, other))
 
 
 def part(asking: Netlink, index: int, *, wholly: bool) -> None:
@@ -65,11 +91,26 @@ def _make_ingress(asking: Netlink, index: int) -> bool:
 
 
 def _redirect(asking: Netlink, source: int, target: int) -> None:
-    mirred = struct.pack("=IIiiiiI", 0, 0, _STOLEN, 0, 0, _REDIRECT, target)
+    _add_filter(asking, _filter(source), _EVERYTHING, _mirred(_REDIRECT, _STOLEN, target))
+
+
+def _mirred(how: int, verdict: int, target: int) -> bytes:
+    mirred = struct.pack("=IIiiiiI", 0, 0, verdict, 0, 0, how, target)
     parameters = nested(_ACTION_OPTIONS, attribute(_MIRRED_PARAMETERS, mirred))
-    action = nested(1, attribute(_ACTION_KIND, "mirred"), parameters)
-    options = nested(_TCA_OPTIONS, attribute(_U32_SELECTOR, _SELECTOR), nested(_U32_ACTION, action))
-    body = _filter(source) + attribute(_TCA_KIND, "u32") + options
+    return nested(_U32_ACTION, nested(1, attribute(_ACTION_KIND, "mirred"), parameters))
+
+
+def _add_filter(
+    asking: Netlink, place: bytes, keys: Sequence[tuple[int, int, int]], action: bytes = b""
+) -> None:
+    """keys: (mask, value, offset in bytes) that a packet has to match, from its network header on. Without an
+    action it goes its way."""
+    # Flags, the offset's shift, keys; the mask of the offset, two offsets, the hash's two.
+    selector = struct.pack("=BBBxHHHHI", _U32_TERMINAL, 0, len(keys), 0, 0, 0, 0, 0)
+    for mask, value, offset in keys:
+        selector += struct.pack("!II", mask, value) + struct.pack("=ii", offset, 0)
+    options = nested(_TCA_OPTIONS, attribute(_U32_SELECTOR, selector), action)
+    body = place + attribute(_TCA_KIND, "u32") + options
     asking.ask(netlink.RTM_NEWTFILTER, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
 
 
@@ -83,16 +124,17 @@ def be_quiet(asking: Netlink, index: int, mtu: int) -> None:
 
 
 def _drop_filters(asking: Netlink, index: int) -> None:
-    with _suppressed(_GONE):
-        asking.ask(netlink.RTM_DELTFILTER, _filter(index))
+    for priority, protocol in ((_PRIORITY, _EVERY_PROTOCOL), *_ANSWERS):
+        with _suppressed(_GONE):
+            asking.ask(netlink.RTM_DELTFILTER, _filter(index, priority, protocol))
 
 
 def _ingress(index: int) -> bytes:
     return _TC.pack(0, index, _INGRESS_HANDLE, _INGRESS, 0) + attribute(_TCA_KIND, "ingress")
 
 
-def _filter(index: int) -> bytes:
-    return _TC.pack(0, index, 0, _INGRESS_HANDLE, _PRIORITY << 16 | socket.htons(_EVERY_PROTOCOL))
+def _filter(index: int, priority: int = _PRIORITY, protocol: int = _EVERY_PROTOCOL) -> bytes:
+    return _TC.pack(0, index, 0, _INGRESS_HANDLE, priority << 16 | socket.htons(protocol))
 
 
 @contextmanager

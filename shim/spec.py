@@ -69,12 +69,13 @@ _BIND_OPTIONS = frozenset(("bind", "rbind"))
 
 @dataclass(frozen=True, slots=True)
 class SharedMount:
-    """A host path that the guest sees as GUEST_SHARE/<container>/<name>."""
+    """A host path that the guest sees as GUEST_SHARE/<container>/<name>, its container at destination."""
 
     name: str
     source: str
     read_only: bool
     recursive: bool
+    destination: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,7 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: s
         source=mount.source,
         read_only=not {"ro", "rro"}.isdisjoint(options),
         recursive="rbind" in options,
+        destination=mount.destination,
     )
     shared.append(entry)
     return {

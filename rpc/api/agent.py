@@ -7,6 +7,7 @@ InvalidArgument with one clear brief. It must not know how containers are run.
 from __future__ import annotations
 
 from enum import IntEnum
+from struct import Struct
 
 from rpc.api.types import Empty
 from rpc.codec import (
@@ -25,7 +26,7 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
@@ -33,6 +34,18 @@ FILES_PORT = 1025
 """Where an agent listens, on vsock."""
 NAMESPACES = "/run/casemate/namespaces"
 """In spec_json, the path NAMESPACES/ID/KIND of a namespace means: the one that container ID is in."""
+
+
+NAME_PORT = 53
+NAME_HEADER = Struct(">QBH")
+"""Before each message of a name server's streams: the question's number, an Asked, how many bytes follow."""
+
+
+class Asked(IntEnum):
+    """A datagram's answer may be cut short; a connection's is whole."""
+
+    BY_DATAGRAM = 1
+    BY_CONNECTION = 2
 
 
 class EventKind(IntEnum):
@@ -107,6 +120,14 @@ class ConnectRequest(Message):
     container_id: str = string(1)
     exec_id: str = string(2)
     port: int = uint32(3)
+
+
+class NameServerRequest(Message):
+    """At a loopback address of the guest's, port NAME_PORT. What is asked there is read as STDOUT of exec_id
+    address, container_id "", and answered as its stdin.
+    """
+
+    address: str = string(1)
 
 
 class Disk(Message):
@@ -290,6 +311,7 @@ HELLO = Method(SERVICE, "Hello", HelloRequest, HelloResponse)
 MOUNT_SHARE = Method(SERVICE, "MountShare", MountShareRequest, Empty)
 MAKE_POD = Method(SERVICE, "MakePod", MakePodRequest, Empty)
 CONNECT = Method(SERVICE, "Connect", ConnectRequest, Empty)
+NAME_SERVER = Method(SERVICE, "NameServer", NameServerRequest, Empty)
 CREATE_CONTAINER = Method(SERVICE, "CreateContainer", CreateContainerRequest, CreateContainerResponse)
 START_CONTAINER = Method(SERVICE, "StartContainer", ContainerRequest, Empty)
 EXEC = Method(SERVICE, "Exec", ExecRequest, ExecResponse)

@@ -1,4 +1,4 @@
-"""The containerds the vm tests run on, and crictl: the distribution's, or built from the Go module proxy.
+"""The containerds of the vm tests, and their clients: a distribution's, or built from the Go module proxy.
 
 What is built is pinned by tests/vm/go/NAME/go.mod and go.sum, and cached by their content. It knows
 nothing of the tests.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.instance import Binaries, system_binaries
+from images.packages import Request, fetch
 from scripts import golang
 
 MODULES = Path(__file__).parent / "go"
@@ -22,6 +23,7 @@ FLAGS = ("-trimpath", "-ldflags=-s -w", "-buildvcs=false")
 TAGS = "-tags=no_btrfs no_devmapper no_zfs no_aufs"
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr")
 CRICTL = "crictl"
+DOCKER = Request(("docker.io", "docker-cli", "tini"))
 
 
 class NotHereError(Exception):
@@ -73,6 +75,15 @@ def crictl() -> Path:
     return _built(MODULES / CRICTL, FLAGS, (CRICTL,)) / CRICTL
 
 
+def docker() -> Path:
+    """A directory with Debian's Docker Engine below usr/, which this machine's libraries will do for.
+
+    That of Debian 13, as Debian 12's (20.10) knows no runtime by its name at containerd's. Raises
+    FailedPrecondition with apt's words.
+    """
+    return fetch(DOCKER).path
+
+
 def _built(module: Path, flags: tuple[str, ...], programs: tuple[str, ...]) -> Path:
     """A directory with the tools that a module names."""
     key = hashlib.sha256()
@@ -121,6 +132,7 @@ def main() -> None:
         except NotHereError as reason:
             print(reason, flush=True)
     print(crictl(), flush=True)
+    print(docker(), flush=True)
 
 
 if __name__ == "__main__":

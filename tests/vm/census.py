@@ -18,6 +18,7 @@ NOT_COUNTED = (
     "/run/casemate/cache",  # what can be found out again
     "/run/casemate/users",  # locks on the users that QEMUs run as, as many as there were pods at once
     "/run/containerd/fifo",  # ctr's own: it leaves those of a detached exec, with runc as well
+    "/run/docker/netns",  # Docker's own: names of network namespaces that are gone go a minute later
     "/run/mount",  # mount(8)'s own, of the tests that mount
     "/run/libvirt",  # a token that libvirt makes once for the whole host
 )

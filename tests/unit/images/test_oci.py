@@ -78,6 +78,16 @@ def test_the_config_says_what_was_asked_for(tmp_path: Path, layer: Path) -> None
     }
 
 
+def test_docker_finds_the_same_image_under_its_name(tmp_path: Path, layer: Path) -> None:
+    write_archive(OciImage("localhost/casemate/x:v1"), layer, tmp_path / "image.tar")
+    _, manifest, _, files = read(tmp_path / "image.tar")
+    (described,) = json.loads(files["manifest.json"])
+    assert described["RepoTags"] == ["localhost/casemate/x:v1"]
+    blobs = [described["Config"], *described["Layers"]]
+    wanted = [manifest["config"]["digest"], *(each["digest"] for each in manifest["layers"])]
+    assert blobs == [f"blobs/{digest.replace(':', '/')}" for digest in wanted]
+
+
 def test_another_architecture_can_be_claimed(tmp_path: Path, layer: Path) -> None:
     write_archive(OciImage("x:y", architecture="arm64"), layer, tmp_path / "image.tar")
     entry, _, config, _ = read(tmp_path / "image.tar")

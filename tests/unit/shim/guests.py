@@ -108,6 +108,7 @@ class GuestAgent:
             api.MOUNT_SHARE: self._mount_share,
             api.MAKE_POD: self._make_pod,
             api.CONNECT: self._connect,
+            api.NAME_SERVER: self._name_server,
             api.CREATE_CONTAINER: self._create,
             api.START_CONTAINER: self._start,
             api.EXEC: self._exec,
@@ -213,6 +214,11 @@ class GuestAgent:
     async def _connect(self, request: api.ConnectRequest) -> Empty:
         process = GuestProcess(request.exec_id, str(request.port).encode(), terminal=True)
         self.containers.setdefault(request.container_id, {})[request.exec_id] = process
+        return Empty()
+
+    async def _name_server(self, request: api.NameServerRequest) -> Empty:
+        process = GuestProcess(request.address, b"", terminal=True)
+        self.containers.setdefault("", {})[request.address] = process
         return Empty()
 
     async def _make_pod(self, request: api.MakePodRequest) -> Empty:

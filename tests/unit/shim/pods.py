@@ -164,6 +164,9 @@ class NoNetwork(PodNetwork):
     def __init__(self, machine: Machine, profile: Profile) -> None:
         pass
 
+    def heed(self, resolv_conf: Path) -> None:
+        pass
+
     async def settle(self) -> None:
         pass
 

@@ -247,8 +247,8 @@ def test_bind_mounts_are_shared_by_names_of_ours(tmp_path: Path) -> None:
     ]
     guest = for_guest(config(mounts=mounts))
     assert guest.shared == (
-        SharedMount("mount0", str(tmp_path), read_only=True, recursive=True),
-        SharedMount("mount1", f"{tmp_path}/file", read_only=False, recursive=False),
+        SharedMount("mount0", str(tmp_path), read_only=True, recursive=True, destination="/data"),
+        SharedMount("mount1", f"{tmp_path}/file", read_only=False, recursive=False, destination="/etc/hosts"),
     )
     data, proc, hosts = guest.document["mounts"]
     assert data == {

@@ -1,0 +1,343 @@
+"""Containers as Docker Engine asks for them, through its own daemon and client."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.instance import RUNTIME
+from tests.vm import census, dockerd
+from tests.vm.conftest import INSTANCE, Instances
+from tests.vm.dockerd import IMAGE, Docker, failure
+from tests.vm.pods import TERMINAL_PROGRAM
+from tests.vm.test_network import UNTIL, UNTIL_NONE
+
+SETTINGS = """\
+import json, os, resource
+def read(path):
+    with open(path) as file:
+        return file.read().strip()
+def writes(path):
+    try:
+        open(path + "/x", "w").close()
+        return True
+    except OSError as error:
+        return error.strerror
+status = dict(line.split(":", 1) for line in read("/proc/self/status").splitlines())
+print(json.dumps({
+    "env": os.environ.get("GIVEN"),
+    "cwd": os.getcwd(),
+    "ids": [os.getuid(), os.getgid(), sorted(os.getgroups())],
+    "hostname": os.uname().nodename,
+    "root": writes("/srv"),
+    "tmpfs": writes("/given"),
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+    "capabilities": status["CapBnd"].strip(),
+    "seccomp": status["Seccomp"].strip(),
+    "memory": read("/sys/fs/cgroup/memory.max"),
+    "cpu": read("/sys/fs/cgroup/cpu.max"),
+    "pids": read("/sys/fs/cgroup/pids.max"),
+    "somaxconn": read("/proc/sys/net/core/somaxconn"),
+    "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
+    "hosts": "10.1.2.3\\tnowhere" in read("/etc/hosts"),
+    "nameserver": "nameserver 10.3.2.1" in read("/etc/resolv.conf"),
+    "parent": read(f"/proc/{os.getppid()}/comm") if os.getppid() else "",
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(instances: Instances, demo_archive: Path) -> Iterator[Docker]:
+    """One dockerd for the module, beside a containerd of the session's."""
+    docker = Docker(instances.get(dockerd.CONTAINERD))
+    docker.start()
+    try:
+        docker("load", "--quiet", "--input", str(demo_archive)).ok()
+        # What daemons open once in their lives is open then.
+        docker.run(IMAGE, "true").ok()
+        yield docker
+    finally:
+        docker.stop()
+        dockerd.forget_cgroups()
+
+
+@pytest.fixture
+def docker(request: pytest.FixtureRequest, engine: Docker) -> Iterator[Docker]:
+    """The engine with a census before and after: whatever the test leaves behind fails it."""
+    request.node.stash[INSTANCE] = engine.instance
+    before = census.take(engine.ctr)
+    yield engine
+    engine.instance.clear_config()
+    if left := census.left_after(engine.ctr, before):
+        pytest.fail("left behind:\n" + "\n".join(left))
+
+
+@pytest.mark.client("docker run --runtime io.containerd.casemate.v2", "works", "in a VM of its own")
+@pytest.mark.client("docker run --rm", "works", "output, errors and exit status are the program's")
+@pytest.mark.client("docker run --interactive", "works", "its input, to the end")
+def test_a_container_is_a_machine_with_the_programs_output_and_status(docker: Docker) -> None:
+    script = "cat; echo out; echo err >&2; cat /proc/sys/kernel/random/boot_id; exit 7"
+    with docker.begin("run", "--rm", "-i", "--runtime", RUNTIME, IMAGE, "sh", "-c", script) as running:
+        running.write(b"in\n")
+        done = running.finish(dockerd.RUN_S)
+    *words, boot = done.out.split()
+    assert (done.code, words, done.err) == (7, ["in", "out"], "err\n")
+    assert boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@pytest.mark.client("docker run -it", "works", "a terminal, its size at once and when it changes")
+def test_a_terminal(docker: Docker) -> None:
+    command = ("run", "--rm", "-it", IMAGE, "python3", "-c", TERMINAL_PROGRAM)
+    with docker.terminal(*command, columns=101, rows=33) as terminal:
+        terminal.expect(rb"isatty True True True", dockerd.RUN_S)
+        terminal.expect(rb"size=101x33", 20)
+        terminal.resize(90, 20)
+        terminal.expect(rb"size=90x20", 20)
+        terminal.write(b"hello\n")
+        terminal.expect(rb"echo=hello", 20)
+        terminal.write(b"quit\n")
+        assert terminal.finish(20)[0] == 7
+
+
+@pytest.mark.client("docker run --env, --workdir, --user, --group-add, --hostname", "works", "")
+@pytest.mark.client("docker run --read-only, --tmpfs, --mount type=tmpfs, --shm-size", "works", "")
+@pytest.mark.client(
+    "docker run --cap-drop, --ulimit, --sysctl, --init", "works", "with Docker's seccomp filter"
+)
+@pytest.mark.client("docker run --add-host, --dns", "works", "")
+@pytest.mark.client(
+    "docker run --memory, --cpus, --pids-limit",
+    "works",
+    "the container's cgroup in the guest; the VM's size is its profile's",
+)
+def test_what_a_run_asks_for_holds_in_the_guest(docker: Docker) -> None:
+    options = (
+        *("--env", "GIVEN=by the user", "--workdir", "/usr", "--user", "1000:1001", "--group-add", "1002"),
+        *("--hostname", "some-host", "--read-only", "--tmpfs", "/given:mode=777", "--shm-size", "3m"),
+        *("--mount", "type=tmpfs,destination=/more,tmpfs-size=1m", "--cap-drop", "ALL", "--init"),
+        *("--ulimit", "nofile=100:200", "--sysctl", "net.core.somaxconn=77"),
+        *("--add-host", "nowhere:10.1.2.3", "--dns", "10.3.2.1"),
+        *("--memory", "96m", "--cpus", "0.5", "--pids-limit", "50"),
+    )
+    seen = json.loads(docker.run(*options, IMAGE, "python3", "-c", SETTINGS).ok().out)
+    assert seen == {
+        "env": "by the user",
+        "cwd": "/usr",
+        "ids": [1000, 1001, [1001, 1002]],
+        "hostname": "some-host",
+        "root": "Read-only file system",
+        "tmpfs": True,
+        "files": [100, 200],
+        "capabilities": "0000000000000000",
+        "seccomp": "2",
+        "memory": str(96 << 20),
+        "cpu": "50000 100000",
+        "pids": "50",
+        "somaxconn": "77",
+        "shm": 3 << 20,
+        "hosts": True,
+        "nameserver": True,
+        "parent": "docker-init",
+    }
+
+
+@pytest.mark.client("docker run --volume, --mount type=bind", "works", "a directory both ways, a file, ro")
+@pytest.mark.client("docker run --volume NAME:PATH", "works", "filled with what the image has there")
+def test_volumes(docker: Docker) -> None:
+    work = docker.instance.work / "docker-volume"
+    work.mkdir()
+    (work / "from-host").write_text("hello")
+    script = (
+        "cat /here/from-host /file; echo made >/here/from-guest; "
+        "echo no >/file; grep -c alias /etc/skel/.bashrc && echo kept >/etc/skel/kept"
+    )
+    options = (
+        *("--volume", f"{work}:/here", "--mount", f"type=bind,source={work}/from-host,target=/file,readonly"),
+        *("--volume", "named:/etc/skel"),
+    )
+    try:
+        done = docker.run(*options, IMAGE, "sh", "-c", script)
+        assert "Read-only file system" in done.err
+        assert done.out.startswith("hellohello")
+        assert done.code == 0, "the volume is empty"
+        assert (work / "from-guest").read_text() == "made\n"
+        assert docker.run("-v", "named:/n:ro", IMAGE, "cat", "/n/kept").ok().out == "kept\n"
+    finally:
+        docker("volume", "rm", "named").ok()
+
+
+FOR_EVER = """\
+import socket, sys
+with socket.create_server((sys.argv[1], 8000)) as server:
+    print("serving", flush=True)
+    while True:
+        connection, peer = server.accept()
+        with connection:
+            data = 0
+            while more := connection.recv(65536):
+                data += len(more)
+            connection.sendall(f"{data} from {peer[0]}".encode())
+"""
+TALK = """\
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20) as connection:
+    connection.sendall(bytes(int(sys.argv[3])))
+    connection.shutdown(socket.SHUT_WR)
+    print(connection.recv(1000).decode())
+"""
+NAMES = """\
+import socket
+with socket.socket(type=socket.SOCK_DGRAM) as server:
+    server.bind(("10.86.0.1", 53))
+    print("serving", flush=True)
+    while True:
+        question, peer = server.recvfrom(512)
+        # An answer to the same question, whose name is at byte 12: an A record, for a second.
+        head = question[:2] + bytes((0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0))
+        body = question[12 : question.index(0, 12) + 5]
+        server.sendto(head + body + bytes((0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 10, 9, 8, 7)), peer)
+"""
+"""A name server for which every name has one address."""
+LOOK_UP = "import socket, sys; print(*map(socket.gethostbyname, sys.argv[1:]))"
+FOREVER = ("sh", "-c", "trap 'echo told; exit 3' TERM; echo up; while :; do sleep 0.1; done")
+
+
+@pytest.mark.client("docker run --detach, logs, ps, rename, inspect", "works", "")
+@pytest.mark.client("docker exec, exec -it, exec --user --env --workdir", "works", "")
+@pytest.mark.client("docker top", "differs", "the one process that stands for the container on the host")
+@pytest.mark.client("docker stats", "works", "CPU, memory, processes of the container's cgroup in the guest")
+@pytest.mark.client("docker pause, unpause", "works", "")
+@pytest.mark.client("docker update --memory", "works", "in the guest, while it runs")
+def test_a_container_that_runs(docker: Docker) -> None:
+    with docker.detached(*FOREVER, options=("--memory", "128m")) as first:
+        name = f"{first}-renamed"
+        docker("rename", first, name).ok()
+        try:
+            docker.wait(lambda: docker.out("logs", name) == "up", "its output is in its log")
+            about = docker.inspect(name)
+            assert (about["State"]["Status"], about["HostConfig"]["Runtime"]) == ("running", RUNTIME)
+            assert docker.out("ps", "--format", "{{.Names}}") == name
+
+            script = "id -u; echo $GIVEN; pwd; exit 5"
+            done = docker("exec", "-u", "7", "-e", "GIVEN=x", "-w", "/usr", name, "sh", "-c", script)
+            assert (done.code, done.out) == (5, "7\nx\n/usr\n")
+            with docker.terminal("exec", "-it", name, "python3", "-c", TERMINAL_PROGRAM) as terminal:
+                terminal.expect(rb"isatty True True True", 20)
+                terminal.write(b"quit\n")
+                assert terminal.finish(20)[0] == 7
+
+            titles, *processes = docker.out("top", name, "-o", "pid,comm").splitlines()
+            assert [line.split()[0] for line in processes] == [str(about["State"]["Pid"])], titles
+            shown = docker.json("stats", "--no-stream", "--format", "{{json .}}", name)
+            assert shown["MemUsage"].endswith(" / 128MiB")
+            assert int(shown["PIDs"]) >= 1
+            assert float(shown["MemPerc"].rstrip("%")) > 0
+
+            docker("pause", name).ok()
+            assert docker.inspect(name)["State"]["Status"] == "paused"
+            assert "paused" in failure(docker("exec", name, "true"))
+            docker("unpause", name).ok()
+            docker("update", "--memory", "200m", "--memory-swap", "300m", name).ok()
+            assert docker.exec(name, "cat", "/sys/fs/cgroup/memory.max") == f"{200 << 20}\n"
+        finally:
+            docker("rename", name, first).ok()
+
+
+@pytest.mark.client("docker cp", "works", "both ways, while it runs and when it has ended")
+@pytest.mark.client("docker diff, commit", "works", "")
+@pytest.mark.client("docker stop, start, restart, kill --signal, wait, rm", "works", "")
+def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("from the host\n")
+    with docker.detached(*FOREVER) as name:
+        docker.wait(lambda: docker.out("logs", name) == "up", "its trap is set")
+        docker("cp", str(tmp_path / "in"), f"{name}:/srv/in").ok()
+        assert docker.exec(name, "cat", "/srv/in") == "from the host\n"
+        docker.exec(name, "sh", "-c", "echo from the guest >/srv/out")
+        docker("cp", f"{name}:/srv/out", str(tmp_path / "out")).ok()
+        assert (tmp_path / "out").read_text() == "from the guest\n"
+        assert docker.out("diff", name).splitlines() == ["C /srv", "A /srv/in", "A /srv/out"]
+
+        docker("stop", name).ok()
+        assert docker.inspect(name)["State"]["ExitCode"] == 3
+        assert docker.out("logs", name) == "up\ntold"
+        docker("cp", f"{name}:/srv/out", str(tmp_path / "again")).ok()
+        docker("commit", name, "committed").ok()
+        try:
+            assert docker.run("committed", "cat", "/srv/out").ok().out == "from the guest\n"
+        finally:
+            docker("rmi", "committed").ok()
+
+        docker("start", name).ok()
+        assert docker.exec(name, "cat", "/srv/out") == "from the guest\n"
+        docker("restart", "--time", "0", name).ok()
+        with docker.begin("wait", name) as waiting:
+            docker("kill", "--signal", "KILL", name).ok()
+            assert waiting.finish(20).out == "137\n"
+
+
+@pytest.mark.client("docker run --restart", "works", "in a new VM each time")
+def test_a_container_that_fails_is_run_again(docker: Docker) -> None:
+    script = "echo try >>/tries; [ $(wc -l </tries) = 2 ] && exec sleep 1000; exit 1"
+    with docker.detached("sh", "-c", script, options=("--restart", "on-failure:3")) as name:
+        docker.wait(lambda: docker.inspect(name)["RestartCount"] == 1, "it was run once more")
+        docker.wait(lambda: docker.inspect(name)["State"]["Running"], "and goes on")
+        assert docker.exec(name, "cat", "/tries") == "try\ntry\n"
+
+
+@pytest.mark.client("docker run --network bridge (the default)", "works", "the guest has the address")
+@pytest.mark.client("docker stats (of networks)", "works", "what its interfaces on the host carried")
+@pytest.mark.client("docker run --publish", "works", "by iptables and docker-proxy, from the host")
+@pytest.mark.client("docker network connect, disconnect", "works", "an interface comes, and goes, as it runs")
+def test_networks(docker: Docker) -> None:
+    serving = ("python3", "-c", FOR_EVER, "0.0.0.0")
+    options = ("--publish", "127.0.0.1:8080:8000", "--publish", "8081:8000")
+    docker("network", "create", "later").ok()
+    try:
+        with docker.detached(*serving, options=options) as server:
+            docker.wait(lambda: "serving" in docker.out("logs", server), "it listens")
+            networks = docker.inspect(server)["NetworkSettings"]["Networks"]
+            address = networks["bridge"]["IPAddress"]
+            assert address in docker.exec(server, "ip", "address")
+            for target, port in (("127.0.0.1", "8080"), ("127.0.0.1", "8081"), (address, "8000")):
+                sent = docker.beside(TALK, target, port, "100000")
+                assert sent.startswith("100000 from "), (target, port)
+            # Another container reaches it over the bridge.
+            sent = docker.run(IMAGE, "python3", "-c", TALK, address, "8000", "100000").ok().out
+            assert sent.startswith("100000 from 172.")
+            received = docker.out("stats", "--no-stream", "--format", "{{.NetIO}}", server)
+            assert float(received.split("kB")[0]) > 400
+
+            docker("network", "connect", "--alias", "renamed", "later", server).ok()
+            there = docker.inspect(server)["NetworkSettings"]["Networks"]["later"]["IPAddress"]
+            docker.exec(server, "bash", "-c", UNTIL.replace("$1", there + "/16"))
+            assert docker.exec(server, "getent", "hosts", "renamed").split()[0] == there
+            docker("network", "disconnect", "later", server).ok()
+            docker.exec(server, "bash", "-c", UNTIL_NONE.replace("$1", "eth1"))
+    finally:
+        docker("network", "rm", "later").ok()
+
+
+@pytest.mark.client(
+    "docker run --network NAME, --network-alias, --dns (of a network of its own)",
+    "works",
+    "names of containers, and of others, by Docker's name server (IPv4)",
+)
+def test_names_of_containers_and_of_the_world(docker: Docker) -> None:
+    docker("network", "create", "--subnet", "10.86.0.0/24", "named").ok()
+    try:
+        alias = ("--network", "named", "--network-alias", "web")
+        with docker.detached("sleep", "1000", options=alias) as server, docker.serving(NAMES) as names:
+            names.read_until(b"serving\n", 20)
+            asked = (server, "web", "elsewhere.example")
+            options = ("--network", "named", "--dns", "10.86.0.1")
+            seen = docker.run(*options, IMAGE, "python3", "-c", LOOK_UP, *asked).ok().out.split()
+        assert seen == ["10.86.0.2", "10.86.0.2", "10.9.8.7"]
+    finally:
+        docker("network", "rm", "named").ok()
+
+
+@pytest.mark.client("docker run --network none", "works", "only loopback")
+def test_no_network(docker: Docker) -> None:
+    shown = docker.run("--network", "none", IMAGE, "ls", "/sys/class/net").ok().out
+    assert shown.split() == ["lo"]
