@@ -19,7 +19,10 @@ import gc  # noqa: E402
 
 gc.disable()  # nothing that is imported is garbage
 
-import agent.lean  # noqa: E402, I001, F401 - before anything imports asyncio
+from rpc import lean  # noqa: E402
+
+lean.for_agent()  # before anything imports asyncio
+
 import asyncio  # noqa: E402
 import logging  # noqa: E402
 

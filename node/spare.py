@@ -27,7 +27,7 @@ from node import likeness
 from node.order import Order, from_words
 from rpc.errors import CasemateError, FailedPrecondition, PermissionDenied
 from shim import cgroup, daemon, forkserver, network, phases, seclusion, system
-from shim.anchor import AnchorMaker, fork_maker
+from shim.anchor import Anchors
 from shim.apprentice import nobody_stands_by
 from shim.bootstrap import Start, listen
 from shim.cleanup import remove_tree
@@ -82,7 +82,7 @@ def live(lifeline: socket.socket, words: dict[str, Any]) -> NoReturn:
         journal = Journal(paths.journal)
         journal.add_process(system.host_pid(host_proc), host_proc)
         network.make_network()
-        anchors = fork_maker(host_proc, run_dir() / "users")
+        anchors = Anchors(host_proc, run_dir() / "users", paths.homes[0])
         process = Process(order, paths, lifeline, journal, anchors, host_proc, host, host_mounts)
         asyncio.run(process.run())
         status = 0
@@ -112,7 +112,7 @@ class Process:
         paths: PodPaths,
         lifeline: socket.socket,
         journal: Journal,
-        anchors: AnchorMaker,
+        anchors: Anchors,
         host_proc: int,
         host: HostNamespaces,
         host_mounts: int,
@@ -277,7 +277,6 @@ class Process:
         self._journal.add(Entry(Kind.SOCKET, request.socket_path))
         if claim.network is not None:
             network.enter(claim.network)
-            self._anchors.enter_network(claim.network)
             os.close(claim.network)
         pids = _pids()
         daemon.set_oom_score(min(claim.oom_score_adj + 1, daemon.MOST_OOM_SCORE), pids)

@@ -17,6 +17,7 @@ from typing import NoReturn
 from node import loaded as loading
 from node.loaded import STALE, Loaded, StaleError
 from node.successor import Links, succeed
+from rpc import lean
 from shim import system
 
 # What a shim imports in its life, at the latest when it is needed first; the rest comes with these.
@@ -44,6 +45,7 @@ def serve(path: str, parent: int, ready: int, reports: int) -> NoReturn:
         system.set_process_name("casemate-zygote")
         begun_s = time.time()
         system.keep_little_memory()
+        lean.for_shim()
         for name in NEEDED:
             importlib.import_module(name)
         try:

@@ -4,139 +4,92 @@ Tools look at /proc/PID/ns/net and /proc/PID/root of what they believe is the co
 would show them the host's root; this process has the pod's network namespace and the container's own root,
 no capability, a user that nothing else of the host runs as, and does nothing until it is killed.
 
-Anchors are forked by a process that was forked itself before the shim had threads and a heap: safe, and
-a megabyte each instead of ten.
+It executes a program of a few hundred bytes (shim/anchor_program.py), so it costs no memory worth counting
+and has nothing of the shim's.
 """
 
+import asyncio
 import os
-import signal
 import socket
 from pathlib import Path
-from typing import NoReturn
 
 from rpc.errors import Internal
-from shim import network, system
+from shim import anchor_program
+from shim.helper import Watched, spawn
 from shim.vm.users import anchor_uid
 
-MOST_FDS = 1 << 20
-QUESTION_BYTES = 4096 + 32  # a path, and a number
-ANSWER_BYTES = 256
+NAME = "casemate-anchor"
 ANSWER_S = 5.0
-ENTER = b"network"
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
-class AnchorMaker:
-    """Asks the forking process. One question at a time, each answered within milliseconds.
+class Anchors:
+    """Makes them. To be made while the process has one thread: a program that another thread's child holds
+    open to write, if only until it executes its own, cannot be executed.
 
-    locks: where uids are taken, one for all anchors of a pod.
+    host_proc: a directory descriptor of the host's /proc. locks: where uids are taken, one for all anchors of
+    a pod. directory: of a file system that programs are executed from; nothing stays in it. Raises OSError.
     """
 
-    def __init__(self, connection: socket.socket, pid: int, locks: Path) -> None:
-        self.pid = pid
+    def __init__(self, host_proc: int, locks: Path, directory: Path) -> None:
+        self._host_proc = host_proc
         self._locks = locks
         self._uid: int | None = None
-        self._connection = connection
-        self._lags = False  # a late answer must not be taken for the next question's
+        path = directory / NAME
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(path, flags, 0o500), "wb") as file:
+            file.write(anchor_program.program())
+        try:
+            self._program = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        finally:
+            path.unlink()
 
-    def close(self) -> None:
-        """No more anchors: their maker ends."""
-        self._connection.close()
+    async def make(self, root: str) -> tuple[Watched, int]:
+        """A new one, in the caller's network namespace, and its pid as the host counts.
 
-    def make(self, root: str) -> tuple[int, int]:
-        """(pid here, pid as the host counts) of a new anchor. Raises Internal if it cannot become one."""
+        Raises Internal if it cannot become one, Unavailable if it cannot be executed.
+        """
         if self._uid is None:
             self._uid = anchor_uid(self._locks)
-        said = self._ask(b"%d %s" % (self._uid, os.fsencode(root)))
-        numbers = said.split()
-        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
-            words = said.decode("utf-8", "replace") or "it ended"
-            raise Internal("the container's anchor process failed", details=words)
-        return int(numbers[0]), int(numbers[1])
-
-    def enter_network(self, namespace: int) -> None:
-        """For anchors to come. namespace: a descriptor. Raises Internal."""
-        said = self._ask(ENTER, (namespace,))
-        if said != ENTER:
-            words = said.decode("utf-8", "replace") or "it ended"
-            raise Internal("the anchors' network namespace cannot be entered", details=words)
-
-    def _ask(self, question: bytes, fds: "Sequence[int]" = ()) -> bytes:
-        if self._lags:
-            raise Internal("the process that makes anchors did not answer before")
-        try:
-            socket.send_fds(self._connection, [question], fds)
-            return self._connection.recv(ANSWER_BYTES)
-        except OSError as error:
-            self._lags = True
-            raise Internal("the process that makes anchors does not answer", details=str(error)) from error
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                anchor = spawn(
+                    NAME,
+                    [NAME],
+                    program=self._program,
+                    fds={anchor_program.SOCKET_FD: theirs.fileno()},
+                )
+            try:
+                await _become(ours, self._uid, root)
+                pid = anchor.host_pid(self._host_proc)
+                if not pid:
+                    raise _failed("it ended")
+            except BaseException:
+                anchor.kill()
+                raise
+        return anchor, pid
 
 
-def fork_maker(host_proc: int, locks: Path) -> AnchorMaker:
-    """To be called while the process has one thread, in the pod's network namespace."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _serve(theirs, host_proc)
-    theirs.close()
-    ours.settimeout(ANSWER_S)
-    return AnchorMaker(ours, pid, locks)
-
-
-def _serve(connection: socket.socket, host_proc: int) -> NoReturn:
-    """Until the shim is gone, which is the end of the whole PID namespace anyway."""
-    system.set_process_name("casemate-maker")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-    os.setsid()
-    while True:
-        question, fds, _, _ = socket.recv_fds(connection, QUESTION_BYTES, 1)
-        if not question:
-            os._exit(0)
-        if fds:
-            connection.sendall(_enter_network(fds[0]))
-            continue
-        uid, _, root = question.partition(b" ")
-        read, write = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if pid == 0:
-            _be_anchor(os.fsdecode(root), int(uid), host_proc, write)
-        os.close(write)
-        with open(read, "rb") as pipe:
-            said = pipe.read(ANSWER_BYTES)
-        connection.sendall(b"%d %s" % (pid, said) if said.isdigit() else said or b"it ended")
-
-
-def _enter_network(namespace: int) -> bytes:
+async def _become(connection: socket.socket, uid: int, root: str) -> None:
+    """Returns when it has closed all that it held. Raises Internal."""
+    loop = asyncio.get_running_loop()
+    connection.setblocking(False)
     try:
-        network.enter(namespace)
+        connection.send(anchor_program.UID.pack(uid) + os.fsencode(root) + b"\0", socket.MSG_NOSIGNAL)
+        async with asyncio.timeout(ANSWER_S):
+            said = await loop.sock_recv(connection, anchor_program.ANSWER.size + 1)
+            if said:
+                await loop.sock_recv(connection, 1)
+    except TimeoutError as error:
+        raise _failed(f"it said nothing for {ANSWER_S:.0f} s") from error
     except OSError as error:
-        return str(error).encode()[:ANSWER_BYTES]
-    finally:
-        os.close(namespace)
-    return ENTER
+        raise _failed(str(error)) from error
+    if len(said) != anchor_program.ANSWER.size:
+        raise _failed("it ended")
+    step, result = anchor_program.ANSWER.unpack(said)
+    if step:
+        raise _failed(f"{anchor_program.STEPS[step - 1][0]}: {os.strerror(-result)}")
 
 
-def _be_anchor(root: str, uid: int, host_proc: int, write: int) -> NoReturn:
-    """In the child. Nothing of the shim's stays: descriptors, privileges, root."""
-    try:
-        said = str(system.host_pid(host_proc)).encode()
-        os.chroot(root)
-        os.chdir("/")
-        system.set_process_name("casemate-anchor")
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-        keep = os.dup2(write, 0)
-        os.closerange(1, MOST_FDS)
-        os.write(keep, said)
-        os.close(keep)
-        while True:
-            signal.pause()
-    except BaseException as error:  # noqa: BLE001 - the shim raises what is written here
-        os.write(write, f"{type(error).__name__}: {error}".encode()[:ANSWER_BYTES])
-    finally:
-        os._exit(1)
+def _failed(words: str) -> Internal:
+    return Internal("the container's anchor process failed", details=words)

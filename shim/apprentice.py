@@ -11,13 +11,12 @@ import os
 import signal
 import sys
 from contextlib import closing, suppress
-from hashlib import sha256
 from pathlib import Path
 
 from rpc.errors import CasemateError
 from shim import seclusion, system
 from shim.journal import Journal
-from shim.paths import PodPaths, run_dir
+from shim.paths import PodPaths, run_dir, sha256_hex
 from shim.trace import Trace
 
 TYPE_CHECKING = False
@@ -119,7 +118,7 @@ def _likeness(settings: "Settings", namespace: str, spec: "dict[str, Any] | None
         *(settings.default_profile, sorted(ours.items()), namespace, str(known.get(TENANT_ANNOTATION))),
         binds,  # which may decide how files come
     ]
-    return sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
+    return sha256_hex(json.dumps(told, default=str))[:16]
 
 
 def _wait(settings: "Settings", words: int) -> "NoReturn":

@@ -6,7 +6,6 @@ Documentation/bpf/prog_sk_lookup.rst, and include/uapi/linux/bpf.h for the numbe
 
 import ctypes
 import os
-import platform
 from struct import pack
 
 _BPF = {"x86_64": 321, "aarch64": 280}  # bpf(2)
@@ -78,7 +77,7 @@ def _at(memory: "ctypes.Array[ctypes.c_char]") -> int:
 
 def _bpf(what: str, command: int, attributes: bytes) -> int:
     memory = ctypes.create_string_buffer(attributes, _ATTRIBUTES_BYTES)
-    result = int(_libc.syscall(_BPF[platform.machine()], command, memory, _ATTRIBUTES_BYTES))
+    result = int(_libc.syscall(_BPF[os.uname().machine], command, memory, _ATTRIBUTES_BYTES))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), f"bpf: {what}")

@@ -16,13 +16,12 @@ from rpc.api import agent as api
 from rpc.api.types import Mount
 from rpc.errors import AlreadyExists, CasemateError, DeadlineExceeded, NotFound
 from shim import oci, phases, resources, rootfs, spec
-from shim.anchor import AnchorMaker
+from shim.anchor import Anchors
 from shim.blockdevices import BlockDevice
 from shim.bundle import read_config
 from shim.cleanup import remove_tree
 from shim.container import Container, Process
 from shim.disks import Disks
-from shim.helper import Watched
 from shim.hooks import HostHooks
 from shim.journal import Journal
 from shim.nameservers import RESOLV_CONF
@@ -55,7 +54,7 @@ class Means:
     """What a pod's process has that its containers are made with. journal: of what they may leave behind."""
 
     identity: Identity
-    anchors: AnchorMaker
+    anchors: Anchors
     paths: PodPaths
     journal: Journal
     trace: Trace
@@ -110,8 +109,7 @@ async def make_container(
         undo.enter_context(rootfs.mounted(mounts, root, means.paths.directory / f"layers-{new.container_id}"))
         for entry in () if stands_for_pod else guest.shared:
             undo.enter_context(rootfs.bound(entry, directory, identity.host))
-    pid, shown_pid = means.anchors.make(str(root))
-    anchor = Watched("anchor", pid)
+    anchor, shown_pid = await means.anchors.make(str(root))
     undo.push_async_callback(anchor.end)
     await hooks.create(shown_pid)
     # The pod's network is as its client wants it from here on: CNI's was before `start`, the hooks' is now.

@@ -12,9 +12,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from rpc import lean
 from rpc.errors import CasemateError
 from shim import phases, seclusion, system
-from shim.anchor import fork_maker
 from shim.apprentice import stand_by
 from shim.cgroup import Place
 from shim.journal import Journal
@@ -68,11 +68,12 @@ def run(
         journal.add_process(system.host_pid(host_proc), host_proc)
         with trace.span(phases.POD_NETWORK, phases.DETACH):
             enter_network(network_fd)
-        anchors = fork_maker(host_proc, run_dir() / "users")
         place = Place(request.paths.key)
         # Where the kernel takes its time, beside the imports.
         with trace.span(phases.POD_CGROUP, phases.DETACH), ThreadPoolExecutor(1) as beside:
-            moving = beside.submit(place.enter, request.spec, journal, (os.getpid(), anchors.pid))
+            moving = beside.submit(place.enter, request.spec, journal, (os.getpid(),))
+            lean.for_shim()
+            from shim.anchor import Anchors
             from shim.main import Daemon, serve
         try:
             moving.result()
@@ -89,7 +90,7 @@ def run(
                 journal=journal,
                 host_proc=host_proc,
                 host=host,
-                anchors=anchors,
+                anchors=Anchors(host_proc, run_dir() / "users", request.paths.homes[0]),
                 place=place,
                 standby=standby,
                 refusal=refusal,

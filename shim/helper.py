@@ -95,6 +95,7 @@ def spawn(
     name: str,
     argv: Sequence[str],
     *,
+    program: int | None = None,
     fds: Mapping[int, int] | None = None,
     log: str | None = None,
     env: Mapping[str, str] | None = None,
@@ -102,8 +103,8 @@ def spawn(
 ) -> Helper:
     """Starts a program with default signals; stdin is empty, stdout and stderr go to log (or nowhere).
 
-    fds: what each descriptor in the child is here. within: for a program of the host's. Raises Unavailable if
-    the program cannot be executed.
+    program: a descriptor of its file, if argv does not begin with its path. fds: what each descriptor in the
+    child is here. within: for a program of the host's. Raises Unavailable if the program cannot be executed.
     """
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
@@ -114,9 +115,10 @@ def spawn(
     # because what we hand out is moved up first.
     moved = {target: _above(source) for target, source in (fds or {}).items()}
     actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in moved.items()]
+    opened = [] if program is None else [_above(program)]
     start = partial(
         os.posix_spawn,
-        argv[0],
+        f"/proc/self/fd/{opened[0]}" if opened else argv[0],
         list(argv),
         dict(PLAIN_ENVIRONMENT if env is None else env),
         file_actions=actions,
@@ -128,7 +130,7 @@ def spawn(
     except OSError as error:
         raise Unavailable(f"{name}: cannot run {argv[0]}", details=error.strerror) from error
     finally:
-        for fd in moved.values():
+        for fd in (*moved.values(), *opened):
             os.close(fd)
     return Helper(name, pid, log)
 

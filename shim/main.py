@@ -15,7 +15,7 @@ from config.load import unreported
 from rpc.errors import CasemateError
 from rpc.server import Server
 from shim import cgroup, creation, phases, system
-from shim.anchor import AnchorMaker
+from shim.anchor import Anchors
 from shim.apprentice import Standby
 from shim.bootstrap import Start
 from shim.cgroup import Place
@@ -58,7 +58,7 @@ class Daemon:
     journal: Journal
     host_proc: int
     host: HostNamespaces
-    anchors: AnchorMaker
+    anchors: Anchors
     place: Place
     standby: Standby
     refusal: CasemateError | None
@@ -115,7 +115,6 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     finally:
         watching.cancel()
         sparing.cancel()
-        daemon.anchors.close()
         await pod.stop()
         publisher.finish()
         try:

@@ -6,16 +6,20 @@ it serves.
 """
 
 import errno
+import mmap
 import os
-import socket
 import stat
 import struct
 import time
-from collections.abc import Callable
 
 from shim.ninep import wire
 from shim.ninep.fid import PATH_ONLY, Fid
 from shim.ninep.wire import Fields, Malformed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from collections.abc import Callable
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -51,15 +55,14 @@ class Session:
     most_fids: how many the client may have, which bounds memory as descriptors do not.
     """
 
-    def __init__(self, connection: socket.socket, root: int, most_fids: int) -> None:
+    def __init__(self, connection: "socket", root: int, most_fids: int) -> None:
         self._connection = connection
         self._root = root
         self._most_fids = most_fids
         self._fids: dict[int, Fid] = {}
         self._devices: dict[int, int] = {}
         self._most_bytes = wire.MOST_MESSAGE_BYTES
-        self._in = bytearray(wire.MOST_MESSAGE_BYTES)
-        self._out = bytearray(wire.MOST_MESSAGE_BYTES)
+        self._in, self._out = _room(), _room()
         self._methods: dict[int, Callable[[Fields], bytes]] = {
             wire.VERSION_REQUEST: self._version,
             wire.ATTACH: self._attach,
@@ -457,6 +460,11 @@ class Session:
             fid.remove_attribute(fid.value_name)  # how Linux' client removes one
         else:
             fid.set_attribute(fid.value_name, bytes(fid.value), fid.value_flags)
+
+
+def _room() -> mmap.mmap:
+    """For the largest message. Only what messages have needed of it takes memory."""
+    return mmap.mmap(-1, wire.MOST_MESSAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _not_open() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from config.programs import LIBVIRT_LEAST
 from rpc.errors import CasemateError, FailedPrecondition, Unavailable
 from shim.helper import tail
+from shim.paths import sha256_hex
 from shim.trace import write_whole
 from shim.vm.cpu_models import without_models
 from shim.vm.users import QemuUser
@@ -137,9 +138,7 @@ class Host:
         virDomainDriverGenerateMachineName and qemuGetMemoryBackingDomainPath of libvirt: an embedded driver
         puts eight digits of its root's SHA-256 and the domain's number before the domain's name.
         """
-        from hashlib import sha256
-
-        driver = sha256(str(self._root).encode()).hexdigest()[:8]
+        driver = sha256_hex(str(self._root))[:8]
         directory = self._memory / "libvirt" / "qemu" / f"qemu-embed-{driver}-{self._created + 1}-{name}"
         return directory / "pc.ram"
 

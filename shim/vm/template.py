@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from rpc.errors import DataLoss, InvalidArgument, NotFound
+from shim.paths import sha256_hex
 from shim.trace import write_json, write_whole
 
 TYPE_CHECKING = False
@@ -39,7 +39,7 @@ RETRY_S = 600.0
 def key_of(parts: "dict[str, Any]") -> str:
     """32 hexadecimal digits that stand for all of the parts. See template_key.parts()."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True)
-    return sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+    return sha256_hex(text)[:KEY_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +288,8 @@ def _parse(directory: Path, manifest: int) -> Template:
 
 def digest_of(fd: int) -> str:
     """SHA-256 over where a file's data lie and what they are; its holes cost nothing. Raises OSError."""
+    from hashlib import sha256  # OpenSSL's: the fastest one
+
     from shim.vm.ram import BLOCK_BYTES, COPY_BYTES, extents
 
     digest = sha256()

@@ -43,7 +43,7 @@ def test_all_that_a_pod_runs_is_below_the_parent_of_its_cgroup(pods: Pods) -> No
     with pods.detached("sleep", "1000") as name:
         own = f"/{pods.ctr.namespace}/casemate-{pod_key(pods.ctr.namespace, name)}"
         found = processes(pods)
-        assert {"casemate-shim", "casemate-maker", "casemate-anchor", "virtiofsd"} < set(found.values())
+        assert {"casemate-shim", "casemate-anchor", "virtiofsd"} < set(found.values())
         for pid, comm in found.items():
             inside = {names for names, path in places(pid).items() if path == own}
             assert inside == counted(), (comm, places(pid))

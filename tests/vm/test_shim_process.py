@@ -98,29 +98,34 @@ def test_only_the_users_own_processes_are_killed() -> None:
 
 
 MAKER = """
-import os, sys
+import asyncio, os, sys
 from pathlib import Path
-from shim.anchor import fork_maker
+from shim.anchor import Anchors
+from shim.helper import in_thread
 from rpc.errors import Internal
+
+async def main():
+    while root := await in_thread(sys.stdin.readline):
+        try:
+            anchor, pid = await anchors.make(root.rstrip("\\n"))
+            print(anchor.pid, pid, flush=True)
+        except Internal as error:
+            print(error, flush=True)
 
 kept = os.open("/etc/hostname", os.O_RDONLY)
 os.set_inheritable(kept, True)
 proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-maker = fork_maker(proc, Path(sys.argv[1]))
-for root in sys.stdin:
-    try:
-        print(*maker.make(root.rstrip("\\n")), flush=True)
-    except Internal as error:
-        print(error, flush=True)
+anchors = Anchors(proc, Path(sys.argv[1]), Path(sys.argv[2]))
+asyncio.run(main())
 """
 
 
 class Maker:
-    """A process that has an AnchorMaker, as a shim has."""
+    """A process that has Anchors, as a shim has."""
 
     def __init__(self, locks: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", MAKER, str(locks)],
+            [sys.executable, "-c", MAKER, str(locks), str(locks.parent)],
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,
@@ -217,13 +222,16 @@ def test_an_anchor_that_cannot_be_is_an_error_and_the_next_one_can(tmp_path: Pat
     maker.make(tmp_path)
 
 
-def test_the_maker_ends_with_its_shim(tmp_path: Path, maker: Maker) -> None:
-    maker.make(tmp_path)
-    children = Path(f"/proc/{maker.process.pid}/task/{maker.process.pid}/children").read_text().split()
-    assert len(children) == 1
-    fd = os.pidfd_open(int(children[0]))
-    maker.process.kill()
-    poll_gone(fd)
+def test_an_anchor_is_small_and_has_nothing_of_the_shims(tmp_path: Path, maker: Maker) -> None:
+    proc = Path(f"/proc/{maker.make(tmp_path)}")
+    assert os.listdir(tmp_path) == ["users"]
+    assert "casemate-anchor (deleted)" in os.readlink(proc / "exe")
+    assert (proc / "cmdline").read_bytes() == b"casemate-anchor\0"
+    mapped = [line.split() for line in (proc / "maps").read_text().splitlines()]
+    assert not [line for line in mapped if "w" in line[1] and "x" in line[1]]
+    assert {line[5] for line in mapped if len(line) > 5 and "w" in line[1]} == {"[stack]"}
+    rollup = (proc / "smaps_rollup").read_text()
+    assert int(rollup.partition("\nRss:")[2].split()[0]) <= 64  # KiB
 
 
 # --- programs of the host's ---

@@ -18,11 +18,12 @@ from config.settings import Profile
 from rpc.api import events
 from rpc.codec import Message
 from shim import system
-from shim.anchor import AnchorMaker
+from shim.anchor import Anchors
 from shim.apprentice import Standby
 from shim.container import Container, Process
 from shim.creation import Means, NewContainer
 from shim.disks import Disks
+from shim.helper import Watched
 from shim.journal import Journal
 from shim.paths import PodPaths
 from shim.pod import Pod
@@ -39,17 +40,17 @@ NAMESPACES = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network
 POD = "web"
 
 
-class Sleepers(AnchorMaker):
+class Sleepers(Anchors):
     """Anchors without the privileges of root: children that do as little, in the host's own root."""
 
     def __init__(self) -> None:
         self.roots: list[str] = []
         self.pids: list[int] = []
 
-    def make(self, root: str) -> tuple[int, int]:
+    async def make(self, root: str) -> tuple[Watched, int]:
         self.roots.append(root)
-        self.pids.append(os.posix_spawn("/bin/sleep", ["sleep", "1000"], os.environ))
-        return self.pids[-1], self.pids[-1] + 1_000_000
+        self.pids.append(_sleeper())
+        return Watched("anchor", self.pids[-1]), self.pids[-1] + 1_000_000
 
     def ended(self, number: int) -> bool:
         """Whether an anchor is dead, reaped or not."""
@@ -60,6 +61,10 @@ class Sleepers(AnchorMaker):
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def _sleeper() -> int:
+    return os.posix_spawn("/bin/sleep", ["sleep", "1000"], os.environ)
 
 
 class Recorder(Publisher):
@@ -177,7 +182,7 @@ class NoNetwork(PodNetwork):
         pass
 
 
-def empty_pod(directory: Path, recorder: Publisher, anchors: AnchorMaker) -> Pod:
+def empty_pod(directory: Path, recorder: Publisher, anchors: Anchors) -> Pod:
     """A pod without a machine; begin() or refuse() comes next. Within host()."""
     paths = PodPaths("default", POD, directory / "run")
     paths.directory.mkdir(parents=True, exist_ok=True)

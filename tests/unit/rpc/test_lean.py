@@ -1,4 +1,4 @@
-"""The agent starts without the modules it does not need, and gets the real ones when it needs them."""
+"""Agent and shim start without the modules they do not need, and get the real ones when they need them."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def python(code: str) -> str:
 
 def test_agent_loads_nothing_it_does_not_need() -> None:
     loaded = python(
-        "import agent.__main__\nfrom agent.lean import Deferred\n"
+        "import agent.__main__\nfrom rpc.lean import Deferred\n"
         "print(*(name for name, module in sys.modules.items() if not isinstance(module, Deferred)))"
     ).split()
     # Before 3.12 asyncio.staggered takes names from typing that no stand-in should have to know.
@@ -36,13 +36,22 @@ def test_stand_ins_give_what_the_real_modules_give() -> None:
     assert (
         python(
             "import subprocess, concurrent.futures, logging\n"
-            "from agent import lean\n"
+            "from rpc import lean\n"
             "assert all(getattr(subprocess, name) == value for name, value in lean.SUBPROCESS.items())\n"
             "assert all(getattr(concurrent.futures, name) == value for name, value in lean.FUTURES.items())\n"
             "print(logging.DEBUG == lean.DEBUG)"
         )
         == "True\n"
     )
+
+
+def test_a_shim_loads_nothing_of_asyncio_s_that_it_does_not_need() -> None:
+    loaded = python(
+        "import shim.daemon\nfrom rpc.lean import Deferred, for_shim\nfor_shim()\nimport shim.main\n"
+        "print(*(name for name, module in sys.modules.items() if not isinstance(module, Deferred)))"
+    ).split()
+    assert [name for name in ("ssl", "asyncio.sslproto", "subprocess", "hashlib") if name in loaded] == []
+    assert "shim.services.task" in loaded
 
 
 @pytest.mark.parametrize(
@@ -61,13 +70,14 @@ def test_stand_ins_give_what_the_real_modules_give() -> None:
     ],
 )
 def test_who_asks_for_more_gets_the_real_module(use: str, said: str) -> None:
-    out = python(f"import agent.lean, asyncio\nasync def main(): pass\nasyncio.run(main())\n{use}")
+    lean = "from rpc import lean; lean.for_agent(); import asyncio"
+    out = python(f"{lean}\nasync def main(): pass\nasyncio.run(main())\n{use}")
     assert out.startswith(said)
 
 
 def test_failed_task_is_reported_as_ever() -> None:
     code = (
-        "import agent.lean, asyncio\n"
+        "from rpc import lean; lean.for_agent(); import asyncio\n"
         "async def fail(): raise ValueError('seen')\n"
         "async def main():\n"
         "    task = asyncio.create_task(fail()); await asyncio.wait([task]); del task\n"
