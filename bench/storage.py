@@ -3,7 +3,8 @@ block device.
 
 The guest has never seen the file, so that it always comes from the host: from its disk, where the host's
 page cache could be emptied of it, or from that cache. The device is a loop device whose own buffers are
-empty, as it is a new one, and whose file is in the host's page cache.
+empty, as it is a new one, and whose file is in the host's page cache; it is read past the reader's page cache
+and through it. What goes through a guest's page cache touches memory of the guest for the first time.
 """
 
 import subprocess
@@ -18,15 +19,18 @@ from bench.turns import Action, Sample, Value, take_turns
 from rpc.errors import DataLoss, FailedPrecondition
 
 READER = """\
-import os, sys, time
-for path in sys.argv[1:]:
-    file, buffer, got = os.open(path, os.O_RDONLY), bytearray(1 << 20), 0
+import mmap, os, sys, time
+buffer = mmap.mmap(-1, 1 << 20)
+buffer.write(bytes(len(buffer)))
+for word in sys.argv[1:]:
+    path, _, direct = word.partition("=")
+    file, got = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0)), 0
     began = time.monotonic()
     while count := os.readv(file, [buffer]):
         got += count
     print(got, time.monotonic() - began)
 """
-"""Runs in the container; its clock is the guest's."""
+"""Runs in the container; its clock is the guest's. A path with "=direct" is read past the page cache."""
 IN_ROOTFS, IN_VOLUME = f"/{payload.NAME}", f"/volume/{payload.NAME}"
 
 
@@ -72,12 +76,13 @@ def _read_device(runner: Runner, file: Path, size_bytes: int) -> list[Value]:
     name = runner.ctr.new_id("b")
     device = losetup("--find", "--show", "--read-only", file)
     try:
-        argv = runner.argv(name, "python3", "-c", READER, device, options=("--rm", "--device", device))
+        words = ("python3", "-c", READER, f"{device}=direct", device)
+        argv = runner.argv(name, *words, options=("--rm", "--device", device))
         output = runner.ctr(*argv, timeout_s=RUN_S).ok().out
         runner.wait_gone(before)
     finally:
         losetup("--detach", device)
-    return _values(runner, name, output, size_bytes, (measures.BLOCK,))
+    return _values(runner, name, output, size_bytes, (measures.BLOCK, measures.BLOCK_BUFFERED))
 
 
 def losetup(*words: str | Path) -> str:

@@ -297,7 +297,7 @@ TARGETS = (
     ),
     Target(
         "read.block",
-        "a block device, read from beginning to end",
+        "a block device, read with O_DIRECT",
         "x runc",
         {"kvm": 0.9, "tcg": 0.9},
         partial(_ratio, "io", measures.BLOCK, ""),

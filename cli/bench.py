@@ -195,10 +195,7 @@ def read(
     machine: Machine = "",
     as_json: Json = False,
 ) -> None:
-    """Sequential reading of the image's files and of a bind-mounted volume's.
-
-    Not there yet: block devices and TCP, which pods do not have so far.
-    """
+    """Sequential reading: the image's files, a volume's, a block device. TCP to the host and back."""
     from bench.measures import MIB
 
     size_bytes = size * MIB
@@ -299,7 +296,7 @@ def _run(
     kind: str, runtimes: list[str] | None, output: Path | None, as_json: bool, **options: object
 ) -> None:
     from bench import document, page, suite
-    from shim.trace import printable
+    from rpc.errors import printable
 
     wanted = suite.Options(ways=tuple(runtimes or suite.default_ways()), **options)  # type: ignore[arg-type]
     try:
