@@ -16,7 +16,43 @@ from agent import boot
 from rpc import netlink
 from rpc.api import agent as api
 from rpc.errors import DeadlineExceeded, FailedPrecondition
-from rpc.netlink import Netlink, attribute, attributes_of, nested, text
+from rpc.netlink import (
+    ADDRESS,
+    ARPHRD_ETHER,
+    HOP,
+    IFA_ADDRESS,
+    IFA_BROADCAST,
+    IFA_F_NODAD,
+    IFA_F_NOPREFIXROUTE,
+    IFA_FLAGS,
+    IFA_LOCAL,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    LINK,
+    NDA_DST,
+    NDA_LLADDR,
+    NEIGHBOUR,
+    NUD_PERMANENT,
+    ROUTE,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_METRICS,
+    RTA_MULTIPATH,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTA_VIA,
+    RTNH_F_ONLINK,
+    RTPROT_STATIC,
+    Netlink,
+    attribute,
+    attributes_of,
+    nested,
+    text,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,35 +62,24 @@ DEVICE_S = 10.0  # from QEMU's word that a device is plugged in to the guest's i
 DRIVER = "net"
 _log = logging.getLogger("casemate.agent")
 
-# linux/if.h, if_link.h, if_addr.h, rtnetlink.h, neighbour.h
-_UP, _ETHERNET = 0x1, 1
-_IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _AF_SPEC = 1, 3, 4, 26
-_INET6_GENERATION, _GENERATE_NONE = 8, 1
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_NO_DETECTION, _NO_PREFIX_ROUTE = 0x02, 0x200
-_RTA_DESTINATION, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_SOURCE = 1, 4, 5, 6, 7
-_RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA = 8, 9, 18
-_MAIN_TABLE, _STATIC, _ONLINK = 254, 4, 0x4
-_PERMANENT = 0x80
-_NDA_DESTINATION, _NDA_MAC = 1, 2
-_LINK = struct.Struct("=BxHiII")
-_ADDRESS = struct.Struct("=BBBBi")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_HOP = struct.Struct("=HBBi")
-_NEIGHBOUR = struct.Struct("=B3xiHBB")
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
 
 
 class Network:
-    """One per guest. apply() is not to be called while another one runs."""
+    """One per guest."""
 
     def __init__(self) -> None:
         self._applied: dict[tuple[int, bytes], None] = {}
-        self._macs: dict[bytes, str] = {}
         self._ipv6: dict[bytes, bool] = {}
+        self._lock = asyncio.Lock()
 
     async def apply(self, request: api.NetworkRequest) -> None:
         """Raises FailedPrecondition with the kernel's words, DeadlineExceeded if a device does not appear."""
+        # A host that waited too long for one asks again while it runs.
+        async with self._lock:
+            await self._apply(request)
+
+    async def _apply(self, request: api.NetworkRequest) -> None:
         indices = {"lo": socket.if_nametoindex("lo")}
         wanted = {interface.mac: interface for interface in request.interfaces if interface.mac}
         if wanted:
@@ -66,7 +91,6 @@ class Network:
                 if mac in wanted:
                     indices[wanted[mac].name] = index
                     _bring_up(asking, wanted[mac], index, self._ipv6.get(mac))
-            self._macs = {mac: interface.name for mac, interface in wanted.items()}
             self._ipv6 = {mac: _has_ipv6(interface) for mac, interface in wanted.items()}
             self._replace(asking, _entries(request, indices))
 
@@ -124,22 +148,22 @@ def _present() -> set[bytes]:
 
 def _links(asking: Netlink) -> Iterable[tuple[int, netlink.Attributes]]:
     """The index and the attributes of each Ethernet interface."""
-    for body in asking.dump(netlink.RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        _, kind, index, _, _ = _LINK.unpack_from(body)
-        if kind == _ETHERNET:
-            yield index, attributes_of(body[_LINK.size :])
+    for body in asking.dump(netlink.RTM_GETLINK, LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, kind, index, _, _ = LINK.unpack_from(body)
+        if kind == ARPHRD_ETHER:
+            yield index, attributes_of(body[LINK.size :])
 
 
 def _by_mac(asking: Netlink) -> dict[bytes, int]:
-    return {about[_IFLA_ADDRESS]: index for index, about in _links(asking)}
+    return {about[IFLA_ADDRESS]: index for index, about in _links(asking)}
 
 
 def _name(asking: Netlink, wanted: dict[bytes, api.Interface]) -> None:
     """Those whose names are other's get one that nobody has first."""
     renamed = []
     for index, about in _links(asking):
-        interface = wanted.get(about[_IFLA_ADDRESS])
-        if interface is not None and text(about[_IFLA_NAME]) != interface.name:
+        interface = wanted.get(about[IFLA_ADDRESS])
+        if interface is not None and text(about[IFLA_IFNAME]) != interface.name:
             _rename(asking, index, f"casemate{index}")
             renamed.append((index, interface.name))
     for index, name in renamed:
@@ -147,7 +171,7 @@ def _name(asking: Netlink, wanted: dict[bytes, api.Interface]) -> None:
 
 
 def _rename(asking: Netlink, index: int, name: str) -> None:
-    body = _LINK.pack(0, 0, index, 0, _UP) + attribute(_IFLA_NAME, name)  # which takes one that is down
+    body = LINK.pack(0, 0, index, 0, IFF_UP) + attribute(IFLA_IFNAME, name)  # which takes one that is down
     _ask(asking, netlink.RTM_SETLINK, body, 0, f"the interface's name {name}")
 
 
@@ -163,11 +187,10 @@ def _bring_up(asking: Netlink, interface: api.Interface, index: int, had_ipv6: b
         _set_ipv6(interface.name, "accept_ra", 0, wanted=has_ipv6)
         if has_ipv6:
             # The pod's own link-local address is among those that are asked for, or there is to be none.
-            none = attribute(_INET6_GENERATION, bytes((_GENERATE_NONE,)))
-            body = _LINK.pack(0, 0, index, 0, 0) + nested(_AF_SPEC, nested(socket.AF_INET6, none))
+            body = netlink.addresses_by_hand(index)
             _ask(asking, netlink.RTM_SETLINK, body, 0, f"how {interface.name} makes its addresses")
         _set_ipv6(interface.name, "disable_ipv6", int(not has_ipv6), wanted=has_ipv6)
-    body = _LINK.pack(0, 0, index, _UP, _UP) + attribute(_IFLA_MTU, interface.mtu)
+    body = LINK.pack(0, 0, index, IFF_UP, IFF_UP) + attribute(IFLA_MTU, interface.mtu)
     _ask(asking, netlink.RTM_SETLINK, body, 0, f"an MTU of {interface.mtu} for {interface.name}")
 
 
@@ -201,38 +224,38 @@ def _needs_others(route: api.Route) -> bool:
 def _address(address: api.Address, index: int) -> bytes:
     ipv6 = len(address.local) == 16
     # The pod's interface has it already, and would answer to the question whether anybody has.
-    flags = (_NO_DETECTION if ipv6 else 0) | (0 if address.prefix_route else _NO_PREFIX_ROUTE)
-    body = _ADDRESS.pack(_family(ipv6), address.prefix, 0, address.scope, index)
-    body += attribute(_IFA_LOCAL, address.local) + attribute(_IFA_ADDRESS, address.peer or address.local)
+    flags = (IFA_F_NODAD if ipv6 else 0) | (0 if address.prefix_route else IFA_F_NOPREFIXROUTE)
+    body = ADDRESS.pack(_family(ipv6), address.prefix, 0, address.scope, index)
+    body += attribute(IFA_LOCAL, address.local) + attribute(IFA_ADDRESS, address.peer or address.local)
     if address.broadcast:
-        body += attribute(_IFA_BROADCAST, address.broadcast)
-    return body + attribute(_IFA_FLAGS, flags)
+        body += attribute(IFA_BROADCAST, address.broadcast)
+    return body + attribute(IFA_FLAGS, flags)
 
 
 def _route(route: api.Route, indices: dict[str, int]) -> bytes:
     hops = route.hops
-    flags = _ONLINK if len(hops) == 1 and hops[0].onlink else 0
-    body = _ROUTE.pack(
-        _family(route.ipv6), route.prefix, 0, 0, _MAIN_TABLE, _STATIC, route.scope, route.kind, flags
+    flags = RTNH_F_ONLINK if len(hops) == 1 and hops[0].onlink else 0
+    body = ROUTE.pack(
+        _family(route.ipv6), route.prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, route.scope, route.kind, flags
     )
-    for kind, content in ((_RTA_DESTINATION, route.destination), (_RTA_SOURCE, route.source)):
+    for kind, content in ((RTA_DST, route.destination), (RTA_PREFSRC, route.source)):
         if content:
             body += attribute(kind, content)
     if route.priority:
-        body += attribute(_RTA_PRIORITY, route.priority)
+        body += attribute(RTA_PRIORITY, route.priority)
     if route.metrics:
-        body += nested(_RTA_METRICS, route.metrics)
+        body += nested(RTA_METRICS, route.metrics)
     if len(hops) == 1:
-        body += attribute(_RTA_OIF, indices[hops[0].interface]) + _gateway(route, hops[0])
+        body += attribute(RTA_OIF, indices[hops[0].interface]) + _gateway(route, hops[0])
     elif hops:
-        body += nested(_RTA_MULTIPATH, *(_hop(route, hop, indices) for hop in hops))
+        body += nested(RTA_MULTIPATH, *(_hop(route, hop, indices) for hop in hops))
     return body
 
 
 def _hop(route: api.Route, hop: api.Hop, indices: dict[str, int]) -> bytes:
     gateway = _gateway(route, hop)
-    flags = _ONLINK if hop.onlink else 0
-    return _HOP.pack(_HOP.size + len(gateway), flags, hop.weight - 1, indices[hop.interface]) + gateway
+    flags = RTNH_F_ONLINK if hop.onlink else 0
+    return HOP.pack(HOP.size + len(gateway), flags, hop.weight - 1, indices[hop.interface]) + gateway
 
 
 def _gateway(route: api.Route, hop: api.Hop) -> bytes:
@@ -240,14 +263,14 @@ def _gateway(route: api.Route, hop: api.Hop) -> bytes:
         return b""
     ipv6 = len(hop.gateway) == 16
     if ipv6 == route.ipv6:
-        return attribute(_RTA_GATEWAY, hop.gateway)
-    return attribute(_RTA_VIA, struct.pack("=H", _family(ipv6)) + hop.gateway)
+        return attribute(RTA_GATEWAY, hop.gateway)
+    return attribute(RTA_VIA, struct.pack("=H", _family(ipv6)) + hop.gateway)
 
 
 def _neighbour(neighbour: api.Neighbour, indices: dict[str, int]) -> bytes:
     family = _family(len(neighbour.address) == 16)
-    body = _NEIGHBOUR.pack(family, indices[neighbour.interface], _PERMANENT, 0, 0)
-    return body + attribute(_NDA_DESTINATION, neighbour.address) + attribute(_NDA_MAC, neighbour.mac)
+    body = NEIGHBOUR.pack(family, indices[neighbour.interface], NUD_PERMANENT, 0, 0)
+    return body + attribute(NDA_DST, neighbour.address) + attribute(NDA_LLADDR, neighbour.mac)
 
 
 def _family(ipv6: bool) -> int:

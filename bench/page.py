@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from bench import measures, stats, svg, targets
 from bench.document import Document, Failure, Life, Trials
 from bench.measures import MEASURES, MIB, RATE
-from rpc.errors import CasemateError
-from shim.trace import printable
+from rpc.errors import CasemateError, printable
+from shim.trace import MOST_WORDS
 
 WORDS = 400  # letters of what somebody else said
 DEEPEST = 3  # of phases within phases
@@ -351,7 +351,7 @@ def phases_table(lives: Sequence[Life]) -> Table:
         for parent, name in sorted((key for key in begins if key[0] == above), key=lambda key: begins[key]):
             seconds = [took.get((life.way, parent, name)) for life in told]
             shown = ["" if one is None else f"{1000 * one:.0f}" for one in seconds]
-            rows.append(("· " * depth + printable(name), *shown))
+            rows.append(("· " * depth + printable(name, MOST_WORDS), *shown))
             if depth < DEEPEST:
                 below(name, depth + 1)
 

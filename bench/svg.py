@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from bench.document import Life
 from bench.measures import Measure
+from rpc.errors import printable
 from shim.trace import CONTAINERD, GUEST, SHIM
 
 MADE_BY = "casemate bench"
@@ -36,14 +37,14 @@ class _Picture:
         self.root = ElementTree.Element(
             "svg", {"xmlns": NAMESPACE, "role": "img", "data-by": MADE_BY, **size, **font}
         )
-        ElementTree.SubElement(self.root, "title").text = _printable(title)
+        ElementTree.SubElement(self.root, "title").text = printable(title)
         self.rectangle(0, 0, width, height, "#ffffff")
 
     def rectangle(self, x: float, y: float, width: float, height: float, colour: str, says: str = "") -> None:
         place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": f"{width:.1f}", "height": f"{height:.1f}"}
         shape = ElementTree.SubElement(self.root, "rect", {**place, "fill": colour})
         if says:
-            ElementTree.SubElement(shape, "title").text = _printable(says)
+            ElementTree.SubElement(shape, "title").text = printable(says)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1) -> None:
         place = {"x1": f"{x1:.1f}", "y1": f"{y1:.1f}", "x2": f"{x2:.1f}", "y2": f"{y2:.1f}"}
@@ -55,7 +56,7 @@ class _Picture:
 
     def text(self, x: float, y: float, text: str, anchor: str = "start", colour: str = "#1f2430") -> None:
         place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor, "fill": colour}
-        ElementTree.SubElement(self.root, "text", place).text = _printable(text)
+        ElementTree.SubElement(self.root, "text", place).text = printable(text)
 
     def axis(self, left: float, right: float, top: float, bottom: float, most: float, unit: str) -> None:
         for value in ticks(most):
@@ -150,8 +151,3 @@ def waterfall(life: Life, most_s: float) -> str:
         picture.rectangle(x, y + 3, width, ROW - 8, PLACES.get(place, COLOURS[5]), says)
         picture.text(min(x + width + 6, right + 40), y + 14, f"{1000 * (end_s - start_s):.0f} ms")
     return str(picture)
-
-
-def _printable(text: str) -> str:
-    """XML 1.0 has no control characters at all, and a guest names its own spans."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -19,6 +19,7 @@ from rpc.errors import (
     ResourceExhausted,
     Unavailable,
     from_code,
+    printable,
 )
 from rpc.method import Generic, Q, R
 from rpc.ttrpc import (
@@ -55,7 +56,7 @@ def _answer_of(what: object, body: bytes) -> bytes | memoryview:
     if status is None or status.code == 0:
         return response.payload
     # The peer's words end up in logs and on terminals.
-    words = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in status.message[:_MAX_ERROR_CHARS])
+    words = printable(status.message, _MAX_ERROR_CHARS, keeping="\n\t")
     raise from_code(status.code, words or f"{what}: failed without a message")
 
 

@@ -124,3 +124,8 @@ def from_code(code: int, brief: str) -> CasemateError:
     except ValueError:
         known = Code.UNKNOWN
     return _BY_CODE.get(known, CasemateError)(brief, code=known)
+
+
+def printable(words: str, most: int | None = None, *, keeping: str = "") -> str:
+    """Somebody else's words for a log or a terminal: so many, and "?" for what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in keeping else "?" for c in words[:most])

@@ -1,8 +1,8 @@
 """Questions to the kernel's networking: netlink messages, their attributes, and a socket that asks.
 
 The shim reads a pod's network namespace with it and directs its packets, the agent makes the guest's
-interfaces: neither can afford to import a library for it. The format is netlink(7)'s and rtnetlink(7)'s. It
-must not know what an interface is for.
+interfaces: neither can afford to import a library for it. The format is netlink(7)'s and rtnetlink(7)'s, the
+numbers and their names are linux/'s headers'. It must not know what an interface is for.
 """
 
 from __future__ import annotations
@@ -30,6 +30,31 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 RTMGRP_LINK, RTMGRP_NEIGH = 0x1, 0x4
 RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x10, 0x40
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
+
+# Interfaces (linux/if.h, if_arp.h, if_link.h): family, type, index, flags, which of the flags change
+LINK = struct.Struct("=BxHiII")
+IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+ARPHRD_ETHER = 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_AF_SPEC = 1, 3, 4, 10, 26
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+# Addresses (linux/if_addr.h): family, length of the prefix, flags, scope, interface
+ADDRESS = struct.Struct("=BBBBi")
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x200
+# Routes (linux/rtnetlink.h): family, lengths of destination and source, TOS, table, protocol, scope, type,
+# flags
+ROUTE = struct.Struct("=BBBBBBBBI")
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
+RTA_METRICS, RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 8, 9, 15, 18
+RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC = 254, 2, 4
+RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 1, 6, 7, 8
+RTNH_F_ONLINK, RTM_F_CLONED = 0x4, 0x200
+# One of a route's several hops: length, flags, weight less one, interface
+HOP = struct.Struct("=HBBi")
+# Neighbours (linux/neighbour.h): family, interface, state, flags, type
+NEIGHBOUR = struct.Struct("=B3xiHBB")
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_PERMANENT = 0x80
 
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _DUMP_INTERRUPTED = 0x10
@@ -82,6 +107,12 @@ def text(content: bytes) -> str:
 
 
 _LITTLE = struct.pack("=H", 1) == b"\1\0"
+
+
+def addresses_by_hand(index: int) -> bytes:
+    """What RTM_SETLINK takes so that an interface makes itself no IPv6 address."""
+    mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,)))
+    return LINK.pack(0, 0, index, 0, 0) + nested(IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
 
 
 class Netlink:

@@ -41,8 +41,10 @@ def clean_pod(paths: PodPaths, *, kept: int = TRACES_KEPT) -> list[str]:
     except (CasemateError, OSError) as error:
         failed.append(error)
     for entry in entries:
+        if entry.kind not in _UNDO:
+            continue
         try:
-            undone += _UNDO[entry.kind](entry) if entry.kind in _UNDO else []
+            undone += _UNDO[entry.kind](entry)
         except (CasemateError, OSError) as error:
             failed.append(error)
     if failed:

@@ -26,7 +26,6 @@ from shim.hooks import HostHooks
 from shim.journal import Journal
 from shim.nameservers import RESOLV_CONF
 from shim.paths import PodPaths
-from shim.portforward import PortForward
 from shim.record import Identity
 from shim.sandbox import Siblings, is_sandbox, limits_of, pod_request, shm_of
 from shim.stdio import open_stdio
@@ -122,6 +121,8 @@ async def make_container(
         with trace.span(phases.GUEST_CREATE, phases.CREATE):
             await machine.call(api.MAKE_POD, pod_request(wanted, new.container_id))
         if identity.host is not None:
+            from shim.portforward import PortForward  # most pods are no sandbox of a kubelet's
+
             undo.push_async_callback(PortForward(machine, new.container_id, identity.host.net).close)
         init.in_guest = True
         container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from rpc.errors import Unavailable
-from shim import system
+from rpc.errors import Unavailable, printable
+from shim import procfs, system
 from shim.namespaces import HostNamespaces
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ def tail(path: str, most_bytes: int = 2048) -> str:
             text = file.read().decode("utf-8", "replace").strip()
     except FileNotFoundError:
         return ""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return printable(text, keeping="\n")
 
 
 def reap_orphans() -> None:
@@ -161,17 +161,8 @@ def reap_orphans() -> None:
     are in our session, or lead one of their own until they have forked the daemon.
     """
     session = os.getsid(0)
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or name == "1":
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                stat = file.read()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        state, parent, _, its_session = stat[stat.rindex(b")") + 2 :].split()[:4]
-        pid = int(name)
-        if state == b"Z" and parent == b"1" and int(its_session) not in (session, pid):
+    for pid, (state, parent, _, its_session, *_) in procfs.processes():
+        if pid != 1 and state == b"Z" and parent == b"1" and int(its_session) not in (session, pid):
             try:
                 os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from shim import system
+from rpc.errors import printable
+from shim import procfs, system
 from shim.oci import Document, Hook, Spec
 
 MOST_WORDS_BYTES = 4096
@@ -128,7 +129,7 @@ def _watch(hook: Hook, told: bytes, directory: str, hangup: int) -> tuple[str, s
             failure = f"killed: it did not end within {hook.timeout_s} s, its timeout"
     if failure:
         _kill_descendants()
-    return failure, _printable(bytes(words))
+    return failure, printable(words.decode("utf-8", "replace").strip(), keeping="\n")
 
 
 def _spawn(hook: Hook, told: bytes, output: int) -> int:
@@ -182,23 +183,11 @@ def _kill_descendants() -> None:
 
 
 def _descendants() -> list[int]:
-    """Of this process, zombies included (proc(5), /proc/PID/stat)."""
+    """Of this process, zombies included."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    stat = file.read()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            parent = int(stat[stat.rindex(b")") + 2 :].split()[1])
-            children.setdefault(parent, []).append(int(name))
+    for pid, (_, parent, *_) in procfs.processes():
+        children.setdefault(int(parent), []).append(pid)
     found = list(children.get(os.getpid(), ()))
     for pid in found:  # which grows
         found += children.get(pid, ())
     return found
-
-
-def _printable(words: bytes) -> str:
-    text = words.decode("utf-8", "replace").strip()
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -10,7 +10,6 @@ import logging
 
 from rpc.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from shim import phases, poststop
-from shim.hookrun import state_of
 from shim.hookserver import HOST_HOOKS
 from shim.journal import Journal
 from shim.oci import Spec
@@ -57,6 +56,8 @@ class HostHooks:
         """
         self._pid = pid
         if hooks := self._spec.hooks.get("poststop"):
+            from shim.hookrun import state_of  # most containers have none
+
             state = state_of(self._spec, self._container_id, self._bundle, "stopped", 0)
             try:
                 poststop.owe(self._journal, hooks, state)

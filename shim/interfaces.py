@@ -4,36 +4,60 @@ Nothing is changed here. It must not know how packets get to the guest.
 """
 
 import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rpc import netlink
 from rpc.api import agent as api
-from rpc.netlink import Netlink, attributes_of, number, text
+from rpc.netlink import (
+    ADDRESS,
+    ARPHRD_ETHER,
+    HOP,
+    IFA_ADDRESS,
+    IFA_BROADCAST,
+    IFA_F_DADFAILED,
+    IFA_F_NOPREFIXROUTE,
+    IFA_FLAGS,
+    IFA_LOCAL,
+    IFF_LOOPBACK,
+    IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_MASTER,
+    IFLA_MTU,
+    LINK,
+    NDA_DST,
+    NDA_LLADDR,
+    NEIGHBOUR,
+    NUD_PERMANENT,
+    ROUTE,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_METRICS,
+    RTA_MULTIPATH,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTA_TABLE,
+    RTA_VIA,
+    RTM_F_CLONED,
+    RTN_BLACKHOLE,
+    RTN_PROHIBIT,
+    RTN_UNICAST,
+    RTN_UNREACHABLE,
+    RTNH_F_ONLINK,
+    RTPROT_KERNEL,
+    Netlink,
+    attributes_of,
+    number,
+    text,
+)
 
 TAP_PREFIX = "casemate"
 """Of the names of our own interfaces in a pod's namespace."""
 
-# linux/if.h, if_arp.h, if_link.h, if_addr.h, rtnetlink.h, neighbour.h
-_UP, _LOOPBACK = 0x1, 0x8
-_ETHERNET = 1
-_IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_TENTATIVE_FAILED, NO_PREFIX_ROUTE = 0x08, 0x200
-_RTA_DESTINATION, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_SOURCE = 1, 4, 5, 6, 7
-_RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 8, 9, 15, 18
-_MAIN_TABLE, _BY_KERNEL = 254, 2
-_UNICAST, _REFUSING = 1, (6, 7, 8)  # blackhole, unreachable, prohibit
-_CLONED, _ONLINK = 0x200, 0x4
-_PERMANENT = 0x80
-_NDA_DESTINATION, _NDA_MAC = 1, 2
-
-_LINK = struct.Struct("=BxHiII")
-_ADDRESS = struct.Struct("=BBBBi")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_HOP = struct.Struct("=HBBi")
-_NEIGHBOUR = struct.Struct("=B3xiHBB")
+_REFUSING = (RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,34 +102,34 @@ _LO = "lo"
 def _read_links(asking: Netlink, view: View) -> dict[int, str]:
     """The names of what the guest is to have, by index."""
     names: dict[int, str] = {}
-    for body in asking.dump(netlink.RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        _, kind, index, flags, _ = _LINK.unpack_from(body)
-        about = attributes_of(body[_LINK.size :])
-        name = text(about[_IFLA_NAME])
+    for body in asking.dump(netlink.RTM_GETLINK, LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, kind, index, flags, _ = LINK.unpack_from(body)
+        about = attributes_of(body[LINK.size :])
+        name = text(about[IFLA_IFNAME])
         if name.startswith(TAP_PREFIX):
             view.taken[name] = index
-        elif flags & _LOOPBACK:
+        elif flags & IFF_LOOPBACK:
             names[index] = name
-        elif not flags & _UP or _IFLA_MASTER in about:
+        elif not flags & IFF_UP or IFLA_MASTER in about:
             continue  # of no use to anybody, or a part of another one
-        elif kind != _ETHERNET:
+        elif kind != ARPHRD_ETHER:
             view.left_out.append(f"interface {name} is no Ethernet")
         else:
             names[index] = name
-            view.links[name] = Link(index, name, about[_IFLA_ADDRESS], number(about[_IFLA_MTU]))
+            view.links[name] = Link(index, name, about[IFLA_ADDRESS], number(about[IFLA_MTU]))
     return names
 
 
 def _read_addresses(asking: Netlink, view: View, names: Mapping[int, str]) -> None:
     found: dict[str, list[api.Address]] = {name: [] for name in names.values()}
-    for body in asking.dump(netlink.RTM_GETADDR, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        _, prefix, flags, scope, index = _ADDRESS.unpack_from(body)
-        about = attributes_of(body[_ADDRESS.size :])
-        flags = number(about[_IFA_FLAGS]) if _IFA_FLAGS in about else flags
-        if index not in names or flags & _TENTATIVE_FAILED:
+    for body in asking.dump(netlink.RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, prefix, flags, scope, index = ADDRESS.unpack_from(body)
+        about = attributes_of(body[ADDRESS.size :])
+        flags = number(about[IFA_FLAGS]) if IFA_FLAGS in about else flags
+        if index not in names or flags & IFA_F_DADFAILED:
             continue
-        peer = about.get(_IFA_ADDRESS, b"")
-        local = about.get(_IFA_LOCAL, peer)
+        peer = about.get(IFA_ADDRESS, b"")
+        local = about.get(IFA_LOCAL, peer)
         if names[index] == _LO and _every_loopback_has(local):
             continue
         found[names[index]].append(
@@ -113,9 +137,9 @@ def _read_addresses(asking: Netlink, view: View, names: Mapping[int, str]) -> No
                 local=local,
                 prefix=prefix,
                 peer=b"" if peer == local else peer,
-                broadcast=about.get(_IFA_BROADCAST, b""),
+                broadcast=about.get(IFA_BROADCAST, b""),
                 scope=scope,
-                prefix_route=not flags & NO_PREFIX_ROUTE,
+                prefix_route=not flags & IFA_F_NOPREFIXROUTE,
             )
         )
     for name, addresses in found.items():
@@ -133,31 +157,31 @@ def _every_loopback_has(address: bytes) -> bool:
 
 def _read_routes(asking: Netlink, view: View, names: Mapping[int, str]) -> None:
     for family in (socket.AF_INET, socket.AF_INET6):
-        for body in asking.dump(netlink.RTM_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-            _, prefix, _, _, table, protocol, scope, kind, flags = _ROUTE.unpack_from(body)
-            content = body[_ROUTE.size :]
+        for body in asking.dump(netlink.RTM_GETROUTE, ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            _, prefix, _, _, table, protocol, scope, kind, flags = ROUTE.unpack_from(body)
+            content = body[ROUTE.size :]
             about = attributes_of(content)
-            table = number(about[_RTA_TABLE]) if _RTA_TABLE in about else table
-            if protocol == _BY_KERNEL or flags & _CLONED or kind not in (_UNICAST, *_REFUSING):
+            table = number(about[RTA_TABLE]) if RTA_TABLE in about else table
+            if protocol == RTPROT_KERNEL or flags & RTM_F_CLONED or kind not in (RTN_UNICAST, *_REFUSING):
                 continue  # comes with an address or an interface
-            if table != _MAIN_TABLE:
+            if table != RT_TABLE_MAIN:
                 view.left_out.append(f"a route of table {table}: a guest has the main table alone")
                 continue
-            hops = _hops(about, flags, names) if kind == _UNICAST else []
+            hops = _hops(about, flags, names) if kind == RTN_UNICAST else []
             if hops is None:
                 view.left_out.append("a route by an interface that the guest has not")
                 continue
             view.request.routes.append(
                 api.Route(
                     ipv6=family == socket.AF_INET6,
-                    destination=about.get(_RTA_DESTINATION, b""),
+                    destination=about.get(RTA_DST, b""),
                     prefix=prefix,
                     kind=kind,
                     scope=scope,
-                    priority=number(about[_RTA_PRIORITY]) if _RTA_PRIORITY in about else 0,
-                    source=about.get(_RTA_SOURCE, b""),
+                    priority=number(about[RTA_PRIORITY]) if RTA_PRIORITY in about else 0,
+                    source=about.get(RTA_PREFSRC, b""),
                     hops=hops,
-                    metrics=about.get(_RTA_METRICS, b""),
+                    metrics=about.get(RTA_METRICS, b""),
                 )
             )
 
@@ -165,22 +189,22 @@ def _read_routes(asking: Netlink, view: View, names: Mapping[int, str]) -> None:
 def _hops(about: "netlink.Attributes", flags: int, names: Mapping[int, str]) -> list[api.Hop] | None:
     """None: one goes by an interface that the guest has not."""
     hops = []
-    if _RTA_MULTIPATH in about:
-        data = about[_RTA_MULTIPATH]
-        while len(data) >= _HOP.size:
-            length, hop_flags, weight, index = _HOP.unpack_from(data)
-            hops.append((attributes_of(data[_HOP.size : length]), hop_flags, weight + 1, index))
+    if RTA_MULTIPATH in about:
+        data = about[RTA_MULTIPATH]
+        while len(data) >= HOP.size:
+            length, hop_flags, weight, index = HOP.unpack_from(data)
+            hops.append((attributes_of(data[HOP.size : length]), hop_flags, weight + 1, index))
             data = data[length + -length % 4 :]
-    elif _RTA_OIF in about:
-        hops.append((about, flags, 1, number(about[_RTA_OIF])))
+    elif RTA_OIF in about:
+        hops.append((about, flags, 1, number(about[RTA_OIF])))
     if not hops or any(index not in names for *_, index in hops):
         return None
     return [
         api.Hop(
             # RTA_VIA: two bytes of family, and the address.
-            gateway=each.get(_RTA_GATEWAY, each.get(_RTA_VIA, b"")[2:]),
+            gateway=each.get(RTA_GATEWAY, each.get(RTA_VIA, b"")[2:]),
             interface=names[index],
-            onlink=bool(hop_flags & _ONLINK),
+            onlink=bool(hop_flags & RTNH_F_ONLINK),
             weight=weight,
         )
         for each, hop_flags, weight, index in hops
@@ -188,20 +212,18 @@ def _hops(about: "netlink.Attributes", flags: int, names: Mapping[int, str]) -> 
 
 
 def _read_neighbours(asking: Netlink, view: View, names: Mapping[int, str]) -> None:
-    for body in asking.dump(netlink.RTM_GETNEIGH, _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        _, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
-        about = attributes_of(body[_NEIGHBOUR.size :])
-        if index in names and names[index] in view.links and state & _PERMANENT and _NDA_MAC in about:
-            entry = api.Neighbour(
-                interface=names[index], address=about[_NDA_DESTINATION], mac=about[_NDA_MAC]
-            )
+    for body in asking.dump(netlink.RTM_GETNEIGH, NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, index, state, _, _ = NEIGHBOUR.unpack_from(body)
+        about = attributes_of(body[NEIGHBOUR.size :])
+        if index in names and names[index] in view.links and state & NUD_PERMANENT and NDA_LLADDR in about:
+            entry = api.Neighbour(interface=names[index], address=about[NDA_DST], mac=about[NDA_LLADDR])
             view.request.neighbours.append(entry)
 
 
 def index_of(asking: Netlink, name: str) -> int:
     """Raises OSError if there is none of this name."""
-    body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    body = LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     for found in asking.dump(netlink.RTM_GETLINK, body):
-        if text(attributes_of(found[_LINK.size :])[_IFLA_NAME]) == name:
-            return int(_LINK.unpack_from(found)[2])
+        if text(attributes_of(found[LINK.size :])[IFLA_IFNAME]) == name:
+            return int(LINK.unpack_from(found)[2])
     raise FileNotFoundError(2, "there is no interface", name)

@@ -303,7 +303,8 @@ class Pod:
 
     async def kill(self, container_id: str, exec_id: str, signal: int, *, everything: bool = False) -> None:
         """Raises NotFound for a process that has ended, FailedPrecondition for an exec that has not begun."""
-        process = (container := self.container(container_id)).process(exec_id)
+        container = self.container(container_id)
+        process = container.process(exec_id)
         if isinstance(process.state, Stopped):
             raise NotFound(f"process {exec_id or container_id} has ended already")
         if exec_id and isinstance(process.state, Created):

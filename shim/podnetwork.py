@@ -192,7 +192,10 @@ class PodNetwork:
 
     def _attach(self, nic: Nic) -> None:
         """In a thread of its own: libvirt makes the tap in the namespace of its caller."""
-        network.enter(self._namespace)
+        try:
+            network.enter(self._namespace)
+        except OSError as error:
+            raise Unavailable("the pod's network namespace cannot be entered", str(error)) from error
         self._machine.host.attach(nic.xml())
 
     async def _detach(self, nic: Nic) -> None:

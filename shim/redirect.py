@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from rpc import netlink
 from rpc.netlink import Netlink, attribute, nested
 
-# linux/pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h, if_ether.h, if_link.h
+# linux/pkt_sched.h, pkt_cls.h, tc_act/tc_mirred.h, if_ether.h
 _INGRESS, _INGRESS_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _EVERY_PROTOCOL = 0x0003
 _PRIORITY = 0xC35E
@@ -28,12 +28,9 @@ _U32_SELECTOR, _U32_ACTION, _U32_TERMINAL = 5, 7, 1
 _ACTION_KIND, _ACTION_OPTIONS = 1, 2
 _MIRRED_PARAMETERS, _REDIRECT, _MIRROR = 2, 1, 2
 _OK, _STOLEN = 0, 4
-_AF_SPEC, _INET6_GENERATION, _GENERATE_NONE = 26, 8, 1
-_MTU = 4
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
 """What the kernel says of filters and queues of an interface that has none, or is none any more."""
 _TC = struct.Struct("=B3xiIII")
-_LINK = struct.Struct("=BxHiII")
 # A key of no bits, which everything matches. Not every kernel has cls_matchall, which would say it better.
 _EVERYTHING = ((0, 0, 0),)
 _NAME_PORT, _UDP, _TCP, _ARP_ANSWER = 53, 17, 6, 2
@@ -116,11 +113,10 @@ def _add_filter(
 
 def be_quiet(asking: Netlink, index: int, mtu: int) -> None:
     """The host's kernel says nothing of its own on this interface, which has this MTU. Raises OSError."""
-    inet6 = nested(socket.AF_INET6, attribute(_INET6_GENERATION, bytes((_GENERATE_NONE,))))
-    body = _LINK.pack(0, 0, index, 0, 0) + attribute(_MTU, mtu)
+    body = netlink.LINK.pack(0, 0, index, 0, 0) + attribute(netlink.IFLA_MTU, mtu)
     asking.ask(netlink.RTM_SETLINK, body)
     with _suppressed((errno.EAFNOSUPPORT,)):  # a host without IPv6 is quiet by itself
-        asking.ask(netlink.RTM_SETLINK, _LINK.pack(0, 0, index, 0, 0) + nested(_AF_SPEC, inet6))
+        asking.ask(netlink.RTM_SETLINK, netlink.addresses_by_hand(index))
 
 
 def _drop_filters(asking: Netlink, index: int) -> None:

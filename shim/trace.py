@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rpc.errors import printable
+
 SHIM = "shim"
 GUEST = "guest"
 CONTAINERD = "containerd"
 # A pod that execs all day must not grow its trace without end.
 MOST_SPANS = 512
+MOST_WORDS = 64
+"""Characters of a name that a guest chose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Trace:
         for name, start_ns, end_ns in spans[:64]:
             start = min(max(start_ns / 1e9 + offset, earliest), host_now_s)
             end = min(max(end_ns / 1e9 + offset, start), host_now_s)
-            self.add(printable(name), start, end, GUEST, parent)
+            self.add(printable(name, MOST_WORDS), start, end, GUEST, parent)
 
     def write(self, path: Path) -> None:
         """Replaces the file at once, so that a reader sees the old or the new one."""
@@ -99,11 +103,6 @@ class Trace:
             "spans": [asdict(span) for span in self.spans],
         }
         write_json(path, document)
-
-
-def printable(text: str, most: int = 64) -> str:
-    """A guest's words for an operator's terminal: short, without control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text[:most])
 
 
 def write_json(path: Path, document: object) -> None:

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 
 from rpc.api import agent as api
+from rpc.errors import printable
 
 TAIL_BYTES = 16 << 10
 READ_BYTES = 64 << 10
@@ -66,7 +67,7 @@ class Console:
     def words(self, lines: int = 12) -> str:
         """For an error message: the last lines, or what led to a panic rather than the trace after it."""
         text = _ESCAPES.sub("", self._tail.decode("utf-8", "replace")).replace("\r", "")
-        kept = "".join(c if c.isprintable() or c == "\n" else "?" for c in text).strip().splitlines()
+        kept = printable(text, keeping="\n").strip().splitlines()
         if not kept:
             return "the guest's console is empty"
         panic = next((number for number, line in enumerate(kept) if PANIC.decode() in line), len(kept) - 1)

@@ -15,10 +15,18 @@ from pathlib import Path
 from rpc.api import agent as api
 from rpc.api.types import Empty
 from rpc.client import Client
-from rpc.errors import CasemateError, DataLoss, DeadlineExceeded, Disconnected, NotFound, Unavailable
+from rpc.errors import (
+    CasemateError,
+    DataLoss,
+    DeadlineExceeded,
+    Disconnected,
+    NotFound,
+    Unavailable,
+    printable,
+)
 from shim import phases, shortage
 from shim.helper import Helper, Watched, in_thread
-from shim.trace import Trace, printable
+from shim.trace import MOST_WORDS, Trace
 from shim.vm import designer, ram
 from shim.vm.console import Console
 from shim.vm.crowding import crowding
@@ -360,7 +368,7 @@ class Attempt:
             setting.accel,
             setting.transport,
             setting.image.digest,
-            printable(hello.kernel_release),
+            printable(hello.kernel_release, MOST_WORDS),
             hello.memory_used_bytes,
             setting.files.value,
         )
