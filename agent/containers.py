@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from agent.crun import Crun
     from agent.forward import Forward
     from agent.nameserver import NameServer
+    from agent.passthrough import Passthrough
     from agent.process import Process
     from agent.reaper import Exit, Reaper
-    from rpc.api.agent import Disk
+    from rpc.api.agent import Disk, GivenDevice
 
 MAX_ID_BYTES = 76  # containerd's own limit
 _log = logging.getLogger("casemate.agent")
@@ -62,6 +63,7 @@ class Guest:
         self.sysctl_root = sysctl_root
         self._pod: Pod | None = None
         self._name_servers: dict[str, NameServer] = {}
+        self._passthrough: Passthrough | None = None
         self._tasks = tasks
         self._containers: dict[str, Container] = {}
 
@@ -109,6 +111,13 @@ class Guest:
         pod.make(shm_path, shm_bytes, wanted, self.sysctl_root)
         self._pod = pod
 
+    def passthrough(self) -> Passthrough:
+        if self._passthrough is None:
+            from agent.passthrough import Passthrough  # most guests have no such device
+
+            self._passthrough = Passthrough()
+        return self._passthrough
+
     def resolve_namespaces(self, spec: dict[str, Any]) -> None:
         """Puts paths in the place of those that stand for a container's (rpc/api/agent.py, NAMESPACES).
 
@@ -129,7 +138,14 @@ class Guest:
         return f"/proc/{init.pid}/ns/{kind}"
 
     async def create(
-        self, container_id: str, spec: bytes, *, terminal: bool, stdin: bool, disks: Sequence[Disk] = ()
+        self,
+        container_id: str,
+        spec: bytes,
+        *,
+        terminal: bool,
+        stdin: bool,
+        disks: Sequence[Disk] = (),
+        given: Sequence[GivenDevice] = (),
     ) -> int:
         check_id(container_id)
         if container_id in self._containers:
@@ -145,6 +161,8 @@ class Guest:
 
                 devices.make_there(parsed)
                 await devices.add_disks(parsed, disks)
+            if given:
+                self.passthrough().add(parsed, given)
             return await container.create(parsed, terminal=terminal, stdin=stdin)
         except BaseException:
             del self._containers[container_id]

@@ -58,6 +58,7 @@ class AgentService:
         server.add(api.RESUME, self.resume)
         server.add(api.UPDATE, self.update)
         server.add(api.NETWORK, self.network)
+        server.add(api.DEVICES, self.devices)
         server.add(api.STATS, self.stats)
         server.add(api.EVENTS, self.events)
         server.add(api.SYNC, self.sync)
@@ -132,6 +133,10 @@ class AgentService:
         await self._guest.serve_names(request.address)
         return Empty()
 
+    async def devices(self, request: api.DevicesRequest, context: Context) -> api.DevicesResponse:
+        found = await self._guest.passthrough().come_up(request.devices, request.limit_ms / 1000)
+        return api.DevicesResponse(devices=found)
+
     async def sync(self, request: Empty, context: Context) -> Empty:
         if self._guest.may_hold_data():
             await system.sync(system.SYNC_S)
@@ -181,6 +186,7 @@ class AgentService:
             terminal=request.terminal,
             stdin=request.stdin,
             disks=request.disks,
+            given=request.devices,
         )
         return api.CreateContainerResponse(pid=pid)
 

@@ -4,7 +4,7 @@ Only turns what vfio/ found into text; must not know how it was found.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from vfio.isolation import Audit
 from vfio.kinds import Kind
 from vfio.names import PciNames
 
+if TYPE_CHECKING:  # its module needs the database's
+    from vfio.ledger.records import Device as Holding
+
 app = typer.Typer(no_args_is_help=True, help="GPUs and other PCI devices that pods can be given.")
 
 for command in ledger.COMMANDS:
@@ -29,8 +32,9 @@ Json = Annotated[bool, JsonOption]
 
 # What a pod is given for its own sake; the rest (audio, USB, unknown classes) is listed with --all.
 SHOWN = (Kind.GPU, Kind.NVSWITCH, Kind.ACCELERATOR, Kind.NIC, Kind.NVME)
-_COLUMNS = tuple("ADDRESS KIND DEVICE DRIVER NUMA GROUP BAR LINK STATE FINDINGS".split())
+_COLUMNS = tuple("ADDRESS KIND DEVICE DRIVER NUMA GROUP BAR LINK STATE POD FINDINGS".split())
 READY, REFUSED = "ready", "refused"
+Held = dict[PciAddress, "Holding"]
 _SYSFS, _PROC = inventory.SYSFS, isolation.PROC
 
 
@@ -44,16 +48,17 @@ def list_devices(
     """List the host's GPUs, NVSwitches, network cards and NVMe, and whether pods may have them.
 
     "refused" is a device that no pod is given while its findings last; `casemate gpu show` says what to do
-    about them. BAR is the largest one. Functions of one card go to a pod together.
+    about them. A device that is not free has its state in the ledger, with the pod. BAR is the largest one.
+    Functions of one card go to a pod together.
     """
     found = inventory.read(_SYSFS)
-    audit = _audit(found)
+    audit, held = _audit(found), _held()
     shown = [each for each in found.functions.values() if every or each.kind in SHOWN]
     if as_json:
         print_json(
             {
                 "host": [_finding(each, audit) for each in audit.host],
-                "devices": [_summary(each, found, audit) for each in shown if each.skipped is None],
+                "devices": [_summary(each, found, audit, held) for each in shown if each.skipped is None],
                 "skipped": [
                     {"address": str(each.address), "title": each.title, "reason": each.skipped}
                     for each in shown
@@ -64,8 +69,8 @@ def list_devices(
         )
         return
     devices = [each for each in shown if each.skipped is None]
-    styles = ["red" if _state(each, found, audit) == REFUSED else "" for each in devices]
-    print_table(_COLUMNS, [_row(each, found, audit) for each in devices], styles)
+    styles = ["red" if _state(each, found, audit, held) == REFUSED else "" for each in devices]
+    print_table(_COLUMNS, [_row(each, found, audit, held) for each in devices], styles)
     if every and any(each.skipped for each in shown):
         print_line()
         print_table(
@@ -89,14 +94,16 @@ def show(
     """Show all that is known of one device."""
     found = inventory.read(_SYSFS)
     device = found.function(PciAddress.parse(address))
-    audit = _audit(found)
+    audit, held = _audit(found), _held()
     if as_json:
-        print_json(_summary(device, found, audit))
+        print_json(_summary(device, found, audit, held))
         return
     for name, value in _details(device, found):
         print_line((f"{name:14}", "bold"), value)
     if device.skipped is None:
-        print_line((f"{'state':14}", "bold"), _state(device, found, audit))
+        print_line((f"{'state':14}", "bold"), _state(device, found, audit, held))
+        if device.address in held:
+            print_line((f"{'pod':14}", "bold"), str(held[device.address].pod or "-"))
         _print_findings([*audit.host, *_findings(device, found, audit)], audit)
 
 
@@ -138,7 +145,17 @@ def _findings(device: Device, found: Inventory, audit: Audit) -> list[Finding]:
     return [each for function in functions for each in audit.devices.get(function, ())]
 
 
-def _state(device: Device, found: Inventory, audit: Audit) -> str:
+def _held() -> Held:
+    """What of the host's is not free, by the ledger."""
+    with ledger.opened(load(), "gpu list") as opened:
+        devices = opened.devices() if opened else []
+    return {each.address: each for each in devices if each.state.value != "free"}
+
+
+def _state(device: Device, found: Inventory, audit: Audit, held: Held) -> str:
+    """A pod that has it is one of the findings, which then say nothing of what the next one may have."""
+    if device.address in held:
+        return held[device.address].state.value
     findings = [*audit.host, *_findings(device, found, audit)]
     return REFUSED if any(map(audit.refuses, findings)) else READY
 
@@ -164,7 +181,7 @@ def _print_findings(findings: Iterable[Finding], audit: Audit) -> None:
         print_line((f"{'':8}fix: {finding.fix}", "dim"))
 
 
-def _row(device: Device, found: Inventory, audit: Audit) -> tuple[object, ...]:
+def _row(device: Device, found: Inventory, audit: Audit, held: Held) -> tuple[object, ...]:
     return (
         device.address,
         device.kind.value,
@@ -174,13 +191,14 @@ def _row(device: Device, found: Inventory, audit: Audit) -> tuple[object, ...]:
         "-" if device.group is None else device.group,
         size(max((bar.size_bytes for bar in device.bars if not bar.is_io), default=0)),
         f"{device.link.speed.split()[0]} GT/s x{device.link.width}" if device.link else "-",
-        _state(device, found, audit),
+        _state(device, found, audit, held),
+        (held[device.address].pod if device.address in held else None) or "-",
         " ".join(dict.fromkeys(each.code.value for each in _findings(device, found, audit))) or "-",
     )
 
 
-def _summary(device: Device, found: Inventory, audit: Audit) -> dict[str, Any]:
-    judged = {} if device.skipped is not None else _judged(device, found, audit)
+def _summary(device: Device, found: Inventory, audit: Audit, held: Held) -> dict[str, Any]:
+    judged = {} if device.skipped is not None else _judged(device, found, audit, held)
     return judged | {
         "address": str(device.address),
         "kind": device.kind.value,
@@ -238,9 +256,11 @@ def _summary(device: Device, found: Inventory, audit: Audit) -> dict[str, Any]:
     }
 
 
-def _judged(device: Device, found: Inventory, audit: Audit) -> dict[str, Any]:
+def _judged(device: Device, found: Inventory, audit: Audit, held: Held) -> dict[str, Any]:
+    pod = held[device.address].pod if device.address in held else None
     return {
-        "state": _state(device, found, audit),
+        "state": _state(device, found, audit, held),
+        "pod": None if pod is None else str(pod),
         "findings": [_finding(each, audit) for each in _findings(device, found, audit)],
     }
 

@@ -4,7 +4,6 @@ Only turns what the ledger says into text; must not know how it is kept. What co
 `casemate gc`, is here too.
 """
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from vfio.inventory import SYSFS
 
 if TYPE_CHECKING:  # `casemate gpu list` needs none of it
     from vfio.ledger.ledger import Ledger
-    from vfio.ledger.records import Device, Entry, Pod, Process, Use
+    from vfio.ledger.records import Device, Entry, Pod, Use
 
 Json = Annotated[bool, JsonOption]
 _SYSFS = SYSFS
@@ -192,29 +191,17 @@ COMMANDS = (claims, usage, log, clear)
 # --- for casemate gc ---
 
 
-def is_alive(process: "Process") -> bool:
-    from cli import pods
-
-    return pods.shim_alive({"pid": process.pid, "start_time": process.started})
-
-
 def collect(settings: Settings, *, dry_run: bool) -> list[dict[str, Any]]:
     """Devices of pods that have ended, and of resets whose worker has: each, and why it is not free."""
     with opened(settings, "gc") as ledger:
         if ledger is None:
             return []
-        from shim import system
-        from vfio.binding import Bus
-        from vfio.ledger.records import Process
-        from vfio.release import Release
+        from shim.reclaim import is_alive, reclaim
 
         if dry_run:
             return [{"device": str(each), "quarantined": None} for each in ledger.orphans(is_alive).devices]
-        me = Process.here(os.getpid(), system.start_time(os.getpid()))
-        orphans = ledger.collect(is_alive, me)
-        failed = Release.by_settings(settings, Bus(_SYSFS), ledger).give_back(orphans.devices)
-        touched = {address for claim in orphans.claims for address in claim.addresses}.union(orphans.devices)
-        return [{"device": str(each), "quarantined": failed.get(each)} for each in sorted(touched)]
+    taken = reclaim(settings, "casemate gc", _SYSFS)
+    return [{"device": device, "quarantined": reason} for device, reason in taken.items()]
 
 
 # --- in words ---

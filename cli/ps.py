@@ -11,7 +11,19 @@ from cli.output import JsonOption, print_json, print_note, print_table
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 _STYLES = {pods.STALE: "red", pods.UNKNOWN: "red", "ended": "dim"}
-_COLUMNS = ("NAMESPACE", "POD", "STATE", "ACCEL", "PROFILE", "VCPUS", "MEMORY", "IMAGE", "CONTAINERS", "AGE")
+_COLUMNS = (
+    "NAMESPACE",
+    "POD",
+    "STATE",
+    "ACCEL",
+    "PROFILE",
+    "VCPUS",
+    "MEMORY",
+    "IMAGE",
+    "CONTAINERS",
+    "DEVICES",
+    "AGE",
+)
 
 
 @app.command()
@@ -51,7 +63,16 @@ def _row(pod: pods.Pod) -> tuple[object, ...]:
         size(record.get("memory_bytes")),
         record.get("image", "?"),
         "-" if pod.ended else _containers(containers) if isinstance(containers, list) else "?",
+        _devices(record),
         age(time.time() - pod.created_at),
+    )
+
+
+def _devices(record: dict[str, object]) -> str:
+    """How many of the host's, and by which way of VFIO's."""
+    devices = record.get("devices")
+    return (
+        f"{len(devices)} by {record.get('device_access')}" if isinstance(devices, list) and devices else "-"
     )
 
 

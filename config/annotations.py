@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "dev.casemate."
+PREFIXES = (PREFIX, "dev.casemate/")
 PROFILE = PREFIX + "profile"
 VCPUS = PREFIX + "vcpus"
 MEMORY = PREFIX + "memory"
 IMAGE = PREFIX + "image"
 KERNEL_CMDLINE = PREFIX + "kernel-cmdline"
+DEVICES = "dev.casemate/devices"
+"""Which of the host's devices the pod is given (shim/devicewishes.py): it is no matter of the profile."""
 
-KNOWN = (PROFILE, VCPUS, MEMORY, IMAGE, KERNEL_CMDLINE)
+KNOWN = (PROFILE, VCPUS, MEMORY, IMAGE, KERNEL_CMDLINE, DEVICES)
 
 
 def known(name: str) -> str:
@@ -30,13 +33,13 @@ def known(name: str) -> str:
 
 
 def apply(settings: Settings, profile: Profile, annotations: "Mapping[str, str]") -> Profile:
-    """profile as the annotations change it; others than dev.casemate.* are not looked at.
+    """profile as the annotations change it; others than ours (PREFIXES) are not looked at.
 
     dev.casemate.profile comes first, whatever the order, and the others change what it named.
     Raises InvalidArgument for an unknown name or a malformed value, PermissionDenied for one
     that the operator does not allow.
     """
-    asked = {name: value for name, value in annotations.items() if name.startswith(PREFIX)}
+    asked = {name: value for name, value in annotations.items() if name.startswith(PREFIXES)}
     for name in sorted(asked):
         _permit(settings, name)
     if PROFILE in asked:

@@ -61,6 +61,7 @@ class NodeTable(_Table):
 
 class VfioTable(_Table):
     waive: list[Annotated[str, AfterValidator(waivers.known)]]
+    ready_s: Seconds
     reset_s: Seconds
     scrub: Annotated[str, AfterValidator(values.absolute_path_or_none)]
     scrub_s: Seconds
@@ -119,6 +120,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         ),
         vfio=Vfio(
             waive=tuple(table.vfio.waive),
+            ready_s=table.vfio.ready_s,
             reset_s=table.vfio.reset_s,
             scrub=table.vfio.scrub,
             scrub_s=table.vfio.scrub_s,

@@ -47,10 +47,11 @@ class Node(Record):
 class Vfio(Record):
     """What an operator answers for when devices are given to pods. waive: codes of vfio/findings.py.
 
-    reset_s, scrub_s: in seconds, of one device. scrub: a program's path, or "" for none.
+    ready_s, reset_s, scrub_s: in seconds, of one device. scrub: a program's path, or "" for none.
     """
 
     waive: tuple[str, ...]
+    ready_s: float
     reset_s: float
     scrub: str
     scrub_s: float

@@ -25,6 +25,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "rng": ("virtio-rng",),
     "balloon": ("virtio_balloon",),
     "mem": ("virtio_mem",),
+    "nvme": ("nvme",),
     "pmem": ("virtio_pmem", "nd_pmem"),
     "tun": ("tun",),
     "veth": ("veth",),

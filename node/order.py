@@ -41,10 +41,12 @@ class Order:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the operator wants any. Pods that annotations make unlike their profile have none."""
+        """Whether the operator wants any. Pods that annotations make unlike their profile have none, nor have
+        pods with devices."""
         profile = self.wants.profile
         wanted = self.settings.node.pool.get(profile.name, 0)
-        return wanted > 0 and profile.template != "off" and self.settings.profiles[profile.name] == profile
+        usual = profile.template != "off" and self.settings.profiles[profile.name] == profile
+        return wanted > 0 and usual and not self.wants.devices
 
 
 def from_words(words: dict[str, Any], own: Nature) -> Order:

@@ -201,12 +201,12 @@ def install_service(manifest: Manifest) -> None:
         say(f"casemated does not start: systemctl status {SERVICE.name}")
 
 
-def ensure_image(home: Path = IMAGES, kernel: KernelKind | None = None) -> None:
-    """The guest image in this store: built once, and again when what goes into it changed.
+def ensure_image(home: Path = IMAGES, kernel: KernelKind | None = None, name: str = "default") -> None:
+    """The guest image of that name in this store: built once, and again when what goes into it changed.
 
     kernel: None keeps the kind that it has.
     """
-    store, options = ImageStore(home), builder.Options(kernel=kernel)
+    store, options = ImageStore(home), builder.Options(name=name, kernel=kernel)
     if builder.current(store, options) is None:
         say("building the guest image")
         builder.build(store, options, progress=say)

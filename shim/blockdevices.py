@@ -3,6 +3,7 @@
 Pure: from linux.devices and the rules of linux.resources.devices. It must not know how a guest gets them.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from shim.oci import Document, Spec, typed
@@ -42,11 +43,15 @@ def asked_for(spec: Spec) -> tuple[BlockDevice, ...]:
     )
 
 
-def without_rules(resources: Document) -> Document:
-    """A copy without rules for block devices: their numbers are the host's."""
+def without_rules(resources: Document, numbers: Collection[tuple[int, int]] = ()) -> Document:
+    """A copy without rules for block devices, nor for these numbers of others: they are the host's."""
     if not resources.get("devices"):
         return resources
-    kept = [rule for rule in _of(resources) if rule.get("type") != BLOCK]
+    kept = [
+        rule
+        for rule in _of(resources)
+        if rule.get("type") != BLOCK and (rule.get("major"), rule.get("minor")) not in numbers
+    ]
     return {**resources, "devices": kept}
 
 

@@ -36,10 +36,11 @@ def clean_pod(paths: PodPaths, *, kept: int = TRACES_KEPT) -> list[str]:
     for entry in entries:
         if entry.kind is Kind.PROCESS:  # they use the rest
             undone += _undo_process(entry)
-    try:
-        undone += _run_hooks(paths, entries)
-    except (CasemateError, OSError) as error:
-        failed.append(error)
+    for undo in (_take_devices_back, _run_hooks):
+        try:
+            undone += undo(paths, entries)
+        except (CasemateError, OSError) as error:
+            failed.append(error)
     for entry in entries:
         if entry.kind not in _UNDO:
             continue
@@ -73,6 +74,21 @@ def _undo_process(entry: Entry) -> list[str]:
             hint=f"see /proc/{entry.value}/stack for what the kernel waits for",
         )
     return [f"process {entry.value}"]
+
+
+def _take_devices_back(paths: PodPaths, entries: list[Entry]) -> list[str]:
+    """Those of other pods that are gone, too: the ledger says whose owner lives."""
+    ledgers = {entry.value for entry in entries if entry.kind is Kind.DEVICES}
+    if not ledgers:
+        return []
+    from config.load import load
+    from shim.reclaim import reclaim  # most pods have none
+
+    lines = []
+    for ledger_dir in ledgers:
+        taken = reclaim(load().replace(ledger_dir=ledger_dir), f"the end of pod {paths.key}")
+        lines += [f"claim of device {each}{f': {why}' if why else ''}" for each, why in taken.items()]
+    return lines
 
 
 def _run_hooks(paths: PodPaths, entries: list[Entry]) -> list[str]:

@@ -21,6 +21,7 @@ from shim.blockdevices import BlockDevice
 from shim.bundle import read_config
 from shim.cleanup import remove_tree
 from shim.container import Container, Process
+from shim.devices import Devices
 from shim.disks import Disks
 from shim.hooks import HostHooks
 from shim.journal import Journal
@@ -58,6 +59,7 @@ class Means:
     journal: Journal
     trace: Trace
     disks: Disks
+    devices: Devices
 
 
 async def make_container(
@@ -128,6 +130,7 @@ async def make_container(
         container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
         container.is_sandbox, container.shm = True, shm_of(wanted)
         return container
+    devices = means.devices.of_container(new.container_id, guest.devices)
     given = []
     for device in guest.disks:
         with trace.span(phases.DISK_PLUG, phases.CREATE):
@@ -143,6 +146,7 @@ async def make_container(
                 terminal=new.terminal,
                 stdin=bool(new.stdin),
                 disks=given,
+                devices=devices,
             ),
         )
     init.in_guest = True

@@ -28,6 +28,7 @@ class Kind(Enum):
     PROCESS = "process"  # value: pid; started: its start time
     SOCKET = "socket"  # value: path
     CGROUP = "cgroup"  # value: directory
+    DEVICES = "devices"  # value: directory of the ledger that says which the pod has
     POSTSTOP = "poststop"  # value: the hooks that a container's end will need (shim/hooks.py), as JSON
     POSTSTOP_BEGUN = "poststop-begun"  # value: the id of a container whose hooks are not to be run again
 

@@ -20,6 +20,7 @@ from shim.apprentice import Standby
 from shim.bootstrap import Start
 from shim.cgroup import Place
 from shim.cleanup import retire
+from shim.devices import Devices
 from shim.disks import Disks
 from shim.helper import in_thread, reap_orphans
 from shim.journal import Journal
@@ -95,7 +96,8 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     publisher = Publisher(request.namespace, request.ttrpc_address, request.address, request.publish_binary)
     listener = Listener(publisher)
     paths, disks = daemon.paths, Disks(daemon.paths.directory)
-    means = creation.Means(identity, daemon.anchors, paths, daemon.journal, trace, disks)
+    devices = Devices(identity, settings, daemon.journal, trace)
+    means = creation.Means(identity, daemon.anchors, paths, daemon.journal, trace, disks, devices)
     pod = Pod(means, settings, daemon.standby, listener)
     server = Server()
     TaskService(pod, shutdown.set).register(server)

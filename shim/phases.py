@@ -14,6 +14,7 @@ SERVE = "serve"  # the ttrpc server answers
 
 POD_READY = "pod.ready"  # from the daemon's first line to an agent that answered
 SETTINGS = "settings"  # operator's settings and the OCI spec
+DEVICES_CLAIM = "devices.claim"  # the host's devices chosen, claimed, judged, bound to vfio-pci
 IMAGE = "image"  # guest image found, verified, leased
 FILES = "files"  # file server spawned
 LIBVIRT_IMPORT = "libvirt.import"
@@ -26,6 +27,7 @@ GUEST_RESUME = "guest.resume"  # a restored guest runs until the agent answered
 POOL_RESUME = "pool.resume"  # a machine of the pool goes on
 POOL_GREET = "pool.greet"  # its agent is told whose it is
 GUEST_BOOT = "guest.boot"  # QEMU runs until the agent answered
+DEVICES_READY = "devices.ready"  # the guest has made of each what the pod is given; which way of VFIO's
 GUEST_SHARE = "guest.share"  # the guest mounts the share
 
 CREATE = "task.create"
@@ -42,4 +44,5 @@ DELETE = "task.delete"
 DRAIN = "stdio.drain"  # the last bytes of output
 SYNC = "guest.sync"  # the guest's dirty pages reach the host
 MACHINE_STOP = "machine.stop"  # QEMU killed, its file server gone
+DEVICES_RELEASE = "devices.release"  # QEMU gone, each reset, compared, given back to the host
 UNMOUNT = "rootfs.unmount"

@@ -104,8 +104,10 @@ class Pod:
     async def _obtain(self, wants: Wants, reserve: Reserve | None, wish: "Callable[[str], None]") -> Machine:
         pod_id = self.identity.pod_id
         if reserve is None:
-            shortage.check_room()
-            return await sources.obtain(wants.request(pod_id, self.settings, self.paths), self.trace, wish)
+            about = (pod_id, self.settings, self.paths)
+            return await self.means.devices.in_a_machine(
+                wants, lambda given: sources.obtain(wants.request(*about, given), self.trace, wish)
+            )
         return await sources.take_reserved(reserve, pod_id, wants.hostname, self.trace, wish)
 
     def _on_machine(self, task: "asyncio.Task[Machine]") -> None:
@@ -430,6 +432,8 @@ class Pod:
             await process.close()
         with self.trace.span(phases.UNMOUNT, phases.DELETE):
             await container.release(None if last else machine)
+        if last:
+            await self.means.devices.give_back()  # before the answer: who has it may want them for another
         del self.containers[container.id]
         self.occupancy.now(len(self.containers) + len(self._creating))
 
@@ -462,6 +466,7 @@ class Pod:
             await self._network.close()
         if machine is not None:
             await machine.end()
+        await self.means.devices.give_back()
         for event in list(self._events):
             event.cancel()
         await asyncio.gather(*self._events, return_exceptions=True)

@@ -61,6 +61,19 @@ def describe(
         "memory_used_bytes": facts.memory_used_bytes if facts else 0,
         "qemu_pid": machine.qemu.host_pid(identity.host_proc) if machine else 0,
         "virtiofsd_pid": machine.files.host_pid(identity.host_proc) if machine else 0,
+        "devices": [
+            {
+                "address": each.address,
+                "title": each.title,
+                "kind": each.kind,
+                "group": each.group,
+                "port": each.port,
+                "function": each.function,
+            }
+            for each in (facts.devices if facts else ())
+        ],
+        "device_access": facts.access.way if facts and facts.access else "",
+        "device_access_reason": facts.access.why if facts and facts.access else "",
         "containers": [
             {
                 "id": container.id,

@@ -12,6 +12,7 @@ from rpc.errors import InvalidArgument, Unimplemented
 from shim import resources
 from shim.blockdevices import BLOCK, BlockDevice, asked_for, without_rules
 from shim.bootstrap import GROUP_ANNOTATIONS
+from shim.devicewishes import DeviceWishes, is_vfio, wishes_of
 from shim.fields import Table, leave_out, refuse
 from shim.hookserver import HOST_HOOKS
 from shim.oci import Device, Document, Mount, Spec
@@ -83,6 +84,7 @@ class GuestSpec:
     document: Document
     shared: tuple[SharedMount, ...]
     disks: tuple[BlockDevice, ...]
+    devices: DeviceWishes
     ignored: tuple[str, ...]
     """What was left out because the VM makes it needless, for the log."""
     unmet: tuple[str, ...]
@@ -107,14 +109,21 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
     refuse(spec.document.get("process") or {}, REFUSED_OF_PROCESSES, "process.")
     resources.for_guest((spec.document.get("linux") or {}).get("resources") or {})
     for device in spec.devices:
-        if device.path not in DEFAULT_DEVICES and device.type != BLOCK and not _is_guests(device):
+        if device.path in DEFAULT_DEVICES or device.type == BLOCK or _is_guests(device):
+            continue
+        if not is_vfio(device):
             raise Unimplemented(
                 f"device {device.path}: the host's character devices are not passed into the VM",
-                hint="with --privileged, leave out the host's devices "
-                "(privileged_without_host_devices = true in containerd's config)",
+                hint="PCI devices are, by their nodes in /dev/vfio or by annotation (docs/gpus.md); with "
+                "--privileged, leave out the host's devices (privileged_without_host_devices = true in "
+                "containerd's config)",
             )
     if unknown := spec.hooks.keys() - HOST_HOOKS - GUEST_HOOKS:
         raise Unimplemented(f"hooks {', '.join(sorted(unknown))}: not known to this version")
+
+
+def _numbers_of_vfio(spec: Spec) -> frozenset[tuple[int, int]]:
+    return frozenset((device.major, device.minor) for device in spec.devices if is_vfio(device))
 
 
 def _is_guests(device: Device) -> bool:
@@ -167,10 +176,13 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     given = (spec.document.get("linux") or {}).get("devices") or ()
     if kept := [entry for entry, device in zip(given, spec.devices, strict=True) if _is_guests(device)]:
         linux["devices"] = kept
-    linux["resources"], unmet = resources.for_guest(without_rules(linux.get("resources") or {}))
+    linux["resources"], unmet = resources.for_guest(
+        without_rules(linux.get("resources") or {}, _numbers_of_vfio(spec))
+    )
     document["linux"], of_linux = leave_out(linux, NEEDLESS, "linux.")
     document["process"], of_process = process_for_guest(document.get("process") or {})
-    return GuestSpec(document, tuple(shared), asked_for(spec), of_process + of_linux, unmet)
+    ignored = of_process + of_linux
+    return GuestSpec(document, tuple(shared), asked_for(spec), wishes_of(spec), ignored, unmet)
 
 
 def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: str) -> Document:

@@ -9,15 +9,21 @@ from pathlib import Path
 from config import annotations, places
 from config.settings import Profile, Settings
 from shim import oci, spec
-from shim.apprentice import tenant_of
+from shim.apprentice import TENANT_ANNOTATION, tenant_of
+from shim.devicewishes import NO_DEVICES, DeviceWishes, wishes_of
 from shim.paths import PodPaths
 from shim.vm.setting import MachineRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.vm.passthrough import Function
 
 
 @dataclass(frozen=True, slots=True)
 class Wants:
     """tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have
-    it. hostname alone is no matter of the machine's making.
+    it. hostname alone is no matter of the machine's making, and owner, who has the devices. What has devices
+    comes from no template and no pool.
     """
 
     profile: Profile
@@ -25,8 +31,12 @@ class Wants:
     own_files: bool
     shares_directories: bool
     hostname: str
+    devices: DeviceWishes = NO_DEVICES
+    owner: str = ""
 
-    def request(self, pod_id: str, settings: Settings, paths: PodPaths) -> MachineRequest:
+    def request(
+        self, pod_id: str, settings: Settings, paths: PodPaths, functions: "tuple[Function, ...]" = ()
+    ) -> MachineRequest:
         return MachineRequest(
             pod_id=pod_id,
             hostname=self.hostname,
@@ -37,6 +47,7 @@ class Wants:
             tenant=self.tenant,
             own_files=self.own_files,
             shares_directories=self.shares_directories,
+            functions=functions,
         )
 
 
@@ -54,4 +65,6 @@ def wants_of(document: object, settings: Settings, namespace: str, pod_id: str) 
         own_files=spec.has_own_files(wanted),
         shares_directories=spec.shares_directories(wanted),
         hostname=wanted.hostname or pod_id[:12],
+        devices=wishes_of(wanted),
+        owner=wanted.annotations.get(TENANT_ANNOTATION, ""),
     )

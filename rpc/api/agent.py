@@ -142,6 +142,53 @@ class Disk(Message):
     read_only: bool = boolean(6)
 
 
+class PciDevice(Message):
+    """A function of a device that the machine was given. name: whatever the shim calls it. It is behind the
+    root port at `port` (slot and function on the guest's root bus, "06.0"), with this number there.
+    kind: "nvme" and so on, by which the agent knows what is to become of it; "" is any other.
+    """
+
+    name: str = string(1)
+    port: str = string(2)
+    function: int = uint32(3)
+    kind: str = string(4)
+
+
+class DevicesRequest(Message):
+    """limit_ms: how long each may take to be found, and once more until its driver is done."""
+
+    devices: list[PciDevice] = messages(1, PciDevice)
+    limit_ms: int = uint32(2)
+
+
+class FoundDevice(Message):
+    """What has become of one. address: the guest's. driver: "" if there is none for it. nodes: below /dev.
+    problem: why it is not what it should be, else ""; words: what the guest's kernel has said about it.
+    """
+
+    name: str = string(1)
+    address: str = string(2)
+    driver: str = string(3)
+    nodes: list[str] = strings(4)
+    problem: str = string(5)
+    words: list[str] = strings(6)
+
+
+class DevicesResponse(Message):
+    devices: list[FoundDevice] = messages(1, FoundDevice)
+
+
+class GivenDevice(Message):
+    """One of DevicesRequest for a container. path: where its (first) node is to be, "" for the guest's own
+    names. mode: permission bits."""
+
+    name: str = string(1)
+    path: str = string(2)
+    mode: int = uint32(3)
+    uid: int = uint32(4)
+    gid: int = uint32(5)
+
+
 class CreateContainerRequest(Message):
     """spec_json: an OCI config.json whose root.path and mounts are the guest's."""
 
@@ -150,6 +197,7 @@ class CreateContainerRequest(Message):
     terminal: bool = boolean(3)
     stdin: bool = boolean(4)
     disks: list[Disk] = messages(5, Disk)
+    devices: list[GivenDevice] = messages(6, GivenDevice)
 
 
 class CreateContainerResponse(Message):
@@ -326,6 +374,8 @@ RESUME = Method(SERVICE, "Resume", ContainerRequest, Empty)
 UPDATE = Method(SERVICE, "Update", UpdateRequest, Empty)
 NETWORK = Method(SERVICE, "Network", NetworkRequest, Empty)
 """Waits for the devices that it names, and answers when everything is as asked."""
+DEVICES = Method(SERVICE, "Devices", DevicesRequest, DevicesResponse)
+"""Waits for each of the devices, and answers when the last has come up or its time is over."""
 STATS = Method(SERVICE, "Stats", ContainerRequest, StatsResponse)
 EVENTS = Method(SERVICE, "Events", EventsRequest, Event, server_streams=True)
 SYNC = Method(SERVICE, "Sync", Empty, Empty)
@@ -354,6 +404,7 @@ METHODS = (
     RESUME,
     UPDATE,
     NETWORK,
+    DEVICES,
     STATS,
     EVENTS,
     SYNC,

@@ -11,11 +11,25 @@ from pathlib import Path
 from config.settings import Profile
 from rpc.errors import FailedPrecondition, ResourceExhausted
 from shim.vm.accel import Acceleration
-from shim.vm.domain import Channel, Console, Disk, Domain, FileSystem, Memory, Nic, RootPort, Vsock
+from shim.vm.domain import (
+    Channel,
+    Console,
+    Disk,
+    Domain,
+    FileSystem,
+    HostDevice,
+    Memory,
+    Nic,
+    RootPort,
+    Vsock,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from images.image import GuestImage
+    from shim.vm.passthrough import Access, Function
 
 NAME = "vm"
 AGENT_PORT_NAME = "dev.casemate.agent"
@@ -34,6 +48,9 @@ VHOST_NET_DEVICE = "/dev/vhost-net"
 LAST_BUS = PORT_BUSES[
     -1
 ]  # the guest looks for no 255 others: 1.1 s of a boot in an emulated host (facts/measured.md)
+
+# Root ports of the host's devices, one for each: from these on, eight to a slot.
+DEVICE_BUS, DEVICE_SLOT, MOST_DEVICE_PORTS = LAST_BUS + 1, 6, 8 * 25
 
 
 MAPPED_SINCE = (8, 2)  # QEMU that takes a read-only file for RAM that is written to (rom=off)
@@ -118,9 +135,12 @@ def design(
     qemu: str,
     firmware: str,
     way: Way = Way.BOOT,
+    functions: "Sequence[Function]" = (),
+    access: "Access | None" = None,
 ) -> Domain:
     """The machine of a pod, or that of the template which it may come from: but for what `way` says they are
-    one. ResourceExhausted if the host has not the memory.
+    one. functions: of the host's devices, which only a machine that boots can have; access: the way to them.
+    ResourceExhausted if the host has not the memory, or the machine no room for the devices.
     """
     check_memory(profile.memory_bytes)
     agent = (
@@ -132,9 +152,16 @@ def design(
         if way is Way.BOOT:
             shared.append(share(places))
     memory = MEMORY[files, way]
+    ports = device_ports(functions)
+    hole_bytes = threads = 0
+    if functions:
+        from shim.vm import passthrough  # most machines have none
+
+        hole_bytes = passthrough.hole_bytes(functions)
+        threads = passthrough.prealloc_threads(profile.memory_bytes)
     parameters = [
         image.cmdline,
-        f"pci=lastbus={LAST_BUS}",
+        f"pci=lastbus={LAST_BUS + len(ports)}",
         "console=ttyS0 quiet panic=-1",
         f"casemate.transport={transport}",
         profile.kernel_cmdline,
@@ -159,12 +186,46 @@ def design(
             ),
             agent,
             Console(str(places.console)),
+            *ports,
+            *(
+                HostDevice(
+                    each.address,
+                    ports[each.port].bus,
+                    each.function,
+                    each.several,
+                    access is not None and access.is_iommufd,
+                )
+                for each in functions
+            ),
         ),
         tcg_cache_bytes=TCG_CACHE_BYTES if accel.kind == "tcg" else None,
         memory=memory,
         ram_file=str(places.ram) if memory in (Memory.SAVED, Memory.MAPPED) else "",
         incoming=way is Way.RESTORE,
+        hole_bytes=hole_bytes,
+        prealloc_threads=threads,
     )
+
+
+def device_ports(functions: "Sequence[Function]") -> list[RootPort]:
+    """By Function.port. Raises ResourceExhausted."""
+    count = max((each.port + 1 for each in functions), default=0)
+    if count > MOST_DEVICE_PORTS:
+        raise ResourceExhausted(f"{count} devices: a machine has room for {MOST_DEVICE_PORTS}")
+    return [
+        RootPort(
+            DEVICE_BUS + index,
+            DEVICE_SLOT + index // 8,
+            index % 8,
+            shares_slot=count > index - index % 8 + 1,
+        )
+        for index in range(count)
+    ]
+
+
+def device_places(functions: "Sequence[Function]") -> list[str]:
+    """The same ports as the guest finds them on its root bus, where they have the same slot.function."""
+    return [f"{port.slot:02x}.{port.function}" for port in device_ports(functions)]
 
 
 def share(places: Places) -> FileSystem:

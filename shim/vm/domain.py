@@ -128,6 +128,35 @@ class RootPort:
 
 
 @dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A function of the host's that vfio-pci has. host: its address, as sysfs has it. several: whether there
+    are other functions behind its root port. Its ROM is not shown: no firmware of ours would run it."""
+
+    host: str
+    bus: int
+    function: int
+    several: bool
+    iommufd: bool
+
+    def xml(self) -> str:
+        domain, bus, rest = self.host.split(":")
+        slot, function = rest.split(".")
+        numbers = {"domain": domain, "bus": bus, "slot": slot, "function": function}
+        source = element("address", **{name: f"0x{value}" for name, value in numbers.items()})
+        several = self.several and not self.function
+        return element(
+            "hostdev",
+            *([element("driver", iommufd="yes")] if self.iommufd else []),
+            element("source", source),
+            element("rom", bar="off"),
+            pci(0, self.bus, self.function, several=several),
+            mode="subsystem",
+            type_="pci",
+            managed="no",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Nic:
     """A virtio-net device on a tap of this name, which libvirt makes. It can be plugged into a root port.
 
@@ -224,11 +253,13 @@ class Domain:
     vcpus: int
     memory_bytes: int
     cpu_model: str
-    devices: "Sequence[Disk | FileSystem | RootPort | Channel | Vsock | Console]"
+    devices: "Sequence[Disk | FileSystem | RootPort | Channel | Vsock | Console | HostDevice]"
     tcg_cache_bytes: int | None = None
     memory: Memory = Memory.SHARED
     ram_file: str = ""
     incoming: bool = False  # it waits for a saved state instead of booting
+    hole_bytes: int = 0  # of addresses for 64-bit BARs; 0 leaves it to QEMU
+    prealloc_threads: int = 0  # that fill RAM before anything else is done; 0: it is filled as it is touched
 
     def xml(self) -> str:
         return element(
@@ -251,6 +282,7 @@ class Domain:
                 element("controller", type_="usb", model="none"),
                 element("memballoon", model="none"),
                 element("audio", id=1, type_="none"),
+                self._root_complex(),
                 *(device.xml() for device in self.devices),
             ),
             self._commandline(),
@@ -259,11 +291,20 @@ class Domain:
             **{"xmlns:qemu": "http://libvirt.org/schemas/domain/qemu/1.0"},
         )
 
-    def _memory_backing(self) -> str:
-        if self.memory not in (Memory.SHARED, Memory.SHARED_FILE):
+    def _root_complex(self) -> str:
+        if not self.hole_bytes:
             return ""
-        source = element("source", type_="file" if self.memory is Memory.SHARED_FILE else "memfd")
-        return element("memoryBacking", source, element("access", mode="shared"))
+        hole = text("pcihole64", str(self.hole_bytes >> 10), unit="KiB")
+        return element("controller", hole, type_="pci", index=0, model="pcie-root")
+
+    def _memory_backing(self) -> str:
+        parts = []
+        if self.memory in (Memory.SHARED, Memory.SHARED_FILE):
+            parts.append(element("source", type_="file" if self.memory is Memory.SHARED_FILE else "memfd"))
+            parts.append(element("access", mode="shared"))
+        if self.prealloc_threads:
+            parts.append(element("allocation", mode="immediate", threads=self.prealloc_threads))
+        return element("memoryBacking", *parts) if parts else ""
 
     def _commandline(self) -> str:
         words = ["-incoming", "defer"] if self.incoming else []

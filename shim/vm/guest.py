@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from shim.vm.passthrough import Access, Function
+
     Q = TypeVar("Q", bound=Message)
     R = TypeVar("R", bound=Message)
 
@@ -46,6 +48,8 @@ class Facts:
     kernel_release: str
     memory_used_bytes: int
     files: str
+    devices: "tuple[Function, ...]" = ()
+    access: "Access | None" = None
 
     @property
     def restored(self) -> bool:

@@ -65,6 +65,7 @@ class Host:
         self._seeded: set[tuple[str, bytes]] = set()
         self.user = user
         self._libvirt: libvirt_module | None = None
+        self.version: tuple[int, int] | None = None  # libvirt's, once load() has returned
         self._connection: libvirt_module.virConnect | None = None
         self._domain: libvirt_module.virDomain | None = None
         self._created = 0
@@ -110,6 +111,7 @@ class Host:
                 details="{}.{} is the oldest that works".format(*LIBVIRT_LEAST),
                 hint="Debian 12 has libvirt 9.0",
             )
+        self.version = found
         libvirt.registerErrorHandler(_ignore_error, None)
         self._libvirt = libvirt
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from shim.vm.passthrough import Access, Function
+
 # From a child's last system call to the shim's knowledge of its end.
 REAP_S = 0.2
 THREAD_END_S = 5.0
@@ -55,6 +57,7 @@ class MachineRequest:
     """What a pod wants of its machine, and where its files may be.
 
     tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have it.
+    functions: of the host's devices that it is to have, and then it is booted.
     """
 
     pod_id: str
@@ -66,6 +69,7 @@ class MachineRequest:
     tenant: str = ""
     own_files: bool = False
     shares_directories: bool = False
+    functions: "tuple[Function, ...]" = ()
 
     @classmethod
     def of_nobody(cls, profile: Profile, settings: Settings, paths: PodPaths, tenant: str = "") -> Self:
@@ -88,6 +92,7 @@ class Setting:
     user: QemuUser
     host: Host
     ram: Path
+    qemu_version: "tuple[int, int] | None" = None
 
     @property
     def factor(self) -> float:
@@ -96,7 +101,21 @@ class Setting:
 
     @property
     def boot_s(self) -> float:
-        return self.request.settings.timeouts.boot_s * self.factor
+        request, more_s = self.request, 0.0
+        if request.functions:
+            from shim.vm.passthrough import more_s_of
+
+            more_s = more_s_of(request.functions, request.profile.memory_bytes)
+        return (request.settings.timeouts.boot_s + more_s) * self.factor
+
+    @property
+    def access(self) -> "Access | None":
+        """How its devices are reached, once libvirt is loaded; None without any."""
+        if not self.request.functions:
+            return None
+        from shim.vm.passthrough import access_of
+
+        return access_of(self.request.functions, self.qemu_version, self.host.version)
 
     @property
     def places(self) -> Places:
@@ -130,6 +149,8 @@ class Setting:
             self.qemu,
             self.firmware,
             way,
+            self.request.functions,
+            self.access,
         )
 
 
@@ -163,7 +184,7 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     firmware = programs.firmware(settings)
     wanted = "virtiofs" if profile.files == "auto" and request.shares_directories else profile.files
     way = designer.files_of(wanted, transport, image, version)
-    return Setting(request, accel, image, qemu, firmware, transport, way, user, host, ram)
+    return Setting(request, accel, image, qemu, firmware, transport, way, user, host, ram, version)
 
 
 def hide_kvm(paths: PodPaths) -> None:
@@ -232,7 +253,7 @@ async def run_qemu(
     """
     making = in_thread(start)
     gone = asyncio.create_task(files.exited.wait() if files is not None else asyncio.Event().wait())
-    limit_s = setting.request.settings.timeouts.boot_s * setting.factor
+    limit_s = setting.boot_s
     try:
         waits: list[asyncio.Future[Any]] = [making, gone]
         await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)

@@ -72,7 +72,7 @@ async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Mac
 
 
 async def _obtain(setting: Setting, trace: Trace, undo: AsyncExitStack, wanted: "Wanted") -> Machine:
-    if setting.request.profile.template == "off":
+    if setting.request.profile.template == "off" or setting.request.functions:
         return await _boot(setting, trace, undo)
     store, key = setting.templates, template_key(setting)
     version = store.version(key)
@@ -279,14 +279,22 @@ async def _boot(setting: Setting, trace: Trace, outer: AsyncExitStack) -> Machin
         attempt = Attempt(setting, trace, undo)
         await attempt.run(partial(_create_booting, setting, trace))
         client, hello = await attempt.meet(phases.GUEST_BOOT, setting.boot_s)
+        await attempt.await_devices(client)
         return attempt.machine(Way.BOOT, client, hello, outer)
 
 
 def _create_booting(setting: Setting, trace: Trace) -> int:
     """In a thread: libvirt's calls block."""
     open_libvirt(setting.host, trace)
+    domain, access = setting.design(Way.BOOT), setting.access
+    if access is not None:
+        from shim.vm import passthrough
+
+        log.info("the host's devices are passed by %s", access)
+        memory_bytes = setting.request.profile.memory_bytes
+        passthrough.prepare(setting.request.functions, access, setting.user.uid, memory_bytes)
     with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
-        return setting.host.create(setting.design(Way.BOOT).xml(), designer.NAME)
+        return setting.host.create(domain.xml(), designer.NAME)
 
 
 class Attempt:
@@ -341,21 +349,39 @@ class Attempt:
         return client, hello
 
     async def _mount(self, client: Client, share: api.MountShareRequest) -> None:
+        await self._ask(client, api.MOUNT_SHARE, share)
+
+    async def await_devices(self, client: Client) -> None:
+        """The guest has made of each of the host's devices what it should. Raises Unavailable naming those of
+        which it has not, and in the words of its kernel."""
+        setting, functions = self._setting, self._setting.request.functions
+        if not functions:
+            return
+        from shim.vm import passthrough
+
+        ready_s = setting.request.settings.vfio.ready_s * setting.factor * crowding()
+        request = passthrough.request_of(functions, designer.device_places(functions), ready_s)
+        with self._trace.span(phases.DEVICES_READY, phases.POD_READY, str(setting.access)):
+            passthrough.check(functions, await self._ask(client, api.DEVICES, request, 2 * ready_s))
+
+    async def _ask(self, client: Client, method: "Method[Q, R]", request: "Q", more_s: float = 0.0) -> "R":
+        """The agent's answer, or at once why there will be none. more_s: what it may take by itself."""
         assert self._qemu is not None
         files = self.files.process
-        limit_s = self._setting.request.settings.timeouts.agent_call_s * self._setting.factor * crowding()
-        mounting = asyncio.ensure_future(client.call(api.MOUNT_SHARE, share, timeout_s=limit_s))
+        timeouts = self._setting.request.settings.timeouts
+        limit_s = timeouts.agent_call_s * self._setting.factor * crowding() + more_s
+        asking = asyncio.ensure_future(client.call(method, request, timeout_s=limit_s))
         try:
-            if await part_ended(mounting, (self._qemu, files), None):
+            if await part_ended(asking, (self._qemu, files), None):
                 raise Disconnected("a part of the machine ended")
-            mounting.result()
+            return asking.result()
         except Disconnected:
             raise await why_ended(self._qemu, files, self._console, self._setting.words) from None
         except DeadlineExceeded as error:
-            raise unanswered(api.MOUNT_SHARE.name, limit_s, self._console) from error
+            raise unanswered(method.name, limit_s, self._console) from error
         finally:
-            mounting.cancel()
-            await asyncio.gather(mounting, return_exceptions=True)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     def machine(self, way: Way, client: Client, hello: api.HelloResponse, outer: AsyncExitStack) -> Machine:
         """It owns all that both stacks would undo, from then on."""
@@ -371,6 +397,8 @@ class Attempt:
             printable(hello.kernel_release, MOST_WORDS),
             hello.memory_used_bytes,
             setting.files.value,
+            request.functions,
+            setting.access,
         )
         return Machine(
             facts,
@@ -436,8 +464,13 @@ async def part_ended(
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
-    from typing import Any
+    from typing import Any, TypeVar
 
+    from rpc.codec import Message
+    from rpc.method import Method
+
+    Q = TypeVar("Q", bound=Message)
+    R = TypeVar("R", bound=Message)
     Answered = Coroutine[Any, Any, tuple[Client, api.HelloResponse]]
     QemuWords = Callable[[], str]
     Wanted = Callable[[str], None]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from config.programs import QEMU_LEAST
@@ -14,6 +15,12 @@ from rpc.errors import FailedPrecondition
 from shim.trace import write_json
 
 ANSWER_S = 5.0
+SINCE: "Mapping[str, Mapping[str, tuple[int, int]]]" = {
+    # One object of the kernel's for all devices of a machine. QEMU 9.0: backends/iommufd.c; libvirt 12.1:
+    # the driver element of a hostdev. What of it the kernel has is seen in /dev.
+    "iommufd": {"QEMU": (9, 0), "libvirt": (12, 1)},
+}
+"""What is used where it is there: since which version of which program it is."""
 
 
 def identity(program: str) -> str:
@@ -43,6 +50,16 @@ def version_text(program: str, cache: Path) -> str:
     except OSError:
         pass  # asked again next time
     return answer.stdout
+
+
+def lacking(feature: str, found: "Mapping[str, tuple[int, int] | None]") -> str:
+    """Why it is not to be had with these versions (None: not known); "" if it is."""
+    for program, since in SINCE[feature].items():
+        version = found[program]
+        if version is None or version < since:
+            said = "of a version that is not known" if version is None else "{}.{}".format(*version)
+            return "{} is {}; {} is needed".format(program, said, "{}.{}".format(*since))
+    return ""
 
 
 def check_qemu(program: str, cache: Path) -> "tuple[int, int] | None":

@@ -42,9 +42,18 @@ IMPORT = (
 # KVM on an emulated CPU is no faster than TCG on a real one, and has the time limits of a real host.
 SETTINGS = "etc/casemate/config.d/testbed.toml"
 SLOW = """\
+allowed_annotations = ["dev.casemate.profile", "dev.casemate/devices"]
+
 [timeouts]
 boot_s = 120.0
 agent_call_s = 60.0
+
+[vfio]
+ready_s = 120.0
+
+# With the drivers that the tuned kernel has not.
+[profiles.devices]
+image = "cloud"
 """
 # What an installation leaves behind that belongs to the outside.
 LEFT = ("root/.cache", "root/.config", "var/cache/apt", "var/lib/apt/lists")
@@ -64,6 +73,7 @@ def disk() -> Path:
         space, changes = _rootspace(target, dependencies, containers, host), _changes(target)
         images = cache.HOME / "images"
         product.ensure_image(images, KernelKind.TUNED)  # which has 9p
+        product.ensure_image(images, KernelKind.CLOUD, "cloud")
         shutil.copytree(images, changes / str(product.IMAGES).lstrip("/"), symlinks=True)
         init = changes / INIT.lstrip("/")
         for path, text in {init: FIRST_INIT, changes / SETTINGS: SLOW}.items():

@@ -9,7 +9,12 @@ from cli import gpu
 from tests.unit.cli.conftest import Casemate
 from tests.unit.vfio.machines import MACHINES
 from tests.unit.vfio.trees import Tree
+from vfio import inventory
 from vfio.address import PciAddress
+from vfio.ledger.demand import Request, Wanted
+from vfio.ledger.ledger import Ledger
+from vfio.ledger.records import Pod, Process
+from vfio.offer import offer
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def on(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 def test_list_has_gpus_switches_cards_and_disks(casemate: Casemate, dgx: Tree) -> None:
     lines = casemate("gpu", "list").stdout.splitlines()
-    assert " ".join(lines[0].split()) == "ADDRESS KIND DEVICE DRIVER NUMA GROUP BAR LINK STATE FINDINGS"
+    assert " ".join(lines[0].split()) == "ADDRESS KIND DEVICE DRIVER NUMA GROUP BAR LINK STATE POD FINDINGS"
     rows = [line.split() for line in lines[1:]]
     kinds = [row[1] for row in rows]
     assert {kind: kinds.count(kind) for kind in kinds} == {"gpu": 9, "nvswitch": 4, "nic": 15, "nvme": 10}
@@ -119,13 +124,28 @@ def test_sizes(size_bytes: int, text: str) -> None:
 
 def test_list_says_who_is_refused_and_why(casemate: Casemate, dgx: Tree) -> None:
     rows = {line.split()[0]: line.split() for line in casemate("gpu", "list").stdout.splitlines()}
-    assert rows["0000:1b:00.0"][-3:] == ["ready", "ats", "host-driver"]
-    assert rows["0000:1c:00.0"][-3:] == ["refused", "vfs-enabled", "host-driver"]
+    assert rows["0000:1b:00.0"][-4:] == ["ready", "-", "ats", "host-driver"]
+    assert rows["0000:1c:00.0"][-4:] == ["refused", "-", "vfs-enabled", "host-driver"]
     answer = json.loads(casemate("gpu", "list", "--json").stdout)
     (card,) = [each for each in answer["devices"] if each["address"] == "0000:1c:00.0"]
     assert card["state"] == "refused"
     assert [each["code"] for each in card["findings"]] == ["vfs-enabled", "host-driver"]
     assert answer["host"] == []
+
+
+def test_list_and_show_say_which_pod_has_it(casemate: Casemate, dgx: Tree, host: Path) -> None:
+    owner = Process(1, 1, "boot")
+    with Ledger(host / "ledger") as ledger:
+        wanted = Wanted((Request.at(PciAddress.parse("1b:00.0")),))
+        claim = ledger.claim(Pod("k8s.io", "training"), owner, wanted, offer(inventory.read(str(dgx.sys))))
+        ledger.use(claim.id)
+        ledger.quarantine(PciAddress.parse("43:00.0"), "fell off the bus")
+    rows = {line.split()[0]: line for line in casemate("gpu", "list").stdout.splitlines()}
+    assert rows["0000:1b:00.0"].split()[-5:-2] == ["in", "use", "k8s.io/training"]
+    assert rows["0000:43:00.0"].split()[11:13] == ["quarantined", "-"]
+    shown = json.loads(casemate("gpu", "show", "1b:00.0", "--json").stdout)
+    assert (shown["state"], shown["pod"]) == ("in use", "k8s.io/training")
+    assert "k8s.io/training" in casemate("gpu", "show", "1b:00.0").stdout
 
 
 def test_a_waiver_of_the_config_counts_and_is_shown(casemate: Casemate, dgx: Tree, host: Path) -> None:

@@ -17,7 +17,7 @@ def test_no_pods_is_an_empty_table(casemate: Casemate) -> None:
     result = casemate("ps")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "NAMESPACE  POD  STATE  ACCEL  PROFILE  VCPUS  MEMORY  IMAGE  CONTAINERS  AGE"
+        "NAMESPACE  POD  STATE  ACCEL  PROFILE  VCPUS  MEMORY  IMAGE  CONTAINERS  DEVICES  AGE"
     ]
     assert json.loads(casemate("ps", "--json").stdout) == []
 
@@ -35,8 +35,18 @@ def test_a_pod_is_a_line(casemate: Casemate, pods: Host, new_shim: NewShim) -> N
         "128MiB",
         "default",
         "1",
+        "-",
         "3h",
     ]
+
+
+def test_devices_are_counted_and_how_they_are_reached_is_said(
+    casemate: Casemate, pods: Host, new_shim: NewShim
+) -> None:
+    one = {"address": "0000:3b:00.0", "title": "10de H100"}
+    pods.pod("default", "web", new_shim(), devices=[one], device_access="iommufd")
+    assert casemate("ps").stdout.splitlines()[1].split()[9:12] == ["1", "by", "iommufd"]
+    assert json.loads(casemate("ps", "--json").stdout)[0]["devices"] == [one]
 
 
 def test_nothing_is_cut_however_long(casemate: Casemate, pods: Host, new_shim: NewShim) -> None:

@@ -74,6 +74,13 @@ def test_unknown_annotation_is_an_error_with_the_nearest(settings: Settings, def
     assert caught.value.hint
 
 
+def test_devices_are_no_matter_of_the_profile(settings: Settings, default: Profile) -> None:
+    assert apply(settings, default, {annotations.DEVICES: "0000:3b:00.0"}) == default
+    with pytest.raises(InvalidArgument, match=r"dev\.casemate/device' is unknown") as caught:
+        apply(settings, default, {"dev.casemate/device": "0000:3b:00.0"})
+    assert caught.value.hint == "did you mean dev.casemate/devices?"
+
+
 def test_unknown_profile_is_an_error_with_the_nearest(settings: Settings, default: Profile) -> None:
     with pytest.raises(InvalidArgument, match="no profile 'larg'") as caught:
         apply(settings, default, {annotations.PROFILE: "larg"})

@@ -91,6 +91,7 @@ class GuestAgent:
         self.server = Server()
         self.containers: dict[str, dict[str, GuestProcess]] = {}
         self.calls: list[str] = []
+        self.created: list[api.CreateContainerRequest] = []
         self.fails: dict[str, CasemateError] = {}
         self.protocol = api.PROTOCOL
         self.obeys = True
@@ -227,6 +228,7 @@ class GuestAgent:
     async def _create(self, request: api.CreateContainerRequest) -> api.CreateContainerResponse:
         if request.container_id in self.containers:
             raise AlreadyExists(f"{request.container_id} exists in the guest")
+        self.created.append(request)
         process = GuestProcess("", request.spec_json, request.terminal)
         self.containers[request.container_id] = {"": process}
         return api.CreateContainerResponse(pid=100)

@@ -22,6 +22,7 @@ from shim.anchor import Anchors
 from shim.apprentice import Standby
 from shim.container import Container, Process
 from shim.creation import Means, NewContainer
+from shim.devices import Devices
 from shim.disks import Disks
 from shim.helper import Watched
 from shim.journal import Journal
@@ -190,8 +191,10 @@ def empty_pod(directory: Path, recorder: Publisher, anchors: Anchors) -> Pod:
     identity = Identity("default", POD, os.getpid(), system.start_time("self"), proc)
     trace = Trace("default", POD, 1_700_000_000.0)
     standby = Standby(directory / "run/cache/hint", -1)
-    means = Means(identity, anchors, paths, Journal(paths.journal), trace, Disks(paths.directory))
-    return Pod(means, load(), standby, Listener(recorder), NoNetwork)
+    journal, settings = Journal(paths.journal), load()
+    devices = Devices(identity, settings, journal, trace)
+    means = Means(identity, anchors, paths, journal, trace, Disks(paths.directory), devices)
+    return Pod(means, settings, standby, Listener(recorder), NoNetwork)
 
 
 async def close(pod: Pod) -> None:

@@ -104,6 +104,19 @@ def test_devices_of_every_kernel_are_the_guests() -> None:
     assert guest.disks == ()
 
 
+def test_nodes_of_vfio_are_a_wish_and_not_the_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = {"/sys/dev/char/243:0": "../../devices/virtual/vfio/12"}
+    monkeypatch.setattr(os, "readlink", lambda path: links[path])
+    entry = {"path": "/dev/vfio/12", "type": "c", "major": 243, "minor": 0}
+    rules = [{"allow": False, "access": "rwm"}, entry | {"allow": True, "access": "rw"}]
+    annotations = {"dev.casemate/devices": "kind=gpu"}
+    guest = for_guest(linux(devices=[entry], resources={"devices": rules}) | {"annotations": annotations})
+    assert [(node.group, node.path) for node in guest.devices.nodes] == [(12, "")]
+    assert guest.devices.text == "kind=gpu"
+    assert "devices" not in guest.document["linux"]
+    assert guest.document["linux"]["resources"]["devices"] == rules[:1]
+
+
 def test_a_block_device_comes_as_a_disk_and_not_by_the_hosts_numbers() -> None:
     entry = {"path": "/dev/data", "type": "b", "major": 8, "minor": 16}
     rules = [{"allow": False, "access": "rwm"}, entry | {"allow": True, "access": "rw"}]

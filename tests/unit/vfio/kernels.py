@@ -37,7 +37,8 @@ class Kernel:
         self._lock = threading.Lock()
         self._cdevs = 0
         for address in tree.nodes:
-            if self.at(address, "reset_method").read_text().strip():
+            methods = self.at(address, "reset_method")
+            if methods.exists() and methods.read_text().strip():  # a bridge has none
                 self.at(address, "reset").touch()
         (tree.sys / "bus/pci/drivers/vfio-pci").mkdir(parents=True, exist_ok=True)
 

@@ -1,0 +1,175 @@
+"""Devices of the host's that this machine was given: found behind their root ports, waited for, given on.
+
+What is to become of a kind of device is one function of _PLUGINS; of any other kind, whatever a driver of
+this kernel's makes of it by itself, or nothing but its entry in sysfs. Must not know whose devices they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+
+from agent import boot
+from agent.files import read
+from agent.uevents import appearance
+from rpc.api.agent import FoundDevice
+from rpc.errors import CasemateError, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
+
+    from rpc.api.agent import GivenDevice, PciDevice
+
+SYSFS = "/sys"
+KMSG = "/dev/kmsg"
+MOST_WORDS = 12
+MOST_NODES = 64
+# nvme0n1; nvme0c1n1 is one of several ways to nvme0n1, which has a name of its own below (drivers/nvme/host).
+_NAMESPACE = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
+
+
+class Passthrough:
+    """Those of one machine. sysfs: where it is looked at."""
+
+    def __init__(self, sysfs: str = SYSFS) -> None:
+        self._sysfs = sysfs
+        self._addresses: dict[str, str] = {}
+
+    async def come_up(self, devices: Sequence[PciDevice], limit_s: float) -> list[FoundDevice]:
+        """What has become of each, all waited for at once."""
+        return list(await asyncio.gather(*(self._come_up(device, limit_s) for device in devices)))
+
+    async def _come_up(self, device: PciDevice, limit_s: float) -> FoundDevice:
+        found = FoundDevice(name=device.name)
+        try:
+            found.address = at = await appearance(
+                lambda: self._behind(device.port, device.function),
+                f"device behind root port {device.port}",
+                limit_s,
+            )
+            self._addresses[device.name] = at
+            await _PLUGINS.get(device.kind, _wait_for_nothing)(self._directory(at), limit_s)
+        except CasemateError as error:
+            found.problem = str(error)
+            found.words = kernel_words((found.address or device.port,))
+        if found.address:
+            found.driver = self._driver(found.address)
+            found.nodes = [path for path, *_ in self._nodes(found.address)]
+        return found
+
+    def add(self, spec: dict[str, Any], devices: Iterable[GivenDevice]) -> None:
+        """Their nodes, to an OCI config.json. Raises NotFound for one that is not there (any more)."""
+        linux = spec.setdefault("linux", {})
+        entries = linux.setdefault("devices", [])
+        rules = linux.setdefault("resources", {}).setdefault("devices", [])
+        for device in devices:
+            at = self._addresses.get(device.name)
+            if at is None or not os.path.exists(self._directory(at)):
+                raise NotFound(f"device {device.name} is not in this guest")
+            nodes = list(self._nodes(at))
+            if device.path and not nodes:
+                raise NotFound(
+                    f"device {device.name} cannot be at {device.path}: the guest's kernel has no node for it"
+                )
+            for index, (path, kind, major, minor) in enumerate(nodes):
+                number = {"type": kind, "major": major, "minor": minor}
+                wanted = device.path if device.path and index == 0 else f"/dev/{path}"
+                rights = {"fileMode": device.mode, "uid": device.uid, "gid": device.gid}
+                entries.append({"path": wanted, **rights, **number})
+                rules.append({"allow": True, "access": "rwm", **number})
+
+    def _directory(self, address: str) -> str:
+        return f"{self._sysfs}/bus/pci/devices/{address}"
+
+    def _behind(self, port: str, function: int) -> str | None:
+        """The address of what has this number of a function behind a root port."""
+        try:
+            names = os.listdir(self._directory(f"0000:00:{port}"))
+        except FileNotFoundError:
+            return None
+        return next(
+            (name for name in names if re.fullmatch(rf"[0-9a-f]+:[0-9a-f]+:00\.{function}", name)), None
+        )
+
+    def _driver(self, address: str) -> str:
+        try:
+            return os.path.basename(os.readlink(f"{self._directory(address)}/driver"))
+        except FileNotFoundError:
+            return ""
+
+    def _nodes(self, address: str) -> Iterator[tuple[str, str, int, int]]:
+        """Path below /dev, type and numbers of every node that drivers have made of it, block devices first.
+
+        A node is a directory of sysfs with a file `dev`. Of one of several ways to a disk, the disk's.
+        """
+        found = set()
+        for directory, _, files in os.walk(self._directory(address) + "/"):
+            if "dev" in files:
+                found.add(self._node(directory))
+            elif (way := _NAMESPACE.fullmatch(os.path.basename(directory))) and "c" in way[0]:
+                found.add(self._node(f"{self._sysfs}/class/block/{way[1]}{way[2]}"))
+        nodes = [node for node in found if node is not None]
+        yield from sorted(nodes, key=lambda node: (node[1] != "b", node))[:MOST_NODES]
+
+    def _node(self, directory: str) -> tuple[str, str, int, int] | None:
+        """None for one that has gone meanwhile, or has no name."""
+        try:
+            uevent = read(f"{directory}/uevent").decode(errors="replace")
+            kind = os.path.basename(os.readlink(f"{directory}/subsystem"))
+        except OSError:
+            return None
+        fields = dict(line.split("=", 1) for line in uevent.splitlines() if "=" in line)
+        try:
+            path = fields["DEVNAME"]
+            return path, "b" if kind == "block" else "c", int(fields["MAJOR"]), int(fields["MINOR"])
+        except (KeyError, ValueError):
+            return None
+
+
+async def _wait_for_nothing(directory: str, limit_s: float) -> None:
+    """A driver of this kernel's has bound to it when it was found, or there is none."""
+
+
+async def _wait_for_namespace(directory: str, limit_s: float) -> None:
+    """NVMe: a namespace of it is a block device."""
+    boot.load_feature("nvme")
+
+    def namespace() -> str | None:
+        for path, _, __ in os.walk(f"{directory}/nvme"):
+            if _NAMESPACE.fullmatch(os.path.basename(path)):
+                return path
+        return None
+
+    await appearance(namespace, "namespace of the NVMe", limit_s)
+
+
+_PLUGINS: dict[str, Callable[[str, float], Any]] = {"nvme": _wait_for_namespace}
+
+
+def kernel_words(about: Sequence[str], path: str = KMSG) -> list[str]:
+    """The last lines of the kernel's log that name any of these."""
+    try:
+        kmsg = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    lines: list[str] = []
+    try:
+        while True:
+            try:
+                record = os.read(kmsg, 8192)
+            except BlockingIOError:
+                break
+            except BrokenPipeError:  # overwritten while we read: the next is the oldest there is
+                continue
+            if not record:
+                break
+            # "6,339,5140900,-;text\n KEY=value\n" (Documentation/ABI/testing/dev-kmsg)
+            text = record.decode(errors="replace").partition(";")[2].partition("\n")[0]
+            if any(word and word in text for word in about):
+                lines.append(text)
+    finally:
+        os.close(kmsg)
+    return lines[-MOST_WORDS:]

@@ -1,0 +1,152 @@
+"""The host's devices that a pod has: all of them from before its machine starts until after it has ended.
+
+A pod without any imports nothing for it. What is done to a device is vfio/'s, in threads (giving.py); here is
+when. It must not know what a device is.
+"""
+
+import asyncio
+import logging
+from functools import partial
+
+from config.annotations import DEVICES
+from config.settings import Settings
+from rpc.api import agent as api
+from rpc.errors import CasemateError, FailedPrecondition
+from shim import phases, shortage
+from shim.devicewishes import DEFAULT_MODE, DeviceWishes, Node
+from shim.helper import in_thread
+from shim.journal import Entry, Journal, Kind
+from shim.record import Identity
+from shim.trace import Trace
+from shim.wants import Wants
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from shim.giving import Giver
+    from shim.vm.guest import Machine
+    from shim.vm.passthrough import Function
+
+log = logging.getLogger("casemate")
+
+
+class Held:
+    """What the pod has, and had asked for."""
+
+    def __init__(
+        self, giver: "Giver", claim: int, wishes: DeviceWishes, functions: "tuple[Function, ...]"
+    ) -> None:
+        self.giver = giver
+        self.claim = claim
+        self.wishes = wishes
+        self.functions = functions
+
+
+class Devices:
+    """Of one pod."""
+
+    def __init__(self, identity: Identity, settings: Settings, journal: Journal, trace: Trace) -> None:
+        self._identity = identity
+        self._settings = settings
+        self._journal = journal
+        self._trace = trace
+        self._held: Held | None = None
+        self._taking: asyncio.Future[Held] | None = None
+        self._machine: Machine | None = None
+        self._changing = asyncio.Lock()
+
+    async def in_a_machine(
+        self, wants: Wants, obtain: "Callable[[tuple[Function, ...]], Awaitable[Machine]]"
+    ) -> "Machine":
+        """The machine that has what is wanted. Where it cannot be made they are given back: nothing of it is
+        left. Raises as take() and obtain() do, and ResourceExhausted where there is no room for it."""
+        # Of one with devices all RAM is there from its first moment on.
+        shortage.check_room(wants.profile.memory_bytes if wants.devices else 0)
+        try:
+            self._machine = machine = await obtain(await self.take(wants.devices, wants.owner))
+        except CasemateError:
+            await self.give_back()
+            raise
+        return machine
+
+    async def take(self, wishes: DeviceWishes, tenant: str) -> "tuple[Function, ...]":
+        """All of them, bound and this pod's, or an error and nothing. Raises what is wrong with the wish, who
+        has what of it, and what speaks against giving it away."""
+        if not wishes:
+            return ()
+        # Before anything is claimed: whoever cleans up after this process looks into the ledger then.
+        self._journal.add(Entry(Kind.DEVICES, self._settings.ledger_dir))
+        with self._trace.span(phases.DEVICES_CLAIM, phases.POD_READY):
+            self._taking = in_thread(partial(self._take, wishes, tenant))
+            self._held = await asyncio.shield(self._taking)
+        for each in self._held.functions:
+            log.info("the pod is given device %s (%s)", each.address, each.title)
+        return self._held.functions
+
+    def _take(self, wishes: DeviceWishes, tenant: str) -> Held:
+        from shim.giving import Giver
+
+        giver = Giver.of(self._identity, tenant, self._settings)
+        claim, functions = giver.take(wishes)
+        return Held(giver, claim, wishes, functions)
+
+    def of_container(self, container_id: str, wishes: DeviceWishes) -> list[api.GivenDevice]:
+        """Those of the pod's that a container asks for. Raises FailedPrecondition if the pod has not all."""
+        if not wishes:
+            return []
+        held = self._held
+        if wishes.text and (held is None or wishes.text != held.wishes.text):
+            raise _too_late(container_id, wishes.text)
+        functions = held.functions if held is not None else ()
+        given = {
+            each.address: api.GivenDevice(name=each.address, path=each.path, mode=DEFAULT_MODE)
+            for each in functions
+            if wishes.text and each.by_text
+        }
+        for node in wishes.nodes:
+            ports = {each.port for each in functions if _is(node, each)}
+            if not ports:
+                named = node.address or f"the IOMMU group {node.group}"
+                raise _too_late(container_id, named)
+            rights = {"mode": node.mode, "uid": node.uid, "gid": node.gid}
+            path = node.path
+            for each in functions:
+                if each.port in ports:
+                    given[each.address] = api.GivenDevice(name=each.address, path=path, **rights)
+                    path = ""  # one device can be there
+        return list(given.values())
+
+    async def give_back(self) -> None:
+        """Once the machine has ended, which this sees to. What cannot be given back is quarantined; what the
+        ledger cannot be told stays the pod's there until `casemate gc`."""
+        async with self._changing:
+            if self._taking is None:
+                return
+            if self._held is None:
+                # Whoever waited for it gave up: it may yet become ours.
+                await asyncio.wait([self._taking])
+                if self._taking.exception() is not None:
+                    self._taking = None
+                    return
+                self._held = self._taking.result()
+            if self._machine is not None:
+                await self._machine.end()
+            held, self._held, self._taking = self._held, None, None
+            with self._trace.span(phases.DEVICES_RELEASE, phases.DELETE):
+                try:
+                    await in_thread(partial(held.giver.give_back, held.claim))
+                except (CasemateError, OSError) as error:
+                    log.error("the pod's devices are not given back; `casemate gc` tries again: %s", error)
+
+
+def _is(node: Node, function: "Function") -> bool:
+    return node.address == function.address if node.group is None else node.group == function.group
+
+
+def _too_late(container_id: str, what: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"container {container_id}: {what}: its pod was not given this when it started",
+        hint="devices are in a pod's machine from its start on: ask for them with the pod (in Kubernetes, by "
+        f"the pod's annotation {DEVICES})",
+    )

@@ -1,0 +1,195 @@
+"""What is done so that a pod has its devices: chosen, claimed, judged, bound; and afterwards: given back.
+
+Imports vfio/, and blocks: called in a thread, for pods that ask for devices alone. It must not know what a
+machine is.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from config.settings import Settings
+from rpc.errors import CasemateError, FailedPrecondition, NotFound, ResourceExhausted
+from shim.devicewishes import DeviceWishes, Node, Wish, parse
+from shim.record import Identity
+from shim.vm.passthrough import Function
+from vfio import inventory, isolation
+from vfio.address import PciAddress
+from vfio.binding import Bus
+from vfio.binding import Node as Bound
+from vfio.inventory import SYSFS, Inventory
+from vfio.isolation import Audit
+from vfio.ledger.demand import Request, Same, Wanted
+from vfio.ledger.ledger import Ledger
+from vfio.ledger.records import Claim, Pod, Process
+from vfio.offer import offer
+from vfio.release import Release
+
+log = logging.getLogger("casemate")
+
+
+class Giver:
+    """For one pod. me: its shim, as the host counts it. proc: the host's /proc, which who has what open, and
+    what is mounted, is looked for in."""
+
+    def __init__(self, settings: Settings, pod: Pod, me: Process, proc: str, bus: Bus | None = None) -> None:
+        self._settings = settings
+        self._pod = pod
+        self._me = me
+        self._proc = proc
+        self._bus = bus or Bus(SYSFS)
+
+    @classmethod
+    def of(cls, identity: Identity, tenant: str, settings: Settings) -> Self:
+        """tenant: who is told how long the pod had what; its namespace where there is none."""
+        pod = Pod(identity.namespace, identity.pod_id, tenant or identity.namespace)
+        me = Process.here(identity.pid, identity.start_time)
+        return cls(settings, pod, me, f"/proc/self/fd/{identity.host_proc}")
+
+    def take(self, wishes: DeviceWishes) -> tuple[int, tuple[Function, ...]]:
+        """The claim, and what is to be in the machine. Nothing is claimed or bound if it raises.
+
+        Judged are the devices that were claimed, so that nobody else can have them meanwhile: before that
+        only which ones are no candidates for a request that names none.
+        """
+        found = inventory.read(self._bus.root)
+        wanted, by_node, wished = _wanted(wishes, found)
+        named = {address for request in wanted.requests for address in request.addresses}
+        refused = {} if _names_all(wanted) else self._refused(found)
+        host = offer(found, refused=refused.keys() - named, sys=self._bus.root)
+        with self._ledger() as ledger, ExitStack() as undo:
+            try:
+                claim = ledger.claim(self._pod, self._me, wanted, host)
+            except (FailedPrecondition, NotFound, ResourceExhausted) as error:
+                raise _with_refused(error, wanted, found, refused) from error
+            undo.callback(self._give_back, ledger, claim.id)
+            self._audit(found, claim.addresses).require()
+            nodes = self._bus.bind(ledger, claim.id, claim.addresses)
+            ledger.use(claim.id)
+            functions = _functions(found, claim, nodes, by_node, wished)
+            undo.pop_all()
+        return claim.id, functions
+
+    def give_back(self, claim: int) -> None:
+        """No machine has them any more. Each is free or quarantined afterwards."""
+        with self._ledger() as ledger:
+            self._give_back(ledger, claim)
+
+    def _give_back(self, ledger: Ledger, claim: int) -> None:
+        release = Release.by_settings(self._settings, self._bus, ledger)
+        release.give_back(ledger.release(claim, self._me))
+
+    def _ledger(self) -> Ledger:
+        return Ledger(
+            Path(self._settings.ledger_dir), actor=f"the shim of {self._pod}, uid 0 pid {self._me.pid}"
+        )
+
+    def _audit(self, found: Inventory, together: Collection[PciAddress] | None) -> Audit:
+        return isolation.audit(
+            found, together, waive=self._settings.vfio.waive, sys=self._bus.root, proc=self._proc
+        )
+
+    def _refused(self, found: Inventory) -> dict[PciAddress, str]:
+        """What no pod may have, each for itself; without what the ledger keeps from it, and says why."""
+        audit = self._audit(found, None)
+        with self._ledger() as ledger:
+            taken = {each.address for each in ledger.devices() if each.state.value != "free"}
+        return {
+            address: ", ".join(dict.fromkeys(each.code.value for each in refusals))
+            for address in audit.devices
+            if address not in taken and (refusals := audit.refusals(address))
+        }
+
+
+def _wanted(
+    wishes: DeviceWishes, found: Inventory
+) -> tuple[Wanted, tuple[tuple[Node, Request], ...], tuple[Wish, ...]]:
+    """Nodes' requests come first, in their order."""
+    wished: tuple[Wish, ...] = ()
+    together: Same | None = None
+    if wishes.text:
+        wished, together = parse(wishes.text)
+    by_node: dict[tuple[PciAddress, ...], Node] = {}
+    for node in wishes.nodes:
+        by_node.setdefault(_addresses(node, found), node)
+    pairs = tuple((node, Request.at(*addresses)) for addresses, node in by_node.items())
+    requests = (*(request for _, request in pairs), *(wish.request for wish in wished))
+    return Wanted(requests, together), pairs, wished
+
+
+def _addresses(node: Node, found: Inventory) -> tuple[PciAddress, ...]:
+    """Of a group, all of its functions that can be given away."""
+    if node.group is None:
+        return (found.device(PciAddress.parse(node.address)).address,)
+    members = found.groups.get(node.group, ())
+    given = tuple(each for each in members if found.functions[each].skipped is None)
+    if not given:
+        raise NotFound(f"there is no device in the IOMMU group {node.group}")
+    return given
+
+
+def _names_all(wanted: Wanted) -> bool:
+    return all(request.addresses for request in wanted.requests)
+
+
+def _with_refused(
+    error: CasemateError, wanted: Wanted, found: Inventory, refused: dict[PciAddress, str]
+) -> CasemateError:
+    """Those that would do, and are not given away, belong to the reasons."""
+    everything = offer(found).candidates
+    lines = [
+        f"{each.kind} {each.address} is not given to a pod: {refused[each.address]}"
+        for each in everything
+        if each.address in refused and any(request.matches(each) for request in wanted.requests)
+    ]
+    details = "\n".join(filter(None, (error.details, *lines)))
+    return type(error)(error.brief, details or None, error.hint)
+
+
+def _functions(
+    found: Inventory,
+    claim: Claim,
+    nodes: Iterable[Bound],
+    by_node: tuple[tuple[Node, Request], ...],
+    wished: tuple[Wish, ...],
+) -> tuple[Function, ...]:
+    """What goes into the machine: what was asked for, with the other functions of its cards. The rest of a
+    group stays outside, bound to nothing but VFIO.
+
+    The functions of a card are behind one root port, as on the host, each card behind its own.
+    """
+    bound = {node.address: node for node in nodes}
+    paths: dict[PciAddress, str] = {}
+    by_text: set[PciAddress] = set()
+    for wish, given in zip(wished, claim.given[len(by_node) :], strict=True):
+        by_text.update(given)
+        if wish.path:
+            paths[given[0]] = wish.path
+    cards: dict[PciAddress, list[PciAddress]] = {}
+    for address in sorted(each for group in claim.given for each in group):
+        card = sorted({address, *(each for each in found.siblings(address) if each in bound)})
+        cards.setdefault(card[0], card)
+    functions: list[Function] = []
+    for port, card in enumerate(cards.values()):
+        # The guest looks for others only where there is a function 0.
+        as_on_host = card[0].function == 0
+        for number, address in enumerate(card):
+            device = found.functions[address]
+            functions.append(
+                Function(
+                    address=str(address),
+                    title=device.title,
+                    kind=device.kind.value,
+                    group=bound[address].group,
+                    cdev=bound[address].cdev,
+                    port=port,
+                    function=address.function if as_on_host and len(card) > 1 else number,
+                    several=len(card) > 1,
+                    bar_bytes=sum(bar.size_bytes for bar in device.bars if bar.is_64_bit and not bar.is_rom),
+                    path=paths.get(address, ""),
+                    by_text=any(each in by_text for each in card),
+                )
+            )
+    return tuple(functions)

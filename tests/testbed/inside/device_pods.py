@@ -1,0 +1,184 @@
+"""Run in the bed by test_device_pods.py: pods that are given devices, one after the other and two at once.
+
+Writes what it saw to /share/seen.json; what that should be is the test's business.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from images.oci import DEMO
+from tests.testbed.inside import places
+from tests.testbed.inside.one_pod import RUNTIME, timed
+
+SEEN = Path("/share/seen.json")
+PCI = Path("/sys/bus/pci")
+VFIO = "vfio-pci"
+TWO_GPUS = "count=2,kind=gpu,vendor=10de,device=2330,same=node"
+WORDS = "what the guest wrote"
+# What a container sees: each function's ids, its address, its resources; then it stays.
+LOOK = """\
+for at in /sys/bus/pci/devices/*; do
+    case $(cat $at/vendor) in
+    0x10de|0x1234) echo $(cat $at/vendor $at/device) ${at##*/} $(head -n 5 $at/resource | tr '\\n' ';') ;;
+    esac
+done
+echo up
+"""
+DISK = f"""\
+set -e
+test -b /dev/data
+dd if=/dev/zero of=/dev/data bs=1M count=4 oflag=direct 2>&1
+echo '{WORDS}' | dd of=/dev/data conv=fsync,notrunc 2>&1
+mkfs.ext4 -q -E offset=8388608 /dev/data 65536 2>/dev/null || echo no mkfs
+head -c {len(WORDS)} /dev/data
+"""
+GONE_S = 60.0
+
+
+def ctr(name: str, *words: str, wish: str = "", options: tuple[str, ...] = ()) -> list[str]:
+    """wish: what the annotation says. The guest has the drivers of Debian's cloud kernel."""
+    asked = ["--annotation", f"dev.casemate/devices={wish}"] if wish else []
+    more = ["--annotation", "dev.casemate.profile=devices", *asked, *options]
+    return ["ctr", "run", "--rm", "--runtime", RUNTIME, *more, DEMO, name, *words]
+
+
+def casemate(*words: str) -> Any:
+    done = subprocess.run(["casemate", *words, "--json"], stdout=subprocess.PIPE, check=False)
+    return json.loads(done.stdout)
+
+
+def states() -> dict[str, list[Any]]:
+    """State and pod of every device that the ledger has not as free, by its name."""
+    names = {address: name for name, address in places.addresses().items()}
+    devices = casemate("gpu", "claims")["devices"]
+    return {names[each["address"]]: [each["state"], each["pod"], each["reason"]] for each in devices}
+
+
+def driver(name: str) -> str:
+    link = PCI / "devices" / places.addresses()[name] / "driver"
+    return link.readlink().name if link.is_symlink() else ""
+
+
+class Long:
+    """A pod that stays until it is ended."""
+
+    def __init__(self, name: str, wish: str = "", options: tuple[str, ...] = ()) -> None:
+        self.name = name
+        command = ctr(name, "sh", "-c", f"{LOOK}exec sleep infinity", wish=wish, options=options)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def sees(self) -> list[str]:
+        """Lines of LOOK, until it is up or has ended."""
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:
+            if line == "up\n":
+                break
+            lines.append(line.strip())
+        return lines
+
+    def end(self) -> list[Any]:
+        subprocess.run(["ctr", "task", "kill", "--signal", "KILL", self.name], check=False)
+        return self.ended()
+
+    def ended(self) -> list[Any]:
+        _, words = self.process.communicate()
+        return [self.process.returncode, words]
+
+
+def record(name: str) -> Any:
+    return next(pod for pod in casemate("ps") if pod["id"] == name)
+
+
+def qemu(name: str) -> dict[str, Any]:
+    """What its process may do and see."""
+    pid = record(name)["qemu_pid"]
+    root = Path(f"/proc/{pid}/root/dev")
+    limit = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "locked" in line)
+    nodes = {}
+    for path in sorted([*(root / "vfio").rglob("*"), root / "iommu"]):
+        if path.is_char_device():
+            status = path.stat()
+            nodes[str(path.relative_to(root))] = [status.st_uid, status.st_mode & 0o777]
+    uid = int(Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()[0])
+    return {"uid": uid, "nodes": nodes, "locked": limit.split()[3:5], "open": _open_nodes(pid)}
+
+
+def _open_nodes(pid: int) -> list[str]:
+    targets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    return sorted(target for target in targets if target.startswith(("/dev/vfio", "/dev/iommu")))
+
+
+def until_free(names: tuple[str, ...]) -> dict[str, list[Any]]:
+    """What is not, once these are or time is over."""
+    deadline = time.monotonic() + GONE_S
+    while (left := states()).keys() & set(names) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
+def one_nvme() -> dict[str, Any]:
+    wish = f"{places.addresses()['nvme0']},path=/dev/data"
+    before = driver("nvme0")
+    done = timed(ctr("disk", "sh", "-c", DISK, wish=wish))
+    (name,) = os.listdir(PCI / "devices" / places.addresses()["nvme0"] / "nvme")
+    with open(f"/dev/{name}n1", "rb") as disk:
+        words = disk.read(len(WORDS)).decode(errors="replace")
+    log = [entry["detail"] for entry in casemate("gpu", "log", places.addresses()["nvme0"])]
+    return {"done": done, "before": before, "after": driver("nvme0"), "words": words, "log": log}
+
+
+def gpus() -> dict[str, Any]:
+    """Two pods at once, a third that is refused; QEMU of the one is killed, the shim of the other."""
+    pods = [Long(name, TWO_GPUS) for name in ("first", "second")]
+    seen: dict[str, Any] = {"sees": {pod.name: pod.sees() for pod in pods}}
+    seen["states"] = states()
+    seen["list"] = {each["address"]: each["pod"] for each in casemate("gpu", "list")["devices"]}
+    seen["records"] = {pod.name: record(pod.name) for pod in pods}
+    seen["qemu"] = {pod.name: qemu(pod.name) for pod in pods}
+    seen["counted"] = {f"gpu{number}": places.counted(f"gpu{number}") for number in range(4)}
+    seen["third"] = timed(ctr("third", "true", wish="kind=gpu,device=2330"))
+    seen["trace"] = casemate("trace", "first")
+    first, second = pods
+    os.kill(record("first")["qemu_pid"], signal.SIGKILL)
+    seen["qemu_killed"] = first.ended()
+    seen["after_qemu"] = states()
+    shim = record("second")["pid"]
+    os.kill(shim, signal.SIGKILL)
+    seen["shim_killed"] = second.ended()[0]
+    subprocess.run(["casemate", "gc"], check=False)
+    seen["after_shim"] = until_free(("gpu0", "gpu1", "gpu2", "gpu3"))
+    seen["drivers"] = {f"gpu{number}": driver(f"gpu{number}") for number in range(4)}
+    return seen
+
+
+def by_node() -> dict[str, Any]:
+    """As CDI and `ctr run --device` have it: a device that an operator bound to vfio-pci ahead. On a host
+    without IOMMUFD."""
+    address = places.addresses()["edu0"]
+    (PCI / "devices" / address / "driver_override").write_text(VFIO)
+    (PCI / "drivers" / VFIO / "bind").write_text(address)
+    group = (PCI / "devices" / address / "iommu_group").readlink().name
+    iommu = Path("/dev/iommu").rename("/dev/iommu.away")
+    done = timed(ctr("edu", "sh", "-c", LOOK, options=("--device", f"/dev/vfio/{group}")))
+    iommu.rename("/dev/iommu")
+    ended = next(pod for pod in casemate("ps", "--all") if pod["id"] == "edu")
+    way = [ended["device_access"], ended["device_access_reason"]]
+    return {"done": done, "way": way, "states": states(), "driver": driver("edu0")}
+
+
+def main() -> int:
+    seen = {"places": places.addresses(), "nvme": one_nvme(), "gpus": gpus(), "by_node": by_node()}
+    seen["end"] = {"pods": casemate("ps"), "states": states()}
+    SEEN.write_text(json.dumps(seen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Pods that are given devices of the host, under a real KVM with a real VFIO: what they see, what is left."""
+
+from typing import Any
+
+import pytest
+
+from tests.testbed.inside.device_pods import WORDS
+
+INSIDE = "device_pods"
+DEVICES = "gpu-host"
+GIB = 1 << 30
+GPUS = [f"gpu{number}" for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def gpus(seen: Any) -> Any:
+    return seen["gpus"]
+
+
+def bars(line: str) -> list[int]:
+    """Sizes, from the resource of a function as the container has it."""
+    pairs = [part.split()[:2] for part in line.split(" ", 3)[3].split(";") if part.strip()]
+    return [int(last, 16) - int(first, 16) + 1 for first, last in pairs if int(last, 16)]
+
+
+# --- a disk ---
+
+
+def test_a_container_writes_to_its_nvme_at_the_path_that_it_asked_for(seen: Any) -> None:
+    assert seen["nvme"]["done"]["code"] == 0, seen["nvme"]["done"]
+    assert seen["nvme"]["done"]["out"].endswith(WORDS)
+
+
+def test_the_host_has_its_driver_again_and_finds_what_was_written(seen: Any) -> None:
+    assert (seen["nvme"]["before"], seen["nvme"]["after"]) == ("nvme", "nvme")
+    assert seen["nvme"]["words"] == WORDS
+
+
+def test_it_was_reset_in_between(seen: Any) -> None:
+    assert [line for line in seen["nvme"]["log"] if line.startswith(("bus in", "flr in"))]
+
+
+# --- GPUs ---
+
+
+def test_each_of_two_pods_sees_exactly_its_two_gpus_with_their_bars(gpus: Any) -> None:
+    for lines in gpus["sees"].values():
+        assert [line.split()[:2] for line in lines] == [["0x10de", "0x2330"]] * 2
+        for line in lines:
+            assert bars(line) == [16 << 20, 128 * GIB, 32 << 20]
+
+
+def test_the_ledger_and_the_list_say_who_has_which_two(seen: Any, gpus: Any) -> None:
+    assert set(gpus["states"]) == set(GPUS)
+    assert {state for state, _, _ in gpus["states"].values()} == {"in use"}
+    pods = [gpus["states"][name][1] for name in GPUS]
+    assert pods[0] == pods[1] != pods[2] == pods[3]  # each pod's are of one node
+    assert set(pods) == {"first", "second"}
+    for name, pod in zip(GPUS, pods, strict=True):
+        assert gpus["list"][seen["places"][name]] == f"default/{pod}"
+
+
+def test_ps_says_which_devices_and_by_which_way_and_the_trace_too(gpus: Any) -> None:
+    for name, record in gpus["records"].items():
+        assert {each["kind"] for each in record["devices"]} == {"gpu"}
+        assert len(record["devices"]) == 2, name
+        assert (record["device_access"], record["device_access_reason"]) == ("iommufd", "")
+        assert record["source"] == "boot"
+    (ready,) = [span for span in gpus["trace"]["spans"] if span["name"] == "devices.ready"]
+    assert ready["detail"] == "iommufd"
+
+
+def test_qemu_is_a_user_of_its_own_and_sees_its_own_nodes_alone(gpus: Any) -> None:
+    first, second = gpus["qemu"]["first"], gpus["qemu"]["second"]
+    assert first["uid"] != second["uid"]
+    assert min(first["uid"], second["uid"]) >= 2_000_000_000
+    for one in (first, second):
+        assert {"iommu", "vfio/vfio"} < set(one["nodes"])
+        cdevs = [name for name in one["nodes"] if name.startswith("vfio/devices/")]
+        assert len(cdevs) == 2
+        assert all(rights == [one["uid"], 0o600] for rights in one["nodes"].values())
+    devices = [name for one in (first, second) for name in one["nodes"] if "devices" in name]
+    assert len(set(devices)) == 4
+
+
+def test_ram_may_be_locked_and_is_mapped_for_dma(gpus: Any) -> None:
+    for name, one in gpus["qemu"].items():
+        least = gpus["records"][name]["memory_bytes"]
+        assert all(limit == "unlimited" or int(limit) >= least for limit in one["locked"])
+    for name in GPUS:
+        assert gpus["counted"][name]["mapped_bytes"] >= min(
+            record["memory_bytes"] for record in gpus["records"].values()
+        )
+
+
+def test_a_third_pod_is_refused_with_who_has_what(seen: Any, gpus: Any) -> None:
+    assert gpus["third"]["code"] != 0
+    assert "not free: 1 x gpu, device 2330" in gpus["third"]["err"]
+    for name in GPUS:
+        pod = gpus["states"][name][1]
+        assert f"gpu {seen['places'][name]} is in use, pod default/{pod}" in gpus["third"]["err"]
+
+
+# --- when something is killed ---
+
+
+def test_a_killed_qemu_ends_the_container_and_its_gpus_are_free(gpus: Any) -> None:
+    assert gpus["qemu_killed"][0] == 128 + 9
+    second = [name for name in GPUS if gpus["states"][name][1] == "second"]
+    assert sorted(gpus["after_qemu"]) == second
+
+
+def test_a_killed_shim_leaves_a_ledger_that_is_right(gpus: Any) -> None:
+    assert gpus["shim_killed"] != 0
+    assert gpus["after_shim"] == {}
+    assert set(gpus["drivers"].values()) == {""}  # as they were before
+
+
+# --- by a node ---
+
+
+def test_a_node_of_vfio_is_a_request_for_the_device(seen: Any) -> None:
+    done = seen["by_node"]["done"]
+    assert done["code"] == 0, done
+    (line, up) = done["out"].splitlines()
+    assert line.startswith("0x1234 0x11e8 ")
+    assert bars(line)[0] == 1 << 20
+    assert up == "up"
+
+
+def test_without_iommufd_it_is_passed_the_legacy_way(seen: Any) -> None:
+    way, why = seen["by_node"]["way"]
+    assert way == "legacy"
+    assert "no /dev/iommu" in why
+
+
+def test_what_was_bound_ahead_stays_bound_and_is_free(seen: Any) -> None:
+    assert (seen["by_node"]["states"], seen["by_node"]["driver"]) == ({}, "vfio-pci")
+
+
+def test_nothing_is_left(seen: Any) -> None:
+    assert seen["end"] == {"pods": [], "states": {}}

@@ -1,0 +1,179 @@
+"""The host's devices as a guest has them: found behind their ports, waited for, nodes in a container."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import boot, passthrough
+from agent.passthrough import Passthrough, kernel_words
+from rpc.api.agent import GivenDevice, PciDevice
+from rpc.errors import FailedPrecondition, NotFound
+
+NVME = PciDevice(name="0000:3b:00.0", port="06.0", function=0, kind="nvme")
+GPU = PciDevice(name="0000:3c:00.0", port="06.1", function=0, kind="gpu")
+SOUND = PciDevice(name="0000:3c:00.1", port="06.1", function=1, kind="audio")
+
+
+class Guest:
+    """sysfs of a guest with two root ports in use."""
+
+    def __init__(self, root: Path) -> None:
+        self.sys = root
+        self.root = root / "devices/pci0000:00"
+        (root / "bus/pci/devices").mkdir(parents=True)
+        for name in ("block", "nvme", "drm"):
+            (root / "class" / name).mkdir(parents=True)
+
+    def function(self, port: str, address: str, driver: str = "") -> Path:
+        at = self.root / f"0000:00:{port}" / address
+        at.mkdir(parents=True)
+        for directory in (at, at.parent):
+            link = self.sys / "bus/pci/devices" / directory.name
+            if not link.is_symlink():
+                link.symlink_to(directory)
+        if driver:
+            (self.sys / "bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
+            (at / "driver").symlink_to(self.sys / "bus/pci/drivers" / driver)
+        return at
+
+    def node(self, directory: Path, subsystem: str, name: str, major: int, minor: int) -> None:
+        directory.mkdir(parents=True)
+        (directory / "dev").write_text(f"{major}:{minor}\n")
+        (directory / "uevent").write_text(f"MAJOR={major}\nMINOR={minor}\nDEVNAME={name}\n")
+        (directory / "subsystem").symlink_to(self.sys / "class" / subsystem)
+        if subsystem == "block":
+            (self.sys / "class/block" / directory.name).symlink_to(directory)
+
+    def nvme(self, at: Path) -> None:
+        controller = at / "nvme/nvme0"
+        self.node(controller, "nvme", "nvme0", 240, 0)
+        self.node(controller / "nvme0n1", "block", "nvme0n1", 259, 0)
+        self.node(controller / "nvme0n1/nvme0n1p1", "block", "nvme0n1p1", 259, 1)
+
+
+@pytest.fixture
+def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
+    loaded: list[str] = []
+    monkeypatch.setattr(boot, "load_feature", loaded.append)
+    kmsg = tmp_path / "kmsg"
+    kmsg.write_text("")
+    monkeypatch.setattr(passthrough, "KMSG", str(kmsg))
+    return Guest(tmp_path / "sys")
+
+
+def come_up(guest: Guest, *devices: PciDevice, limit_s: float = 10.0) -> tuple[Passthrough, list[Any]]:
+    found = Passthrough(str(guest.sys))
+    return found, asyncio.run(found.come_up(devices, limit_s))
+
+
+def test_each_is_found_by_its_port_whatever_the_buses_are_called(guest: Guest) -> None:
+    guest.nvme(guest.function("06.0", "0000:02:00.0", "nvme"))
+    guest.function("06.1", "0000:03:00.0", "nouveau")
+    guest.function("06.1", "0000:03:00.1")
+    _, (nvme, gpu, sound) = come_up(guest, NVME, GPU, SOUND)
+    assert (nvme.name, nvme.address, nvme.driver, nvme.problem) == (NVME.name, "0000:02:00.0", "nvme", "")
+    assert nvme.nodes == ["nvme0n1", "nvme0n1p1", "nvme0"]
+    assert (gpu.address, gpu.driver, gpu.nodes, gpu.problem) == ("0000:03:00.0", "nouveau", [], "")
+    assert (sound.address, sound.driver, sound.problem) == ("0000:03:00.1", "", "")
+
+
+def test_one_that_is_not_there_does_not_hold_up_the_others(guest: Guest) -> None:
+    guest.function("06.1", "0000:03:00.0")
+    _, (nvme, gpu) = come_up(guest, NVME, GPU, limit_s=0.2)
+    assert nvme.problem == "no device behind root port 06.0 appeared within 0.2 s"
+    assert (nvme.address, nvme.nodes) == ("", [])
+    assert (gpu.address, gpu.problem) == ("0000:03:00.0", "")
+
+
+def test_an_nvme_without_a_namespace_says_so_with_the_kernels_words(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.function("06.0", "0000:02:00.0", "nvme")
+    monkeypatch.setattr(passthrough, "kernel_words", lambda about: [f"said of {' '.join(about)}"])
+    _, (nvme,) = come_up(guest, NVME, limit_s=0.2)
+    assert nvme.problem == "no namespace of the NVMe appeared within 0.2 s"
+    assert nvme.words == ["said of 0000:02:00.0"]
+    assert nvme.driver == "nvme"
+
+
+def test_a_kernel_without_the_driver_says_so(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest.function("06.0", "0000:02:00.0")
+
+    def lacking(name: str) -> None:
+        raise FailedPrecondition(f"this guest image's kernel has no {name}")
+
+    monkeypatch.setattr(boot, "load_feature", lacking)
+    _, (nvme,) = come_up(guest, NVME)
+    assert nvme.problem == "this guest image's kernel has no nvme"
+
+
+def test_of_several_ways_to_a_disk_it_is_the_disk(guest: Guest) -> None:
+    at = guest.function("06.0", "0000:02:00.0", "nvme")
+    (at / "nvme/nvme0/nvme0c0n1").mkdir(parents=True)
+    head = guest.sys / "devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1"
+    guest.node(head, "block", "nvme0n1", 259, 0)
+    _, (nvme,) = come_up(guest, NVME)
+    assert (nvme.nodes, nvme.problem) == (["nvme0n1"], "")
+
+
+# --- in a container ---
+
+
+def test_a_container_gets_all_nodes_with_the_guests_numbers(guest: Guest) -> None:
+    guest.nvme(guest.function("06.0", "0000:02:00.0", "nvme"))
+    found, _ = come_up(guest, NVME)
+    spec: dict[str, Any] = {"linux": {"resources": {"devices": [{"allow": False, "access": "rwm"}]}}}
+    found.add(spec, [GivenDevice(name=NVME.name, path="/dev/data", mode=0o640, uid=5, gid=6)])
+    entries = spec["linux"]["devices"]
+    assert entries[0] == {
+        "path": "/dev/data",
+        "type": "b",
+        "major": 259,
+        "minor": 0,
+        "fileMode": 0o640,
+        "uid": 5,
+        "gid": 6,
+    }
+    assert [entry["path"] for entry in entries[1:]] == ["/dev/nvme0n1p1", "/dev/nvme0"]
+    assert [entry["type"] for entry in entries] == ["b", "b", "c"]
+    rules = spec["linux"]["resources"]["devices"]
+    assert rules[1] == {"allow": True, "access": "rwm", "type": "b", "major": 259, "minor": 0}
+    assert len(rules) == 4
+
+
+def test_a_device_without_nodes_is_its_entry_in_sysfs_and_has_no_path(guest: Guest) -> None:
+    guest.function("06.1", "0000:03:00.0")
+    found, _ = come_up(guest, GPU)
+    spec: dict[str, Any] = {}
+    found.add(spec, [GivenDevice(name=GPU.name)])
+    assert spec["linux"]["devices"] == []
+    with pytest.raises(NotFound, match=r"0000:3c:00.0 cannot be at /dev/gpu"):
+        found.add({}, [GivenDevice(name=GPU.name, path="/dev/gpu")])
+
+
+def test_one_that_is_gone_or_was_never_there_is_not_found(guest: Guest) -> None:
+    guest.function("06.1", "0000:03:00.0")
+    found, _ = come_up(guest, GPU)
+    (guest.sys / "bus/pci/devices/0000:03:00.0").unlink()
+    for name in (GPU.name, "0000:77:00.0"):
+        with pytest.raises(NotFound, match=f"{name} is not in this guest"):
+            found.add({}, [GivenDevice(name=name)])
+
+
+def test_the_kernels_words_are_those_about_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "kmsg"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writing = os.open(pipe, os.O_WRONLY)
+    try:
+        os.write(writing, b"6,339,5140900,-;nvme 0000:02:00.0: enabling device\n")
+        assert kernel_words(("0000:02:00.0",), str(pipe)) == ["nvme 0000:02:00.0: enabling device"]
+        os.write(writing, b"6,340,5140901,-;pci 0000:03:00.0: BAR 0\n")
+        assert kernel_words(("0000:02:00.0", ""), str(pipe)) == []
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert kernel_words(("x",), str(tmp_path / "none")) == []
