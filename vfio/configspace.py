@@ -82,7 +82,8 @@ class ConfigSpace:
 
 def decode(data: bytes) -> ConfigSpace:
     """From 64 bytes on; anything less counts as no answer. Broken or hostile lists end, and raise nothing."""
-    if len(data) < HEADER_BYTES or data[:4] == b"\xff\xff\xff\xff":
+    # All of them: a VF's ids read as ones (SR-IOV 1.1, 3.4.1.1), the rest of its header does not.
+    if len(data) < HEADER_BYTES or not data[:HEADER_BYTES].strip(b"\xff"):
         return ConfigSpace(False, False, False, False, None, None, None)
     header = data[_HEADER_TYPE]
     extended = _extended(data)

@@ -4,6 +4,7 @@ Between two tenants this is what stands for a device that was switched off and o
 the device, nor what follows from a failure (release.py).
 """
 
+import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from vfio.condition import Condition
 # slot's, as at power-on, and not the function's own idea of one; the kernel has it only where nothing else is
 # below the same bridge. Power management (D3hot and back) is last: a device decides what it keeps over it.
 BEST = ("device_specific", "bus", "cxl_bus", "flr", "af_flr", "acpi", "pm")
+# Not a VF's own, though Linux (7.2) lists them: its slot is that of its physical function and all other VFs.
+_OF_ALL = ("bus", "cxl_bus")
 # Linux waits up to 60 s for a device that answers "not yet" (PCIE_RESET_READY_POLL_MS).
 RESET_S = 70.0
 UNNAMED = "unnamed"
@@ -34,7 +37,8 @@ def methods(bus: Bus, address: PciAddress, before: Condition) -> tuple[str, ...]
     """
     if before.resets is None:
         return (UNNAMED,) if bus.has(address, "reset") else ()
-    known = before.resets.split()
+    shared = _OF_ALL if bus.has(address, "physfn") else ()
+    known = [name for name in before.resets.split() if name not in shared]
     return tuple(sorted(known, key=lambda name: BEST.index(name) if name in BEST else len(BEST)))
 
 
@@ -111,6 +115,26 @@ def _set(bus: Bus, address: PciAddress, name: str, value: str, own: str | None) 
     except DeadlineExceeded:
         raise
     except BaseException:
-        bus.write(address, name, own)
+        _put_back(bus, address, name, own)
         raise
-    bus.write(address, name, own)
+    _put_back(bus, address, name, own)
+
+
+def _put_back(bus: Bus, address: PciAddress, name: str, own: str) -> None:
+    """Of a list of ways to reset, those that can be done now: the kernel refuses a list with one that cannot.
+
+    Of a card's first function it lists what could be done before it knew of the others (Linux 7.2): "bus".
+    """
+    if not _takes(bus, address, name, own):
+        able = [each for each in own.split() if _takes(bus, address, name, each)]
+        bus.write(address, name, " ".join(able))
+
+
+def _takes(bus: Bus, address: PciAddress, name: str, value: str) -> bool:
+    try:
+        bus.write(address, name, value)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True

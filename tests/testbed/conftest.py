@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from scripts import product
 from scripts.host import require_root
 from tests.testbed import machine
 from tests.testbed.__main__ import ensure
@@ -28,7 +29,8 @@ def seen(bed: machine.Bed, tmp_path_factory: pytest.TempPathFactory, request: py
     DEVICES, where the test's module has it, names the topology of the instance.
     """
     share = tmp_path_factory.mktemp("share")
-    command = ["/usr/bin/python3", "-BEs", "-m", f"tests.testbed.inside.{request.module.INSIDE}"]
+    python = str(product.DEFAULT_PREFIX / "bin/python3")
+    command = [python, "-BEs", "-m", f"tests.testbed.inside.{request.module.INSIDE}"]
     topology = getattr(request.module, "DEVICES", None)
     devices = TOPOLOGIES[topology] if topology else None
     shape = machine.Shape(share=share, limit_s=LIMIT_S, devices=devices)

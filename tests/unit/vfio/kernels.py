@@ -32,6 +32,7 @@ class Kernel:
         self.resets: list[tuple[str, str]] = []
         self.effects: dict[str, Effect] = {}
         self.refused: dict[str, int] = {}  # the end of a path -> errno
+        self.unable: set[str] = set()  # ways to reset that are listed, and cannot be done
         self.before: Callable[[], None] = lambda: None
         self.native = {address: self.driver(address) for address in tree.nodes}
         self._lock = threading.Lock()
@@ -86,6 +87,8 @@ class Kernel:
                 self._unbind(address, path)
             case "reset":
                 self._reset(address, path)
+            case "reset_method" if self.unable.intersection(value.split()):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
             case "reset_method" | "power/control":
                 self.at(address, file).write_text(value)
             case _:

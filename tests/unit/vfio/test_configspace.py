@@ -49,6 +49,10 @@ def test_only_ones_or_too_little_is_no_answer() -> None:
     assert not decode(made()[:63]).answers
 
 
+def test_a_virtual_function_answers_although_its_ids_read_as_ones() -> None:
+    assert decode(b"\xff" * 4 + made()[4:]).answers
+
+
 def test_without_root_only_the_header_is_known() -> None:
     found = decode(made(DOWNSTREAM, is_bridge=True, acs=Acs())[:64])
     assert (found.answers, found.is_bridge, found.whole) == (True, True, False)

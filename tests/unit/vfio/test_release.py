@@ -145,6 +145,17 @@ def test_the_next_best_method_counts_if_the_best_one_fails(kernel: Kernel, bus: 
     assert [method for _, method in kernel.resets] == ["bus", "flr"]
 
 
+def test_a_listed_method_that_the_kernel_does_not_take_is_no_reason_to_fail(
+    kernel: Kernel, bus: Bus, ledger: Ledger
+) -> None:
+    kernel.unable = {
+        "bus"
+    }  # as of a card's first function, where the list is from before the others were known
+    assert Release(bus, ledger).give_back(used(bus, ledger, ONE)) == {}
+    assert [method for _, method in kernel.resets] == ["flr"]
+    assert bus.read(ONE, "reset_method") == "flr"
+
+
 def test_one_fails_and_the_others_are_free(kernel: Kernel, bus: Bus, ledger: Ledger) -> None:
     failed = Release(bus, ledger).give_back(used(bus, ledger, ONE, TWO, THREE))
     assert list(failed) == [THREE]
@@ -162,6 +173,14 @@ def test_before_linux_5_15_the_kernel_chooses(kernel: Kernel, bus: Bus, ledger: 
 def test_a_method_that_nobody_knows_comes_last(kernel: Kernel, bus: Bus) -> None:
     kernel.at(ONE, "reset_method").write_text("pm hypothetical flr bus\n")
     assert reset.methods(bus, ONE, read(bus.root, ONE)) == ("bus", "flr", "pm", "hypothetical")
+
+
+def test_a_virtual_function_is_never_reset_with_the_card_that_others_have_parts_of(
+    kernel: Kernel, bus: Bus, ledger: Ledger
+) -> None:
+    kernel.at(ONE, "physfn").symlink_to(kernel.at(TWO))
+    assert Release(bus, ledger).give_back(used(bus, ledger, ONE)) == {}
+    assert kernel.resets == [(str(ONE), "flr")]
 
 
 def test_a_reset_that_does_not_end_is_a_quarantine_and_tried_no_other_way(
@@ -316,6 +335,12 @@ def test_what_a_driver_changes_is_no_difference() -> None:
     header[0x3C] = 0xFF  # interrupt line
     assert differences(before, Condition(bytes(header), 16, 32.0)) == []
     assert differences(before, Condition(before.header, 16, 1.0)) == ["link of 1 GT/s, was 2.5"]
+
+
+def test_a_virtual_function_answers_although_its_ids_read_as_ones() -> None:
+    header = b"\xff" * 4 + bytes(range(60))
+    assert Condition(header, 0, 0.0).answers
+    assert not Condition(b"\xff" * 64, 0, 0.0).answers
 
 
 def test_a_condition_goes_through_the_ledger_unchanged(kernel: Kernel) -> None:
