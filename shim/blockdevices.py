@@ -1,5 +1,7 @@
 """Block devices of the host's that a container asks for: which, where in the container, and for what.
 
+Clients give a privileged container every device that the host happens to have: these were not asked for.
+
 Pure: from linux.devices and the rules of linux.resources.devices. It must not know how a guest gets them.
 """
 
@@ -41,6 +43,18 @@ def asked_for(spec: Spec) -> tuple[BlockDevice, ...]:
         for device in spec.devices
         if device.type == BLOCK
     )
+
+
+def may_use_all(spec: Spec) -> bool:
+    """Whether the rules of its devices allow every one, as a privileged container's do."""
+    allowed = False
+    for rule in _rules(spec.document):
+        if rule.get("allow") is not True:
+            allowed = False
+        elif rule.get("type") in (None, "", EVERY):
+            numbers = {rule.get("major"), rule.get("minor")}
+            allowed = allowed or (numbers <= {None, -1} and set(rule.get("access") or "rwm") == set("rwm"))
+    return allowed
 
 
 def without_rules(resources: Document, numbers: Collection[tuple[int, int]] = ()) -> Document:

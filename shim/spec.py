@@ -6,11 +6,11 @@ It mounts nothing and must not know how files get into a guest.
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rpc.errors import InvalidArgument, Unimplemented
 from shim import resources
-from shim.blockdevices import BLOCK, BlockDevice, asked_for, without_rules
+from shim.blockdevices import BLOCK, BlockDevice, asked_for, may_use_all, without_rules
 from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.devicewishes import DeviceWishes, is_vfio, wishes_of
 from shim.fields import Table, leave_out, refuse
@@ -32,12 +32,16 @@ GUEST_DEVICES = {"fuse": (10, 229), "net/tun": (10, 200)}
 
 # What sharing the host's would mean, and why a VM cannot.
 HOST_NAMESPACES = {
-    "network": ("host network", "a VM has a network stack of its own; run without --net-host / hostNetwork"),
+    "network": (
+        "host network",
+        "a VM has a network stack of its own; run without --net-host / --network=host / hostNetwork",
+    ),
     "pid": ("host PID namespace", "the host's processes are not in the VM; run without --pid=host / hostPID"),
     "ipc": (
         "host IPC namespace",
         "the host's IPC objects are not in the VM; run without --ipc=host / hostIPC",
     ),
+    "uts": ("host UTS namespace", "a VM has a host name of its own; run without --uts=host"),
 }
 
 # The namespaces that a guest's runtime makes for a container; a path would be one of the host's.
@@ -108,22 +112,41 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
     refuse(spec.document, REFUSED, "")
     refuse(spec.document.get("process") or {}, REFUSED_OF_PROCESSES, "process.")
     resources.for_guest((spec.document.get("linux") or {}).get("resources") or {})
-    for device in spec.devices:
-        if device.path in DEFAULT_DEVICES or device.type == BLOCK or _is_guests(device):
-            continue
-        if not is_vfio(device):
-            raise Unimplemented(
-                f"device {device.path}: the host's character devices are not passed into the VM",
-                hint="PCI devices are, by their nodes in /dev/vfio or by annotation (docs/gpus.md); with "
-                "--privileged, leave out the host's devices (privileged_without_host_devices = true in "
-                "containerd's config)",
-            )
+    if foreign := _of_the_hosts_drivers(as_asked(spec)):
+        raise Unimplemented(
+            f"device {foreign[0].path}: the host's character devices are not passed into the VM",
+            hint="PCI devices are, by nodes in /dev/vfio or by annotation (docs/gpus.md); block devices "
+            "are; /dev/fuse and /dev/net/tun are the VM's own",
+        )
     if unknown := spec.hooks.keys() - HOST_HOOKS - GUEST_HOOKS:
         raise Unimplemented(f"hooks {', '.join(sorted(unknown))}: not known to this version")
 
 
 def _numbers_of_vfio(spec: Spec) -> frozenset[tuple[int, int]]:
     return frozenset((device.major, device.minor) for device in spec.devices if is_vfio(device))
+
+
+def _of_the_hosts_drivers(spec: Spec) -> list[Device]:
+    return [
+        device
+        for device in spec.devices
+        if not (
+            device.path in DEFAULT_DEVICES or device.type == BLOCK or _is_guests(device) or is_vfio(device)
+        )
+    ]
+
+
+def as_asked(spec: Spec) -> Spec:
+    """Without devices of the host's that nobody asked for: those of a privileged container that is given all
+    there are, as Docker and containerd do. It gets none of them, as it is privileged in the VM.
+    """
+    if not (may_use_all(spec) and _of_the_hosts_drivers(spec)):
+        return spec
+    linux = spec.document["linux"]
+    kept = [at for at, device in enumerate(spec.devices) if _is_guests(device)]
+    devices = [linux["devices"][at] for at in kept]
+    document = {**spec.document, "linux": {**linux, "devices": devices}}
+    return replace(spec, document=document, devices=tuple(spec.devices[at] for at in kept))
 
 
 def _is_guests(device: Device) -> bool:
@@ -161,6 +184,10 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     Raises InvalidArgument for a mount source that cannot be shared, Unimplemented as refuse_host_access.
     """
     refuse_host_access(spec, siblings)
+    of_privileged: tuple[str, ...] = ()
+    if (asked := as_asked(spec)) is not spec:
+        of_privileged = (f"linux.devices: the host's {len(spec.devices)}: privileged is so in the VM alone",)
+        spec = asked
     document = dict(spec.document)  # what is changed is copied, the rest is only read
     directory = f"{GUEST_SHARE}/{container_id}"
     document["root"] = {"path": f"{directory}/rootfs", "readonly": spec.readonly}
@@ -181,7 +208,7 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     )
     document["linux"], of_linux = leave_out(linux, NEEDLESS, "linux.")
     document["process"], of_process = process_for_guest(document.get("process") or {})
-    ignored = of_process + of_linux
+    ignored = of_process + of_linux + of_privileged
     return GuestSpec(document, tuple(shared), asked_for(spec), wishes_of(spec), ignored, unmet)
 
 

@@ -65,6 +65,6 @@ def wants_of(document: object, settings: Settings, namespace: str, pod_id: str) 
         own_files=spec.has_own_files(wanted),
         shares_directories=spec.shares_directories(wanted),
         hostname=wanted.hostname or pod_id[:12],
-        devices=wishes_of(wanted),
+        devices=wishes_of(spec.as_asked(wanted)),
         owner=wanted.annotations.get(TENANT_ANNOTATION, ""),
     )

@@ -6,6 +6,7 @@ purpose is not counted (NOT_COUNTED).
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +19,6 @@ NOT_COUNTED = (
     "/run/casemate/cache",  # what can be found out again
     "/run/casemate/users",  # locks on the users that QEMUs run as, as many as there were pods at once
     "/run/containerd/fifo",  # ctr's own: it leaves those of a detached exec, with runc as well
-    "/run/docker/netns",  # Docker's own: names of network namespaces that are gone go a minute later
     "/run/mount",  # mount(8)'s own, of the tests that mount
     "/run/libvirt",  # a token that libvirt makes once for the whole host
 )
@@ -65,16 +65,22 @@ def take(ctr: Ctr) -> Census:
     )
 
 
-def left_after(ctr: Ctr, before: Census, timeout_s: float = 5.0) -> list[str]:
+def left_after(
+    ctr: Ctr, before: Census, timeout_s: float = 5.0, but: Callable[[str], bool] = lambda line: False
+) -> list[str]:
     """What is still there that was not before, once it no longer changes for the better or time is up.
+
+    but: what is somebody else's.
 
     containerd and the kernel finish some of their own clean-up after `ctr` returned (closing the shim's
     connection, lazily freed mounts), and announce it to nobody: hence a bounded poll.
     """
     deadline = time.monotonic() + timeout_s
-    while (left := take(ctr).left_since(before)) and time.monotonic() < deadline:
+    while True:
+        left = [line for line in take(ctr).left_since(before) if not but(line)]
+        if not left or time.monotonic() > deadline:
+            return left
         time.sleep(0.05)
-    return left
 
 
 def _processes(instance: Instance) -> list[str]:

@@ -65,6 +65,12 @@ class Docker:
         self.instance.wait_exit(self.pid, DAEMON_S)
         self.pid = 0
 
+    def is_own(self, left: str) -> bool:
+        """Whether a line of a census is of the daemon itself, as with any runtime: it takes away the names of
+        network namespaces a minute later, and may have been started anew meanwhile.
+        """
+        return " /run/docker/" in left or f" {self._daemon} " in left
+
     def command(self, *argv: str) -> list[str]:
         return self.instance.inside(self._client, f"--host={SOCKET}", *argv)
 
@@ -137,6 +143,10 @@ class Docker:
     def exec(self, name: str, *command: str) -> str:
         """What it wrote, if it went well."""
         return self("exec", name, *command).ok().out
+
+    def has_said(self, name: str, words: str) -> bool:
+        """Whether its log has them."""
+        return words in self.out("logs", name)
 
     def inspect(self, name: str) -> dict[str, Any]:
         (found,) = self.json("inspect", name)

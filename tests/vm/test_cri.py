@@ -18,7 +18,7 @@ from tests.vm import cri as support
 from tests.vm.census import CGROUPS
 from tests.vm.cri import OWN_PIDS, POD_PIDS, Cri, failure, mount
 from tests.vm.node import Node
-from tests.vm.pods import FULL, Pods, prepare
+from tests.vm.pods import FULL, MOUNT, Pods, prepare
 from tests.vm.test_pool import Pool
 
 BOOT_ID = ("cat", "/proc/sys/kernel/random/boot_id")
@@ -135,10 +135,6 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=50) as co
         got += data
 assert got in (sent, b"")
 print(len(got), "came back")
-"""
-MOUNT = """\
-import ctypes, sys
-sys.exit(ctypes.CDLL(None).mount(b"none", b"/mnt", b"tmpfs", 0, None))
 """
 
 

@@ -1,7 +1,9 @@
 """Containers as Docker Engine asks for them, through its own daemon and client."""
 
 import json
+import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,11 @@ from bench.instance import RUNTIME
 from tests.vm import census, dockerd
 from tests.vm.conftest import INSTANCE, Instances
 from tests.vm.dockerd import IMAGE, Docker, failure
-from tests.vm.pods import TERMINAL_PROGRAM
+from tests.vm.pods import MOUNT, TERMINAL_PROGRAM
 from tests.vm.test_network import UNTIL, UNTIL_NONE
 
 SETTINGS = """\
-import json, os, resource
+import json, os, resource, stat
 def read(path):
     with open(path) as file:
         return file.read().strip()
@@ -42,6 +44,7 @@ print(json.dumps({
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
     "hosts": "10.1.2.3\\tnowhere" in read("/etc/hosts"),
     "nameserver": "nameserver 10.3.2.1" in read("/etc/resolv.conf"),
+    "tun": stat.S_ISCHR(os.stat("/dev/net/tun").st_mode),
     "parent": read(f"/proc/{os.getppid()}/comm") if os.getppid() else "",
 }))
 """
@@ -69,7 +72,7 @@ def docker(request: pytest.FixtureRequest, engine: Docker) -> Iterator[Docker]:
     before = census.take(engine.ctr)
     yield engine
     engine.instance.clear_config()
-    if left := census.left_after(engine.ctr, before):
+    if left := census.left_after(engine.ctr, before, but=engine.is_own):
         pytest.fail("left behind:\n" + "\n".join(left))
 
 
@@ -106,6 +109,7 @@ def test_a_terminal(docker: Docker) -> None:
     "docker run --cap-drop, --ulimit, --sysctl, --init", "works", "with Docker's seccomp filter"
 )
 @pytest.mark.client("docker run --add-host, --dns", "works", "")
+@pytest.mark.client("docker run --device /dev/net/tun, /dev/fuse", "works", "the guest's own")
 @pytest.mark.client(
     "docker run --memory, --cpus, --pids-limit",
     "works",
@@ -118,7 +122,7 @@ def test_what_a_run_asks_for_holds_in_the_guest(docker: Docker) -> None:
         *("--mount", "type=tmpfs,destination=/more,tmpfs-size=1m", "--cap-drop", "ALL", "--init"),
         *("--ulimit", "nofile=100:200", "--sysctl", "net.core.somaxconn=77"),
         *("--add-host", "nowhere:10.1.2.3", "--dns", "10.3.2.1"),
-        *("--memory", "96m", "--cpus", "0.5", "--pids-limit", "50"),
+        *("--memory", "96m", "--cpus", "0.5", "--pids-limit", "50", "--device", "/dev/net/tun"),
     )
     seen = json.loads(docker.run(*options, IMAGE, "python3", "-c", SETTINGS).ok().out)
     assert seen == {
@@ -138,6 +142,7 @@ def test_what_a_run_asks_for_holds_in_the_guest(docker: Docker) -> None:
         "shm": 3 << 20,
         "hosts": True,
         "nameserver": True,
+        "tun": True,
         "parent": "docker-init",
     }
 
@@ -199,6 +204,11 @@ with socket.socket(type=socket.SOCK_DGRAM) as server:
         server.sendto(head + body + bytes((0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 10, 9, 8, 7)), peer)
 """
 """A name server for which every name has one address."""
+GUESTS_OWN = {
+    *("console", "core", "fd", "full", "fuse", "mqueue", "net", "null", "ptmx", "pts", "random", "shm"),
+    *("stderr", "stdin", "stdout", "tty", "urandom", "zero"),
+}
+"""What may be in a container's /dev that asked for nothing."""
 LOOK_UP = "import socket, sys; print(*map(socket.gethostbyname, sys.argv[1:]))"
 FOREVER = ("sh", "-c", "trap 'echo told; exit 3' TERM; echo up; while :; do sleep 0.1; done")
 
@@ -207,10 +217,19 @@ FOREVER = ("sh", "-c", "trap 'echo told; exit 3' TERM; echo up; while :; do slee
 @pytest.mark.client("docker exec, exec -it, exec --user --env --workdir", "works", "")
 @pytest.mark.client("docker top", "differs", "the one process that stands for the container on the host")
 @pytest.mark.client("docker stats", "works", "CPU, memory, processes of the container's cgroup in the guest")
+@pytest.mark.client("docker run --health-cmd", "works", "")
 @pytest.mark.client("docker pause, unpause", "works", "")
 @pytest.mark.client("docker update --memory", "works", "in the guest, while it runs")
 def test_a_container_that_runs(docker: Docker) -> None:
-    with docker.detached(*FOREVER, options=("--memory", "128m")) as first:
+    healthy = (
+        "--health-cmd",
+        "test -e /etc/passwd",
+        "--health-start-interval",
+        "1s",
+        "--health-start-period",
+        "99s",
+    )
+    with docker.detached(*FOREVER, options=("--memory", "128m", *healthy)) as first:
         name = f"{first}-renamed"
         docker("rename", first, name).ok()
         try:
@@ -223,7 +242,7 @@ def test_a_container_that_runs(docker: Docker) -> None:
             done = docker("exec", "-u", "7", "-e", "GIVEN=x", "-w", "/usr", name, "sh", "-c", script)
             assert (done.code, done.out) == (5, "7\nx\n/usr\n")
             with docker.terminal("exec", "-it", name, "python3", "-c", TERMINAL_PROGRAM) as terminal:
-                terminal.expect(rb"isatty True True True", 20)
+                terminal.expect(rb"isatty True True True", 60)
                 terminal.write(b"quit\n")
                 assert terminal.finish(20)[0] == 7
 
@@ -234,6 +253,9 @@ def test_a_container_that_runs(docker: Docker) -> None:
             assert int(shown["PIDs"]) >= 1
             assert float(shown["MemPerc"].rstrip("%")) > 0
 
+            docker.wait(
+                lambda: docker.inspect(name)["State"]["Health"]["Status"] == "healthy", "a check went well"
+            )
             docker("pause", name).ok()
             assert docker.inspect(name)["State"]["Status"] == "paused"
             assert "paused" in failure(docker("exec", name, "true"))
@@ -246,7 +268,7 @@ def test_a_container_that_runs(docker: Docker) -> None:
 
 @pytest.mark.client("docker cp", "works", "both ways, while it runs and when it has ended")
 @pytest.mark.client("docker diff, commit", "works", "")
-@pytest.mark.client("docker stop, start, restart, kill --signal, wait, rm", "works", "")
+@pytest.mark.client("docker stop, start, restart, kill --signal, attach, wait, rm", "works", "")
 def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("from the host\n")
     with docker.detached(*FOREVER) as name:
@@ -271,9 +293,12 @@ def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tm
         docker("start", name).ok()
         assert docker.exec(name, "cat", "/srv/out") == "from the guest\n"
         docker("restart", "--time", "0", name).ok()
-        with docker.begin("wait", name) as waiting:
-            docker("kill", "--signal", "KILL", name).ok()
-            assert waiting.finish(20).out == "137\n"
+        docker.wait(lambda: docker.out("logs", name).count("up") == 3, "its trap is set")
+        with docker.begin("attach", name) as attached:
+            docker("kill", "--signal", "TERM", name).ok()
+            done = attached.finish(20)
+        assert (done.code, done.out) == (3, "told\n")
+        assert docker.out("wait", name) == "3"
 
 
 @pytest.mark.client("docker run --restart", "works", "in a new VM each time")
@@ -341,3 +366,66 @@ def test_names_of_containers_and_of_the_world(docker: Docker) -> None:
 def test_no_network(docker: Docker) -> None:
     shown = docker.run("--network", "none", IMAGE, "ls", "/sys/class/net").ok().out
     assert shown.split() == ["lo"]
+
+
+@pytest.mark.client("docker run --privileged", "differs", "in its own VM, without the host's devices")
+def test_a_privileged_container_is_so_in_its_own_machine(docker: Docker) -> None:
+    script = 'python3 -c "$1" && echo 1 >/proc/sys/vm/overcommit_memory && ls /dev'
+    devices = docker.run("--privileged", IMAGE, "sh", "-c", script, "sh", MOUNT).ok().out.split()
+    assert "null" in devices
+    assert set(devices) <= GUESTS_OWN
+
+
+@pytest.mark.client("docker run --memory (exceeded)", "works", "inspect says OOMKilled")
+def test_a_container_beyond_its_memory_is_killed_and_said_to_have_been(docker: Docker) -> None:
+    command = ("python3", "-c", "bytearray(200 << 20)")
+    with docker.detached(*command, options=("--memory", "48m", "--memory-swap", "48m")) as name:
+        assert docker.out("wait", name) == "137"
+        assert docker.inspect(name)["State"]["OOMKilled"] is True
+
+
+@pytest.mark.client("docker run --network=host", "refused", "host network: not possible in a VM")
+@pytest.mark.client("docker run --pid=host, --ipc=host, --uts=host", "refused", "host ... namespace")
+@pytest.mark.client("docker run --network, --pid container:X", "refused", "two VMs share no namespace")
+@pytest.mark.client("docker run --device (a character device)", "refused", "its driver is the host's")
+@pytest.mark.client("docker run --volume (of a socket)", "refused", "its other end is on the host")
+@pytest.mark.client("docker run --memory-swappiness, --oom-kill-disable", "refused", "not in cgroups v2")
+def test_what_a_machine_cannot_have_is_refused_with_a_reason(docker: Docker) -> None:
+    with docker.detached("sleep", "1000") as other:
+        for options, words in (
+            (("--network=host",), ("host network", "--network=host")),
+            (("--pid=host",), ("host PID namespace", "--pid=host")),
+            (("--ipc=host",), ("host IPC namespace", "--ipc=host")),
+            (("--uts=host",), ("host UTS namespace", "--uts=host")),
+            ((f"--network=container:{other}",), ("interface eth0 is another pod's", "two VMs")),
+            ((f"--pid=container:{other}",), ("pid namespace /proc/", "cannot join the host's")),
+            (("--device=/dev/ttyS0",), ("device /dev/ttyS0", "not passed into the VM")),
+            (("--volume=/run/docker.sock:/s",), ("/run/docker.sock is a socket", "on the host")),
+            (("--memory-swappiness=10",), ("swappiness",)),
+        ):
+            said = failure(docker.run(*options, IMAGE, "true"))
+            for word in words:
+                assert word in said, options
+            assert "Traceback" not in said
+
+
+@pytest.mark.client("docker (dockerd restarted)", "works", "containers end, and --restart=always begins anew")
+@pytest.mark.client("docker (dockerd restarted or killed, live-restore)", "works", "containers go on")
+def test_the_daemon_may_be_restarted(docker: Docker) -> None:
+    script = "mkfifo /fifo; exec 3<>/fifo; echo up; while read line; do echo $line; done <&3"
+    options = ("--restart", "always", "--init")
+    with docker.detached("sh", "-c", script, options=options) as name:
+        docker.stop()
+        docker.start("--live-restore")
+        try:
+            docker.wait(lambda: docker.out("logs", name) == "up\nup", "it runs once more")
+            pid = docker.inspect(name)["State"]["Pid"]
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                docker.stop(number)
+                docker.start("--live-restore")
+                assert docker.inspect(name)["State"]["Pid"] == pid
+                docker.exec(name, "sh", "-c", f"echo {number.name} >/fifo")
+                docker.wait(partial(docker.has_said, name, number.name), "its output is read")
+        finally:
+            docker.stop()
+            docker.start()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from shim import oci
-from shim.blockdevices import BlockDevice, asked_for, without_rules
+from shim.blockdevices import BlockDevice, asked_for, may_use_all, without_rules
 
 DISK = {"path": "/dev/disk", "type": "b", "major": 7, "minor": 3}
 
@@ -50,3 +50,25 @@ def test_rules_about_the_hosts_numbers_do_not_reach_the_guest() -> None:
     given = {"memory": {"limit": 1}, "devices": [everything, char, rule("rwm", type="b", major=7, minor=3)]}
     assert without_rules(given) == {"memory": {"limit": 1}, "devices": [everything, char]}
     assert without_rules({}) == {}
+
+
+EVERY = {"allow": True, "access": "rwm"}
+NONE = {"allow": False, "access": "rwm"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "all_of_them"),
+    [
+        ([EVERY], True),
+        ([NONE, {"allow": True, "type": "a", "major": -1, "minor": -1, "access": "rwm"}], True),
+        ([EVERY, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}], True),
+        ([EVERY, NONE], False),
+        ([NONE], False),
+        ([{"allow": True, "access": "rw"}], False),
+        ([{"allow": True, "type": "c", "access": "rwm"}], False),
+        ([{"allow": True, "major": 8, "access": "rwm"}], False),
+        ([], False),
+    ],
+)
+def test_whether_every_device_may_be_used(rules: list[dict[str, Any]], all_of_them: bool) -> None:
+    assert may_use_all(spec(rules)) is all_of_them
