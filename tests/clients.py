@@ -22,8 +22,8 @@ listed was not tried. `python -m tests.clients` writes this page.
 nerdctl is in none of the registries that the tests may use, and has not been tried. What it asks of a runtime
 is tried without it: hooks as it puts them into config.json, and CNI's own plug-ins, which its hooks call.
 
-Docker is Debian 13's (26.1), on both releases. `docker run --runtime io.containerd.casemate.v2`, or
-`default-runtime` in its daemon.json.
+Docker is Debian 13's (26.1), on both releases, with containerd 1.7. `docker run --runtime
+io.containerd.casemate.v2`, or `"default-runtime": "io.containerd.casemate.v2"` in its daemon.json.
 """
 
 

@@ -15,6 +15,7 @@ from images import builder, oci
 from images.kernel import KernelKind
 from images.store import ImageStore
 from tests.vm import builds, census
+from tests.vm.cri import Cri, CriInstances
 from tests.vm.pods import FULL, IMAGE, Pods, prepare
 
 KERNEL_VARIABLE = "CASEMATE_TEST_KERNEL"
@@ -99,6 +100,32 @@ def ctr(instance: Instance, instances: Instances) -> Iterator[Ctr]:
     if left:
         instances.discard(instance)
         pytest.fail("left behind:\n" + "\n".join(left))
+
+
+@pytest.fixture(scope="session")
+def cri_instances(demo_archive: Path, image_store: Path) -> Iterator[CriInstances]:
+    instances = CriInstances(demo_archive, image_store)
+    yield instances
+    instances.close()
+
+
+@pytest.fixture
+def cri_instance(request: pytest.FixtureRequest, cri_instances: CriInstances) -> Instance:
+    return cri_instances.get(getattr(request, "param", FULL))
+
+
+@pytest.fixture
+def cri(cri_instance: Instance, cri_instances: CriInstances) -> Iterator[Cri]:
+    """crictl with a census before and after: whatever the test leaves behind fails it."""
+    cri = Cri(cri_instance)
+    before = census.take(cri.ctr)
+    yield cri
+    cri_instance.clear_config()
+    left = census.left_after(cri.ctr, before)
+    if left:
+        log = cri_instance.log_tail()
+        cri_instances.discard(cri_instance)
+        pytest.fail("left behind:\n" + "\n".join(left) + "\n" + log)
 
 
 @pytest.fixture

@@ -15,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench.ctr import NAMESPACE as CTR_NAMESPACE
 from bench.ctr import Ctr, CtrFailed, CtrTimeout, Result, Running, Terminal
 from bench.instance import CHECKOUT, Instance
 from images import oci
 from shim.paths import PodPaths
-from tests.vm import builds
+from tests.vm import builds, census
+from tests.vm.pods import prepare
 
 IMAGE = oci.DEMO
 NAMESPACE = "k8s.io"
@@ -48,6 +51,8 @@ OWN_PIDS = {"security_context": {"namespace_options": {"pid": 1}}}
 """Of a pod and of a container: each container has process IDs of its own, as Kubernetes has it by default."""
 POD_PIDS = {"security_context": {"namespace_options": {"pid": 0}}}
 
+BOOT_ID = ("cat", "/proc/sys/kernel/random/boot_id")
+FOREVER = ("sleep", "1000")
 POD_FILE = "pod.json"
 _numbers = itertools.count(1)
 
@@ -184,6 +189,12 @@ class CriPod:
         path.write_text(json.dumps(config))
         return self.cri("create", self.id, str(path), str(self.logs / POD_FILE)).ok().out.strip()
 
+    def clear(self) -> None:
+        """Its containers, those that run too, are removed: the sandbox stays."""
+        there = self.cri("ps", "--all", "--quiet", "--pod", self.id).ok().out.split()
+        if there:
+            self.cri("rm", "--force", *there).ok()
+
     def run(self, *command: str, **changes: Any) -> str:
         """The id of a container that was started."""
         container = self.create(*command, **changes)
@@ -237,3 +248,44 @@ def failure(result: Result) -> str:
     if result.code == 0:
         raise CtrFailed(f"it did not fail: {result}")
     return result.err
+
+
+def hierarchies() -> list[Path]:
+    """Of cgroups: those of version 1, and the one of version 2 beside them or alone."""
+    if (census.CGROUPS / "cgroup.procs").exists():
+        return [census.CGROUPS]
+    return [
+        top for top in census.CGROUPS.iterdir() if (top / "cgroup.procs").exists() and not top.is_symlink()
+    ]
+
+
+class CriInstances:
+    def __init__(self, demo: Path, store: Path) -> None:
+        self.demo = demo
+        self.store = store
+        self.running: dict[str, Instance] = {}
+
+    def get(self, name: str) -> Instance:
+        if name not in self.running:
+            try:
+                instance = start(name)
+            except builds.NotHereError as reason:
+                pytest.skip(str(reason))
+            self.running[name] = instance
+            prepare(instance, self.demo, self.store)
+            cri = Cri(instance)
+            cri.ctr.import_image(self.demo)
+            with cri.pod() as pod:  # what containerd and its network open once in their lives is open then
+                pod.run("true")
+        return self.running[name]
+
+    def discard(self, instance: Instance) -> None:
+        self.running = {name: other for name, other in self.running.items() if other is not instance}
+        instance.close()
+
+    def close(self) -> None:
+        while self.running:
+            self.running.popitem()[1].close()
+        for top in hierarchies():
+            with contextlib.suppress(FileNotFoundError):
+                (top / CGROUPS[1:]).rmdir()

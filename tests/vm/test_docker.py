@@ -389,7 +389,7 @@ def test_a_container_beyond_its_memory_is_killed_and_said_to_have_been(docker: D
 @pytest.mark.client("docker run --network, --pid container:X", "refused", "two VMs share no namespace")
 @pytest.mark.client("docker run --device (a character device)", "refused", "its driver is the host's")
 @pytest.mark.client("docker run --volume (of a socket)", "refused", "its other end is on the host")
-@pytest.mark.client("docker run --memory-swappiness, --oom-kill-disable", "refused", "not in cgroups v2")
+@pytest.mark.client("docker run --memory-swappiness", "refused", "not in cgroups v2")
 def test_what_a_machine_cannot_have_is_refused_with_a_reason(docker: Docker) -> None:
     with docker.detached("sleep", "1000") as other:
         for options, words in (
