@@ -1,6 +1,8 @@
 """Fixtures of the tests in the bed. Building it takes long where it is not in the cache yet."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tests.testbed.__main__ import ensure
 from tests.testbed.devices import TOPOLOGIES
 from tests.testbed.installation import PLACE
 
+Look = Callable[[str, str], Any]
 LIMIT_S = 900.0
 
 
@@ -22,17 +25,27 @@ def bed() -> machine.Bed:
     return ensure()
 
 
-@pytest.fixture(scope="module")
-def seen(bed: machine.Bed, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
-    """What a program saw in an instance of its own: the module that the test's module names INSIDE.
+@pytest.fixture(scope="session")
+def look_inside(bed: machine.Bed, tmp_path_factory: pytest.TempPathFactory) -> Look:
+    """What a program of inside/ saw in an instance of its own, with this topology's devices, if any."""
 
-    DEVICES, where the test's module has it, names the topology of the instance.
+    @functools.cache
+    def look(program: str, topology: str) -> Any:
+        share = tmp_path_factory.mktemp("share")
+        python = str(product.DEFAULT_PREFIX / "bin/python3")
+        command = [python, "-BEs", "-m", f"tests.testbed.inside.{program}"]
+        devices = TOPOLOGIES[topology] if topology else None
+        shape = machine.Shape(share=share, limit_s=LIMIT_S, devices=devices)
+        assert machine.run(bed, ["env", "--chdir", PLACE, *command], shape) == 0
+        return json.loads(Path(share, "seen.json").read_text())
+
+    return look
+
+
+@pytest.fixture(scope="module")
+def seen(look_inside: Look, request: pytest.FixtureRequest) -> Any:
+    """Of the program that the test's module names INSIDE, in an instance with what it names DEVICES.
+
+    Modules that name the same share one instance.
     """
-    share = tmp_path_factory.mktemp("share")
-    python = str(product.DEFAULT_PREFIX / "bin/python3")
-    command = [python, "-BEs", "-m", f"tests.testbed.inside.{request.module.INSIDE}"]
-    topology = getattr(request.module, "DEVICES", None)
-    devices = TOPOLOGIES[topology] if topology else None
-    shape = machine.Shape(share=share, limit_s=LIMIT_S, devices=devices)
-    assert machine.run(bed, ["env", "--chdir", PLACE, *command], shape) == 0
-    return json.loads(Path(share, "seen.json").read_text())
+    return look_inside(request.module.INSIDE, getattr(request.module, "DEVICES", ""))

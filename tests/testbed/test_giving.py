@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-INSIDE = "giving"
+from tests.testbed.conftest import Look
+
 DEVICES = "gpu-host"
 GIB = 1 << 30
 RAM_BYTES = 2 << 20  # as inside/giving.py has it
@@ -14,6 +15,11 @@ RESETS = {
     **dict.fromkeys(("a6000", "a6000-audio"), "flr"),
 }
 NATIVE = {"nvme0": "nvme", "nic0": "igb"}
+
+
+@pytest.fixture(scope="module")
+def seen(look_inside: Look) -> Any:
+    return look_inside("gpu_host", DEVICES)["giving"]
 
 
 @pytest.fixture(scope="module")

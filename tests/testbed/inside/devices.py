@@ -1,17 +1,14 @@
-"""Run in the bed by test_devices.py: what casemate finds of the instance's devices.
+"""Run in the bed for test_devices.py: what casemate finds of the instance's devices.
 
-Writes what it saw to /share/seen.json; what that should be is the test's business.
+What that should be is the test's business.
 """
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from tests.testbed.inside import places
-
-SEEN = Path("/share/seen.json")
 
 
 def casemate(*words: str) -> dict[str, object]:
@@ -22,23 +19,14 @@ def casemate(*words: str) -> dict[str, object]:
     return {"code": done.returncode, "said": json.loads(done.stdout), "seconds": seconds}
 
 
-def main() -> int:
+def look() -> dict[str, object]:
     where = places.addresses()
-    SEEN.write_text(
-        json.dumps(
-            {
-                "places": where,
-                "list": casemate("gpu", "list", "--all"),
-                "audit": casemate("gpu", "audit"),
-                "one": casemate("gpu", "audit", where["gpu0"], where["gpu2"]),
-                "shared": casemate("gpu", "audit", where["edu1"]),
-                "nodes": Path("/sys/devices/system/node/online").read_text().strip(),
-                "iommu": Path("/dev/iommu").exists(),
-            }
-        )
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {
+        "places": where,
+        "list": casemate("gpu", "list", "--all"),
+        "audit": casemate("gpu", "audit"),
+        "one": casemate("gpu", "audit", where["gpu0"], where["gpu2"]),
+        "shared": casemate("gpu", "audit", where["edu1"]),
+        "nodes": Path("/sys/devices/system/node/online").read_text().strip(),
+        "iommu": Path("/dev/iommu").exists(),
+    }

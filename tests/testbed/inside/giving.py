@@ -1,19 +1,18 @@
-"""Run in the bed by test_giving.py: devices of each kind go to vfio-pci, are used, reset and given back.
+"""Run in the bed for test_giving.py: devices of each kind go to vfio-pci, are used, reset and given back.
 
-Writes what it saw to /share/seen.json; what that should be is the test's business.
+What should be seen is the test's business.
 """
 
-import json
 import mmap
 import os
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from config.load import load
 from tests.testbed.gauges import Fault
 from tests.testbed.inside import places, vfiouse
 from vfio import inventory, isolation
@@ -26,7 +25,6 @@ from vfio.names import PciNames
 from vfio.offer import offer
 from vfio.release import Release
 
-SEEN = Path("/share/seen.json")
 PCI = Path("/sys/bus/pci/devices")
 IOVA = 0x100000
 RAM_BYTES = 2 << 20
@@ -209,27 +207,23 @@ def pulled(host: Host) -> Trip:
     return host.trip("pulled", "gpu3", use=use)
 
 
-def main() -> int:
+def give() -> dict[str, object]:
+    """What leaves a device gone or in quarantine comes last."""
     seen: dict[str, object] = {}
-    with Ledger(Path("/var/lib/casemate/ledger")) as ledger:
+    with Ledger(Path(load().ledger_dir)) as ledger:
         host = Host(ledger)
         steps: dict[str, Callable[[], object]] = {
             "each_kind": lambda: asdict(each_kind(host)),
             "virtual_functions": lambda: virtual_functions(host),
-            "shared": lambda: asdict(host.trip("shared", "edu1")),
             "narrow": lambda: asdict(host.trip("narrow", "gpu1", fault=Fault.NARROW_AFTER_RESET)),
             "narrow_cleared": lambda: cleared(host, "gpu1"),
             "dies": lambda: asdict(host.trip("dies", "gpu2", fault=Fault.DIES_BY_RESET)),
             "dies_cleared": lambda: cleared(host, "gpu2"),
+            "shared": lambda: asdict(host.trip("shared", "edu1")),
             "pulled": lambda: asdict(pulled(host)),
         }
         for name, step in steps.items():
             began = time.monotonic()
             seen[name] = step()
             print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
-    SEEN.write_text(json.dumps(seen))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return seen
