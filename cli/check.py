@@ -115,7 +115,6 @@ def _checks() -> tuple[Check, ...]:
         host.host_name,
         host.cgroups,
         host.memory,
-        host.locked_memory,
         host.hugepages,
         host.iommu,
         devices.devices,

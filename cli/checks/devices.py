@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+from cli.checks.programs import versions
 from cli.checks.result import CheckContext, Result, ok, warning
 from rpc.errors import FailedPrecondition
+from shim.vm.versions import lacking
 from vfio import inventory, isolation
 from vfio.findings import Code, Severity
 from vfio.inventory import Device
@@ -38,8 +40,10 @@ def devices(context: CheckContext) -> Iterator[Result]:
             "modprobe vfio-pci, and vfio-pci in /etc/modules-load.d/casemate.conf for the next boot",
         )
     else:
-        way = "iommufd" if context.path("/dev/iommu").exists() else "groups alone (no /dev/iommu)"
-        yield ok("vfio-pci", f"loaded, with {way}")
+        lacks = lacking("iommufd", versions(context))
+        if not lacks and not context.path("/dev/iommu").exists():
+            lacks = "no /dev/iommu"
+        yield ok("vfio-pci", f"loaded; by groups, not by iommufd: {lacks}" if lacks else "loaded; by iommufd")
     for finding in audit.host:
         if finding.severity is Severity.REFUSED:
             word = "" if audit.refuses(finding) else " (waived)"

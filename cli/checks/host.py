@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from cli.checks.result import CheckContext, Result, failure, ok, warning
 from rpc.errors import CasemateError
@@ -125,36 +123,6 @@ def memory(context: CheckContext) -> Iterator[Result]:
         )
     else:
         yield ok("memory", found)
-
-
-def locked_memory(context: CheckContext) -> Iterator[Result]:
-    """RLIMIT_MEMLOCK as a shim gets it: containerd's, or ours where containerd cannot be seen."""
-    from cli.checks.containerd import daemon_pid
-
-    pid = daemon_pid(context.containerd)
-    whose = "containerd's" if pid else "this shell's"
-    soft = _memlock(Path(f"/proc/{pid}/limits")) if pid else resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    name = "locked memory limit"
-    if soft == resource.RLIM_INFINITY:
-        yield ok(name, f"none ({whose})")
-    elif context.path("/sys/kernel/iommu_groups").is_dir() and any(
-        context.path("/sys/kernel/iommu_groups").iterdir()
-    ):
-        yield warning(
-            name,
-            f"{soft >> 10} KiB ({whose}): a pod with a device needs all its memory locked",
-            "LimitMEMLOCK=infinity in containerd's unit (systemctl edit containerd)",
-        )
-    else:
-        yield ok(name, f"{soft >> 10} KiB ({whose}); only devices would need more")
-
-
-def _memlock(limits: Path) -> int:
-    for line in limits.read_text().splitlines():
-        if line.startswith("Max locked memory"):
-            soft = line.split()[3]
-            return resource.RLIM_INFINITY if soft == "unlimited" else int(soft)
-    raise ValueError(f"{limits}: no line about locked memory")
 
 
 def host_name(context: CheckContext) -> Iterator[Result]:

@@ -54,6 +54,25 @@ def libvirt(context: CheckContext) -> Iterator[Result]:
         yield failure("libvirt", f"{_dotted(version)}, without its QEMU driver ({_EMBEDDED_DRIVER})", install)
 
 
+def versions(context: CheckContext) -> dict[str, tuple[int, int] | None]:
+    """What shim/vm/versions.py compares; None of what is not there, or does not say."""
+    found: dict[str, tuple[int, int] | None] = {"QEMU": None, "libvirt": None}
+    try:
+        said = run([programs.qemu(context.settings), "--version"], timeout_s=_QUERY_TIMEOUT_S)
+        if version := re.search(rb"version (\d+)\.(\d+)", said):
+            found["QEMU"] = int(version[1]), int(version[2])
+    except CasemateError:
+        pass  # a line of its own says why
+    try:
+        import libvirt as binding
+
+        number = binding.getVersion()
+        found["libvirt"] = number // 1_000_000, number // 1_000 % 1_000
+    except ImportError:
+        pass
+    return found
+
+
 def virtiofsd(context: CheckContext) -> Iterator[Result]:
     yield _file("virtiofsd", lambda: programs.virtiofsd(context.settings), executable=True)
 

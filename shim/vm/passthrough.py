@@ -186,9 +186,9 @@ def check(functions: Sequence[Function], answer: api.DevicesResponse) -> None:
             failed += [f"  {printable(line, 200)}" for line in (one.words if one is not None else ())[:16]]
             continue
         driver = printable(one.driver, _MOST_NAME) or "without a driver, an entry of sysfs alone"
-        nodes = " ".join(printable(node, _MOST_NAME) for node in one.nodes[:16])
+        words = [driver, *(printable(node, _MOST_NAME) for node in one.nodes[:16])]
         at = printable(one.address, _MOST_NAME)
-        log.info("device %s is %s in the guest: %s %s", function.address, at, driver, nodes)
+        log.info("device %s is %s in the guest: %s", function.address, at, " ".join(words))
     if failed:
         raise _not_up(failed)
 

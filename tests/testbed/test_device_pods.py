@@ -26,6 +26,14 @@ def bars(line: str) -> list[int]:
 # --- a disk ---
 
 
+def test_a_disk_that_the_host_has_mounted_stays_the_hosts(seen: Any) -> None:
+    mounted = seen["mounted"]
+    assert mounted["done"]["code"] != 0
+    assert "disk-in-use" in mounted["done"]["err"]
+    assert "is mounted at /mnt" in mounted["done"]["err"]
+    assert (mounted["driver"], mounted["is_mounted"], mounted["states"]) == ("nvme", True, {})
+
+
 def test_a_container_writes_to_its_nvme_at_the_path_that_it_asked_for(seen: Any) -> None:
     assert seen["nvme"]["done"]["code"] == 0, seen["nvme"]["done"]
     assert seen["nvme"]["done"]["out"].endswith(WORDS)
@@ -116,27 +124,47 @@ def test_a_killed_shim_leaves_a_ledger_that_is_right(gpus: Any) -> None:
     assert set(gpus["drivers"].values()) == {""}  # as they were before
 
 
-# --- by a node ---
+# --- by a node, the legacy way, a card that is not what it was ---
 
 
-def test_a_node_of_vfio_is_a_request_for_the_device(seen: Any) -> None:
-    done = seen["by_node"]["done"]
-    assert done["code"] == 0, done
-    (line, up) = done["out"].splitlines()
-    assert line.startswith("0x1234 0x11e8 ")
-    assert bars(line)[0] == 1 << 20
-    assert up == "up"
+@pytest.fixture(scope="module")
+def odd(seen: Any) -> Any:
+    return seen["by_node"]
 
 
-def test_without_iommufd_it_is_passed_the_legacy_way(seen: Any) -> None:
-    way, why = seen["by_node"]["way"]
-    assert way == "legacy"
-    assert "no /dev/iommu" in why
+def test_a_node_of_vfio_is_a_request_for_the_device_and_a_card_has_its_functions(odd: Any) -> None:
+    lines = {tuple(line.split()[:2]): line for line in odd["sees"]}
+    assert set(lines) == {("0x1234", "0x11e8"), ("0x10de", "0x2230"), ("0x10de", "0x1aef")}
+    assert bars(lines["0x1234", "0x11e8"])[0] == 1 << 20
+    card, audio = (lines["0x10de", ids].split()[2] for ids in ("0x2230", "0x1aef"))
+    assert (card[:-1], card[-1], audio[-1]) == (audio[:-1], "0", "1")
 
 
-def test_what_was_bound_ahead_stays_bound_and_is_free(seen: Any) -> None:
-    assert (seen["by_node"]["states"], seen["by_node"]["driver"]) == ({}, "vfio-pci")
+def test_without_iommufd_they_are_passed_the_legacy_way(odd: Any) -> None:
+    assert odd["record"]["device_access"] == "legacy"
+    assert "no /dev/iommu" in odd["record"]["device_access_reason"]
+    groups = [name for name in odd["qemu"]["nodes"] if name != "vfio/vfio"]
+    assert len(groups) == 2
+    assert set(odd["qemu"]["open"]) == {"/dev/vfio/vfio", *(f"/dev/{name}" for name in groups)}
+
+
+def test_devices_go_beside_files_by_9p(odd: Any) -> None:
+    assert odd["record"]["files"] == "9p"
+
+
+def test_what_was_bound_ahead_stays_bound_and_is_free(odd: Any) -> None:
+    assert "edu0" not in odd["states"]
+    assert odd["drivers"]["edu0"] == "vfio-pci"
+
+
+def test_a_card_that_comes_back_from_its_reset_with_less_is_quarantined_until_it_is_cleared(odd: Any) -> None:
+    state, pod, reason = odd["states"]["a6000"]
+    assert (state, pod) == ("quarantined", "odd")
+    assert "link of 8 lanes, was 16" in reason
+    assert odd["drivers"]["a6000"] == "vfio-pci"
+    assert odd["cleared"]["code"] == 0, odd["cleared"]
 
 
 def test_nothing_is_left(seen: Any) -> None:
-    assert seen["end"] == {"pods": [], "states": {}}
+    assert seen["end"]["pods"] == []
+    assert seen["end"]["states"].keys() <= {"a6000-audio"}

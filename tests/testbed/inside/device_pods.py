@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from images.oci import DEMO
+from tests.testbed.gauges import Fault
 from tests.testbed.inside import places
 from tests.testbed.inside.one_pod import RUNTIME, timed
 
@@ -41,11 +42,13 @@ head -c {len(WORDS)} /dev/data
 GONE_S = 60.0
 
 
-def ctr(name: str, *words: str, wish: str = "", options: tuple[str, ...] = ()) -> list[str]:
-    """wish: what the annotation says. The guest has the drivers of Debian's cloud kernel."""
+CLOUD = ("--annotation", "dev.casemate.profile=devices")
+
+
+def ctr(name: str, *words: str, wish: str = "", options: tuple[str, ...] = CLOUD) -> list[str]:
+    """wish: what the annotation says. CLOUD: the guest has the drivers of Debian's cloud kernel."""
     asked = ["--annotation", f"dev.casemate/devices={wish}"] if wish else []
-    more = ["--annotation", "dev.casemate.profile=devices", *asked, *options]
-    return ["ctr", "run", "--rm", "--runtime", RUNTIME, *more, DEMO, name, *words]
+    return ["ctr", "run", "--rm", "--runtime", RUNTIME, *asked, *options, DEMO, name, *words]
 
 
 def casemate(*words: str) -> Any:
@@ -68,7 +71,7 @@ def driver(name: str) -> str:
 class Long:
     """A pod that stays until it is ended."""
 
-    def __init__(self, name: str, wish: str = "", options: tuple[str, ...] = ()) -> None:
+    def __init__(self, name: str, wish: str = "", options: tuple[str, ...] = CLOUD) -> None:
         self.name = name
         command = ctr(name, "sh", "-c", f"{LOOK}exec sleep infinity", wish=wish, options=options)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -103,7 +106,7 @@ def qemu(name: str) -> dict[str, Any]:
     limit = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "locked" in line)
     nodes = {}
     for path in sorted([*(root / "vfio").rglob("*"), root / "iommu"]):
-        if path.is_char_device():
+        if path.exists() and path.is_char_device():
             status = path.stat()
             nodes[str(path.relative_to(root))] = [status.st_uid, status.st_mode & 0o777]
     uid = int(Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()[0])
@@ -123,12 +126,32 @@ def until_free(names: tuple[str, ...]) -> dict[str, list[Any]]:
     return left
 
 
+def disk_of(name: str) -> str:
+    (controller,) = os.listdir(PCI / "devices" / places.addresses()[name] / "nvme")
+    return f"/dev/{controller}n1"
+
+
+def mounted() -> dict[str, Any]:
+    """A pod that asks for a disk which the host has mounted."""
+    disk = disk_of("nvme0")
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    subprocess.run(["mount", disk, "/mnt"], check=True)
+    done = timed(ctr("mounted", "true", wish=places.addresses()["nvme0"]))
+    seen = {
+        "done": done,
+        "driver": driver("nvme0"),
+        "is_mounted": os.path.ismount("/mnt"),
+        "states": states(),
+    }
+    subprocess.run(["umount", "/mnt"], check=True)
+    return seen
+
+
 def one_nvme() -> dict[str, Any]:
     wish = f"{places.addresses()['nvme0']},path=/dev/data"
     before = driver("nvme0")
     done = timed(ctr("disk", "sh", "-c", DISK, wish=wish))
-    (name,) = os.listdir(PCI / "devices" / places.addresses()["nvme0"] / "nvme")
-    with open(f"/dev/{name}n1", "rb") as disk:
+    with open(disk_of("nvme0"), "rb") as disk:
         words = disk.read(len(WORDS)).decode(errors="replace")
     log = [entry["detail"] for entry in casemate("gpu", "log", places.addresses()["nvme0"])]
     return {"done": done, "before": before, "after": driver("nvme0"), "words": words, "log": log}
@@ -159,22 +182,29 @@ def gpus() -> dict[str, Any]:
 
 
 def by_node() -> dict[str, Any]:
-    """As CDI and `ctr run --device` have it: a device that an operator bound to vfio-pci ahead. On a host
-    without IOMMUFD."""
-    address = places.addresses()["edu0"]
+    """As CDI and `ctr run --device` have it, a device that an operator bound to vfio-pci ahead; beside it a
+    card of two functions, whose link is narrower after its next reset. No IOMMUFD; the tuned kernel.
+    """
+    where = places.addresses()
+    address, card = where["edu0"], where["a6000"]
     (PCI / "devices" / address / "driver_override").write_text(VFIO)
     (PCI / "drivers" / VFIO / "bind").write_text(address)
     group = (PCI / "devices" / address / "iommu_group").readlink().name
     iommu = Path("/dev/iommu").rename("/dev/iommu.away")
-    done = timed(ctr("edu", "sh", "-c", LOOK, options=("--device", f"/dev/vfio/{group}")))
+    pod = Long("odd", card, ("--device", f"/dev/vfio/{group}"))
+    seen: dict[str, Any] = {"sees": pod.sees(), "record": record("odd"), "qemu": qemu("odd")}
+    places.fail("a6000", Fault.NARROW_AFTER_RESET)
+    seen["ended"] = pod.end()
     iommu.rename("/dev/iommu")
-    ended = next(pod for pod in casemate("ps", "--all") if pod["id"] == "edu")
-    way = [ended["device_access"], ended["device_access_reason"]]
-    return {"done": done, "way": way, "states": states(), "driver": driver("edu0")}
+    seen["states"], seen["drivers"] = states(), {name: driver(name) for name in ("edu0", "a6000")}
+    places.fail("a6000", Fault.NONE)
+    seen["cleared"] = timed(["casemate", "gpu", "clear", card])
+    return seen
 
 
 def main() -> int:
-    seen = {"places": places.addresses(), "nvme": one_nvme(), "gpus": gpus(), "by_node": by_node()}
+    seen = {"places": places.addresses(), "mounted": mounted(), "nvme": one_nvme()}
+    seen |= {"gpus": gpus(), "by_node": by_node()}
     seen["end"] = {"pods": casemate("ps"), "states": states()}
     SEEN.write_text(json.dumps(seen))
     return 0

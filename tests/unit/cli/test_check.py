@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -74,7 +73,6 @@ def test_every_line_is_ok_or_has_a_fix(casemate: Casemate) -> None:
         "cgroups",
         "IOMMU",
         "hugepages",
-        "locked memory",
     ):
         assert area in names
 
@@ -237,24 +235,6 @@ def test_memory(context: CheckContext, total_mib: int, free_mib: int, level: Lev
     text = f"MemTotal:  {total_mib << 10} kB\nMemFree: 1 kB\nMemAvailable: {free_mib << 10} kB\n"
     put(context, "/proc/meminfo", text)
     assert one(host_checks.memory, context).level is level
-
-
-def test_locked_memory_matters_only_with_devices(context: CheckContext) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    limit = 1 << 20
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, hard))
-    try:
-        result = one(host_checks.locked_memory, context)
-        assert (result.level, result.found) == (
-            Level.OK,
-            "1024 KiB (this shell's); only devices would need more",
-        )
-        put(context, "/sys/kernel/iommu_groups/0/type")
-        result = one(host_checks.locked_memory, context)
-        assert result.level is Level.WARNING
-        assert "LimitMEMLOCK=infinity" in (result.fix or "")
-    finally:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
 
 
 def test_who_is_not_root_is_told(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,14 +495,6 @@ def test_a_config_that_is_not_there_is_a_warning(
     result = results_of(context)["containerd's config"]
     assert result.level is Level.WARNING
     assert f"{host}/none.toml does not exist" in result.found
-
-
-def test_locked_memory_is_containerds_where_it_runs(
-    context: CheckContext, peer: Callable[..., "subprocess.Popen[bytes]"]
-) -> None:
-    process = peer()
-    resource.prlimit(process.pid, resource.RLIMIT_MEMLOCK, (4096, 4096))
-    assert one(host_checks.locked_memory, context).found.startswith("4 KiB (containerd's)")
 
 
 def test_the_packaged_stanza_is_found(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.checks import devices as of_devices
 from cli.checks.devices import devices
 from cli.checks.result import CheckContext, Level, Result
 from config.sources import read_defaults
@@ -27,14 +28,18 @@ def hgx(tmp_path: Path) -> Tree:
 
 def test_a_server_is_fit(hgx: Tree) -> None:
     vfio, said = check(hgx)
-    assert (vfio.name, vfio.level, vfio.found) == (
-        "vfio-pci",
-        Level.OK,
-        "loaded, with groups alone (no /dev/iommu)",
-    )
+    assert (vfio.name, vfio.level) == ("vfio-pci", Level.OK)
     assert said == Result("devices", Level.OK, "8 of 8 GPUs and switches may be given to pods")
+
+
+def test_which_way_of_vfios_it_will_be_and_why(hgx: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, tuple[int, int] | None] = {"QEMU": (10, 0), "libvirt": (12, 8)}
+    monkeypatch.setattr(of_devices, "versions", lambda _: found)
+    assert check(hgx)[0].found == "loaded; by groups, not by iommufd: no /dev/iommu"
     hgx.put("dev/iommu", "")
-    assert check(hgx)[0].found == "loaded, with iommufd"
+    assert check(hgx)[0].found == "loaded; by iommufd"
+    found["libvirt"] = (11, 3)
+    assert check(hgx)[0].found == "loaded; by groups, not by iommufd: libvirt is 11.3; 12.1 is needed"
 
 
 def test_vfio_pci_that_is_not_there_is_a_warning(hgx: Tree) -> None:

@@ -1,0 +1,69 @@
+"""A shim that is killed while it takes its pod's devices or gives them back: what it leaves is put right."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+from shim import reclaim
+from tests.unit.shim.devicehosts import CARD, FIRST, DeviceHost, settings_of, wishes
+from vfio.ledger.ledger import Ledger
+
+WISH = wishes(text=f"{FIRST}, {CARD}")
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def settings(in_memory: Path) -> Iterator[Settings]:
+    with settings_of(in_memory) as settings:
+        yield settings
+
+
+def life(host: DeviceHost, settings: Settings, writes: int) -> bool:
+    """A shim's from the claim to the release, killed before so many writes to sysfs. Whether it was."""
+    left = [writes]
+
+    def die() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            host.kernel.before = die
+            giver = host.giver(settings)
+            claim, _ = giver.take(WISH)
+            giver.give_back(claim)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status)
+
+
+def test_killed_before_any_write_all_are_free_and_as_they_were(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = DeviceHost(tmp_path / "host")
+    monkeypatch.setattr(reclaim, "Bus", lambda _: host.pci())
+    native, kills = host.drivers(), 0
+    for writes in range(1, 100):
+        if not life(host, settings, writes):
+            break
+        kills += 1
+        taken = reclaim.reclaim(settings, "the test")
+        assert set(taken.values()) <= {None}, (writes, taken)
+        assert (host.states(settings), host.drivers()) == ({}, native), writes
+        with Ledger(Path(settings.ledger_dir)) as ledger:
+            assert (ledger.claims(), ledger.bindings()) == ([], [])
+    assert kills > 10
+    assert reclaim.reclaim(settings, "the test") == {}
