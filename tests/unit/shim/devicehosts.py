@@ -1,6 +1,7 @@
 """A host with devices that pods can be given, as files, and the shim's side of giving (shim/giving.py)."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,9 +80,10 @@ class DeviceHost:
 
 
 @contextmanager
-def settings_of(directory: Path) -> Iterator[Settings]:
-    """An operator's who has decided nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CASEMATE_CONFIG_DIR", str(directory / "etc"))
-        patch.setenv("CASEMATE_LEDGER_DIR", str(directory / "ledger"))
+def settings_in_memory() -> Iterator[Settings]:
+    """An operator's who has decided nothing. A disk's time is not what these tests are about."""
+    shm = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=shm) as directory:
+        patch.setenv("CASEMATE_CONFIG_DIR", f"{directory}/etc")
+        patch.setenv("CASEMATE_LEDGER_DIR", f"{directory}/ledger")
         yield load()

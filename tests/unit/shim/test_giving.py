@@ -17,7 +17,7 @@ from tests.unit.shim.devicehosts import (
     SECOND,
     DeviceHost,
     node,
-    settings_of,
+    settings_in_memory,
     wishes,
 )
 from tests.unit.vfio.machines import CONNECTX6_DX, CONNECTX_VF, H100, INTEL_PORT, NVME
@@ -34,8 +34,8 @@ def host(tmp_path: Path) -> DeviceHost:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
-    with settings_of(tmp_path) as settings:
+def settings() -> Iterator[Settings]:
+    with settings_in_memory() as settings:
         yield settings
 
 

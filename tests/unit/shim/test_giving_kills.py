@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,21 +9,15 @@ import pytest
 
 from config.settings import Settings
 from shim import reclaim
-from tests.unit.shim.devicehosts import CARD, FIRST, DeviceHost, settings_of, wishes
+from tests.unit.shim.devicehosts import CARD, FIRST, DeviceHost, settings_in_memory, wishes
 from vfio.ledger.ledger import Ledger
 
 WISH = wishes(text=f"{FIRST}, {CARD}")
 
 
 @pytest.fixture
-def in_memory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
-        yield Path(directory)
-
-
-@pytest.fixture
-def settings(in_memory: Path) -> Iterator[Settings]:
-    with settings_of(in_memory) as settings:
+def settings() -> Iterator[Settings]:
+    with settings_in_memory() as settings:
         yield settings
 
 
