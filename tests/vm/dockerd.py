@@ -144,9 +144,10 @@ class Docker:
         """What it wrote, if it went well."""
         return self("exec", name, *command).ok().out
 
-    def has_said(self, name: str, words: str) -> bool:
-        """Whether its log has them."""
-        return words in self.out("logs", name)
+    def wait_said(self, name: str, words: str, timeout_s: float = 60.0) -> None:
+        """Until its log has a line of these words, or one that ends so."""
+        with self.begin("logs", "--follow", name) as log:
+            log.read_until(f"{words}\n".encode(), timeout_s)
 
     def inspect(self, name: str) -> dict[str, Any]:
         (found,) = self.json("inspect", name)
@@ -159,7 +160,7 @@ class Docker:
         while not condition():
             if time.monotonic() > deadline:
                 raise CtrTimeout(f"not so within {timeout_s} s: {what}")
-            time.sleep(0.1)
+            time.sleep(0.2)
 
 
 def failure(result: Result) -> str:

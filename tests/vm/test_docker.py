@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -233,7 +232,7 @@ def test_a_container_that_runs(docker: Docker) -> None:
         name = f"{first}-renamed"
         docker("rename", first, name).ok()
         try:
-            docker.wait(lambda: docker.out("logs", name) == "up", "its output is in its log")
+            docker.wait_said(name, "up")
             about = docker.inspect(name)
             assert (about["State"]["Status"], about["HostConfig"]["Runtime"]) == ("running", RUNTIME)
             assert docker.out("ps", "--format", "{{.Names}}") == name
@@ -272,7 +271,7 @@ def test_a_container_that_runs(docker: Docker) -> None:
 def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("from the host\n")
     with docker.detached(*FOREVER) as name:
-        docker.wait(lambda: docker.out("logs", name) == "up", "its trap is set")
+        docker.wait_said(name, "up")  # the trap is set
         docker("cp", str(tmp_path / "in"), f"{name}:/srv/in").ok()
         assert docker.exec(name, "cat", "/srv/in") == "from the host\n"
         docker.exec(name, "sh", "-c", "echo from the guest >/srv/out")
@@ -320,7 +319,7 @@ def test_networks(docker: Docker) -> None:
     docker("network", "create", "later").ok()
     try:
         with docker.detached(*serving, options=options) as server:
-            docker.wait(lambda: "serving" in docker.out("logs", server), "it listens")
+            docker.wait_said(server, "serving")
             networks = docker.inspect(server)["NetworkSettings"]["Networks"]
             address = networks["bridge"]["IPAddress"]
             assert address in docker.exec(server, "ip", "address")
@@ -414,10 +413,10 @@ def test_what_a_machine_cannot_have_is_refused_with_a_reason(docker: Docker) -> 
 def test_the_daemon_may_be_restarted(docker: Docker) -> None:
     script = "mkfifo /fifo; exec 3<>/fifo; echo up; while read line; do echo $line; done <&3"
     options = ("--restart", "always", "--init")
-    with docker.detached("sh", "-c", script, options=options) as name:
-        docker.stop()
-        docker.start("--live-restore")
-        try:
+    try:
+        with docker.detached("sh", "-c", script, options=options) as name:
+            docker.stop()
+            docker.start("--live-restore")
             docker.wait(lambda: docker.out("logs", name) == "up\nup", "it runs once more")
             pid = docker.inspect(name)["State"]["Pid"]
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -425,7 +424,7 @@ def test_the_daemon_may_be_restarted(docker: Docker) -> None:
                 docker.start("--live-restore")
                 assert docker.inspect(name)["State"]["Pid"] == pid
                 docker.exec(name, "sh", "-c", f"echo {number.name} >/fifo")
-                docker.wait(partial(docker.has_said, name, number.name), "its output is read")
-        finally:
-            docker.stop()
-            docker.start()
+                docker.wait_said(name, number.name)
+    finally:
+        docker.stop()
+        docker.start()
