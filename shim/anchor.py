@@ -50,7 +50,9 @@ class Anchors:
         """
         if self._uid is None:
             self._uid = anchor_uid(self._locks)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A stream: of SOCK_SEQPACKET a reader that does not wait may be told the end before what was said
+        # last, if both come after it looked and found nothing (__unix_dgram_recvmsg(), net/unix/af_unix.c).
+        ours, theirs = socket.socketpair()
         with ours:
             with theirs:
                 anchor = spawn(

@@ -107,7 +107,7 @@ def told(directory: Path, said: bytes | None) -> tuple[str, str]:
     program = directory / "program"
     program.write_bytes(anchor_program.program())
     program.chmod(0o500)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = socket.socketpair()
     if said is not None:
         ours.send(said)
     ours.shutdown(socket.SHUT_WR)
