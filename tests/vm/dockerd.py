@@ -54,6 +54,7 @@ class Docker:
             f"--data-root={self.instance.base}/docker",
             f"--host={SOCKET}",
             f"--default-runtime={RUNTIME}",
+            "--exec-opt=native.cgroupdriver=cgroupfs",  # as on every host, with systemd or without
             f"--cgroup-parent=/{CGROUPS}",
             *options,
         ]

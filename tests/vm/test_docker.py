@@ -1,7 +1,9 @@
 """Containers as Docker Engine asks for them, through its own daemon and client."""
 
 import json
+import os
 import signal
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -388,8 +390,9 @@ def test_a_container_beyond_its_memory_is_killed_and_said_to_have_been(docker: D
 @pytest.mark.client("docker run --network, --pid container:X", "refused", "two VMs share no namespace")
 @pytest.mark.client("docker run --device (a character device)", "refused", "its driver is the host's")
 @pytest.mark.client("docker run --volume (of a socket)", "refused", "its other end is on the host")
-@pytest.mark.client("docker run --memory-swappiness", "refused", "not in cgroups v2")
 def test_what_a_machine_cannot_have_is_refused_with_a_reason(docker: Docker) -> None:
+    serial = docker.instance.work / "serial"
+    os.mknod(serial, stat.S_IFCHR | 0o600, os.makedev(4, 64))
     with docker.detached("sleep", "1000") as other:
         for options, words in (
             (("--network=host",), ("host network", "--network=host")),
@@ -398,9 +401,8 @@ def test_what_a_machine_cannot_have_is_refused_with_a_reason(docker: Docker) -> 
             (("--uts=host",), ("host UTS namespace", "--uts=host")),
             ((f"--network=container:{other}",), ("interface eth0 is another pod's", "two VMs")),
             ((f"--pid=container:{other}",), ("pid namespace /proc/", "cannot join the host's")),
-            (("--device=/dev/ttyS0",), ("device /dev/ttyS0", "not passed into the VM")),
+            ((f"--device={serial}:/dev/ttyS0",), ("device /dev/ttyS0", "not passed into the VM")),
             (("--volume=/run/docker.sock:/s",), ("/run/docker.sock is a socket", "on the host")),
-            (("--memory-swappiness=10",), ("swappiness",)),
         ):
             said = failure(docker.run(*options, IMAGE, "true"))
             for word in words:
