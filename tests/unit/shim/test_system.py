@@ -131,3 +131,14 @@ def test_a_full_disk_is_told_from_other_errors() -> None:
     assert system.is_no_space(OSError(28, "No space left on device"))
     assert system.is_no_space(OSError(122, "Disk quota exceeded"))
     assert not system.is_no_space(OSError(5, "Input/output error"))
+
+
+def test_who_keeps_little_memory_gets_no_huge_pages_unasked_nor_do_its_children() -> None:
+    """prctl(2) answers what was set: 1, or 3 where programs may still ask (Linux 6.18)."""
+    ask = "import ctypes; print(ctypes.CDLL(None).prctl(42, 0, 0, 0, 0), flush=True)"  # PR_GET_THP_DISABLE
+    code = f"{ask}\nimport os, sys; from shim import system\nsystem.keep_little_memory()\n{ask}\n"
+    code += f"os.execv(sys.executable, [sys.executable, '-c', {ask!r}])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, *after = said.split()
+    assert before == "0"
+    assert after in (["1", "1"], ["3", "3"])
