@@ -49,7 +49,7 @@ def list_devices(
 
     "refused" is a device that no pod is given while its findings last; `casemate gpu show` says what to do
     about them. A device that is not free has its state in the ledger, with the pod. BAR is the largest one.
-    Functions of one card go to a pod together.
+    Functions of one card and devices of one IOMMU group go to a pod together.
     """
     found = inventory.read(_SYSFS)
     audit, held = _audit(found), _held()
@@ -117,11 +117,14 @@ def audit_devices(
 ) -> None:
     """Say what speaks against giving devices to a stranger, and what to do about it.
 
-    Devices that are named are judged as one pod's, with all functions of their cards: they may share an IOMMU
-    group. The exit code is 1 if any of them is refused.
+    Devices that are named are judged as one pod's, with all that comes with them: other functions of their
+    cards, and what else is in their IOMMU groups. The exit code is 1 if any of them is refused.
     """
     found = inventory.read(_SYSFS, PciNames())
-    together = None if addresses is None else [PciAddress.parse(each) for each in addresses]
+    together = None
+    if addresses is not None:
+        named = [found.device(PciAddress.parse(each)).address for each in addresses]
+        together = {each for address in named for each in (address, *found.companions(address))}
     audit = isolation.audit(found, together, waive=load().vfio.waive, sys=_SYSFS, proc=_PROC)
     findings = [*audit.host, *(each for own in audit.devices.values() for each in own)]
     refused = any(map(audit.refuses, findings))
@@ -141,7 +144,7 @@ def _audit(found: Inventory) -> Audit:
 
 def _findings(device: Device, found: Inventory, audit: Audit) -> list[Finding]:
     """The device's, and those of the functions that come with it; not the host's."""
-    functions = (device.address, *found.siblings(device.address))
+    functions = (device.address, *sorted(found.companions(device.address)))
     return [each for function in functions for each in audit.devices.get(function, ())]
 
 

@@ -159,6 +159,11 @@ class Inventory:
         group = self.functions[address].group
         return () if group is None else self.groups.get(group, ())
 
+    def companions(self, address: PciAddress) -> frozenset[PciAddress]:
+        """What a pod gets with it: the card's other functions, and the rest of its group but for bridges."""
+        together = {*self.siblings(address), *self.members(address)} - {address}
+        return frozenset(each for each in together if self.functions[each].skipped is None)
+
     def nearest_common(self, addresses: Iterable[PciAddress]) -> PciAddress | None:
         """The bridge nearest to all of them that all are below: the switch that their traffic stays in.
 

@@ -36,8 +36,6 @@ def offer(
 
 
 def candidate(found: Inventory, device: Device) -> Candidate:
-    """Its companions are the other functions of the card and the rest of its IOMMU group, but for bridges."""
-    together = {*found.siblings(device.address), *found.members(device.address)} - {device.address}
     return Candidate(
         address=device.address,
         vendor=device.vendor_id,
@@ -46,7 +44,7 @@ def candidate(found: Inventory, device: Device) -> Candidate:
         kind=device.kind.value,
         node=device.numa_node,
         switch=_switch(found, device),
-        companions=frozenset(each for each in together if found.functions[each].skipped is None),
+        companions=found.companions(device.address),
     )
 
 

@@ -85,8 +85,10 @@ def test_functions_of_a_card_go_together(by_name: dict[str, Any]) -> None:
 def test_what_shares_a_conventional_bus_shares_a_group(by_name: dict[str, Any], seen: Any) -> None:
     first, second = by_name["edu1"], by_name["edu2"]
     assert first["iommu_group"] == second["iommu_group"]
-    said = seen["shared"]["said"]["findings"]
-    assert {"group-shared", "acs-missing"} <= codes(said, first["address"])
+    assert codes(first["findings"], first["address"]) == {"group-shared", "acs-missing"}
+    # Who is given the one has the other, too, which nothing resets.
+    assert "no-reset" in codes(first["findings"], second["address"])
+    assert (first["state"], seen["shared"]["said"]["given"]) == ("refused", False)
 
 
 def test_below_a_switch_without_acs_nothing_may_be_given(by_name: dict[str, Any], seen: Any) -> None:

@@ -11,6 +11,7 @@ from tests.unit.vfio.machines import MACHINES
 from tests.unit.vfio.trees import Tree
 from vfio import inventory
 from vfio.address import PciAddress
+from vfio.kinds import Kind
 from vfio.ledger.demand import Request, Wanted
 from vfio.ledger.ledger import Ledger
 from vfio.ledger.records import Pod, Process
@@ -163,6 +164,24 @@ def test_a_card_is_refused_for_any_of_its_functions(casemate: Casemate, desk: Tr
     shown = json.loads(casemate("gpu", "show", "01:00.0", "--json").stdout)
     assert shown["state"] == "refused"
     assert ("no-reset", "0000:01:00.1") in [(each["code"], each["subject"]) for each in shown["findings"]]
+
+
+def test_what_comes_with_a_device_keeps_it_from_pods(
+    casemate: Casemate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laptop = on(MACHINES["laptop"](tmp_path / "laptop"), monkeypatch)
+    devices = inventory.read(str(laptop.sys)).devices
+    (disk,) = [each.address for each in devices if each.kind is Kind.NVME]
+    (with_disk,) = [
+        each.address for each in devices if each.kind is Kind.GPU and each.group and not each.boot_vga
+    ]
+    assert casemate("gpu", "audit", str(with_disk)).exit_code == 0
+    laptop.nodes[disk].write("reset_method", "\n")
+    for command in ("show", "audit"):
+        answer = json.loads(casemate("gpu", command, str(with_disk), "--json").stdout)
+        found = [(each["code"], each["subject"]) for each in answer["findings"]]
+        assert ("no-reset", str(disk)) in found
+    assert casemate("gpu", "audit", str(with_disk)).exit_code == 1
 
 
 def test_audit_of_devices_for_one_pod(casemate: Casemate, dgx: Tree) -> None:
