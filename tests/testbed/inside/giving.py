@@ -31,8 +31,8 @@ RAM_BYTES = 2 << 20
 RESET_S = 6.0  # of a device that answers no more; the kernel goes on to wait for it
 PULL_S = 20.0
 # Slot Control: power and its lamp off, upon which QEMU takes the card out; and on again, or Linux thinks that
-# somebody has switched the slot off in good order (pciehp: "Already disabled").
-PULL = ("CAP_EXP+0x18.w=0x0700:0x0700", "CAP_EXP+0x18.w=0x0100:0x0700")
+# somebody has switched the slot off in good order (pciehp: "Already disabled"). It is told in the end only.
+PULL = ("CAP_EXP+0x18.w=0x0700:0x0720", "CAP_EXP+0x18.w=0x0120:0x0720")
 EDU_SOURCE, EDU_TARGET, EDU_COUNT, EDU_COMMAND, EDU_BUFFER = 0x80, 0x88, 0x90, 0x98, 0x40000
 EDU_FROM_MEMORY, EDU_TO_MEMORY = 0x1, 0x3
 
