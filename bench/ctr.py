@@ -3,6 +3,7 @@
 It reports what ctr said and returned; what that should have been is the caller's business.
 """
 
+import abc
 import contextlib
 import fcntl
 import itertools
@@ -181,11 +182,47 @@ class Terminal:
         os.close(self.fd)
 
 
-class Ctr:
+class Client(abc.ABC):
+    """A client's program, run where an instance is."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+
+    @abc.abstractmethod
+    def command(self, *argv: str) -> list[str]:
+        """With what comes before these arguments, the program itself included."""
+
+    @contextlib.contextmanager
+    def start(self, *argv: str) -> Iterator[Running]:
+        """The program in the background, with pipes; killed at the end of the block if it still runs."""
+        with self._started(self.command(*argv)) as running:
+            yield running
+
+    @contextlib.contextmanager
+    def _started(self, command: list[str]) -> Iterator[Running]:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, env=self.instance.env(), stdin=pipe, stdout=pipe, stderr=pipe
+        ) as process:
+            try:
+                yield Running(tuple(command), process)
+            finally:
+                process.kill()
+
+    @contextlib.contextmanager
+    def terminal(self, *argv: str, columns: int = 80, rows: int = 24) -> Iterator[Terminal]:
+        terminal = Terminal(self.command(*argv), self.instance.env(), columns, rows)
+        try:
+            yield terminal
+        finally:
+            terminal.close()
+
+
+class Ctr(Client):
     """`ctr` of one instance, in one containerd namespace. cgroups: the one that containers are below."""
 
     def __init__(self, instance: Instance, namespace: str = NAMESPACE, cgroups: str = "") -> None:
-        self.instance = instance
+        super().__init__(instance)
         self.namespace = namespace
         self.cgroups = cgroups or namespace
 
@@ -213,29 +250,6 @@ class Ctr:
                 result = Result(argv, -1, out, err, time.monotonic() - began)
                 raise CtrTimeout(f"did not return within {timeout_s} s: {result}") from None
         return Result(argv, process.returncode, out, DEPRECATION.sub(b"", err), time.monotonic() - began)
-
-    @contextlib.contextmanager
-    def start(self, *argv: str) -> Iterator[Running]:
-        """ctr in the background; killed at the end of the block if it still runs."""
-        with subprocess.Popen(
-            self.command(*argv),
-            env=self.instance.env(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as process:
-            try:
-                yield Running(argv, process)
-            finally:
-                process.kill()
-
-    @contextlib.contextmanager
-    def terminal(self, *argv: str, columns: int = 80, rows: int = 24) -> Iterator[Terminal]:
-        terminal = Terminal(self.command(*argv), self.instance.env(), columns, rows)
-        try:
-            yield terminal
-        finally:
-            terminal.close()
 
     def import_image(self, archive: Path) -> None:
         self("image", "import", "--local", "--no-unpack", str(archive), timeout_s=300)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rpc.api import agent as api
 from rpc.errors import AlreadyExists, CasemateError, DataLoss, Unavailable
+from shim.tasks import Tasks
 from shim.vm.guest import Machine
 
 ANSWER_S = 10.0
@@ -67,7 +68,7 @@ class NameServers:
         self._known: set[str] = set()
         self.any = False
         """Whether one of them is asked."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("a name server could not be asked")
         self._room = asyncio.Semaphore(MOST_ASKED)
 
     def heed(self, resolv_conf: Path) -> None:
@@ -98,23 +99,11 @@ class NameServers:
             log.warning("names are not asked of the pod's network: %s", error)
         else:
             self.any = True
-            self._start(self._serve(address))
+            self._tasks.start(self._serve(address))
         self._known.add(address)
 
-    def _start(self, coroutine: "Coroutine[Any, Any, None]") -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a name server could not be asked", exc_info=error)
-
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _serve(self, address: str) -> None:
         request = api.ReadOutputRequest(exec_id=address, stream=api.STDOUT, max_bytes=READ_BYTES)
@@ -132,7 +121,7 @@ class NameServers:
                     question = held[header.size : header.size + length]
                     held = held[header.size + length :]
                     await self._room.acquire()
-                    self._start(self._ask(address, number, how, question))
+                    self._tasks.start(self._ask(address, number, how, question))
         except CasemateError as error:  # the machine's end is told elsewhere
             log.info("names are not asked any more at %s: %s", address, error)
 
@@ -172,9 +161,3 @@ async def _by_connection(address: str, question: bytes) -> bytes:
         return await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
     finally:
         writer.close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from typing import Any

@@ -27,6 +27,7 @@ from shim.occupancy import Occupancy
 from shim.podnetwork import PodNetwork
 from shim.process import KILLED, SIGKILL, Created, Stopped
 from shim.record import describe
+from shim.tasks import Tasks
 from shim.trace import CONTAINERD, write_json
 from shim.vm import sources
 from shim.vm.guest import Machine
@@ -59,7 +60,7 @@ class Pod:
         self._network_of = network_of
         self._machine: asyncio.Task[Machine] | None = None
         self._profile: Profile | None = None
-        self._events: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("a task of the pod failed")
         self._creating: set[str] = set()
         self._early: dict[str, api.Event] = {}
         self._exec_documents: dict[tuple[str, str], bytes] = {}
@@ -97,8 +98,8 @@ class Pod:
         self._standby.settle(alike, wants.tenant, wished=bool(wishes), restored=machine.facts.restored)
         self._network = self._network_of(machine, wants.profile)
         self._network.follow()
-        self._spawn(machine.events(self._on_event))
-        self._spawn(self._on_lost(machine))
+        self._tasks.start(machine.events(self._on_event))
+        self._tasks.start(self._on_lost(machine))
         return machine
 
     async def _obtain(self, wants: Wants, reserve: Reserve | None, wish: "Callable[[str], None]") -> Machine:
@@ -135,17 +136,6 @@ class Pod:
         assert self._profile is not None  # no machine is made without
         return machine, self._profile
 
-    def _spawn(self, coroutine: "Coroutine[Any, Any, None]") -> "asyncio.Task[None]":
-        task = asyncio.create_task(coroutine)
-        self._events.add(task)
-        task.add_done_callback(self._reap_task)
-        return task
-
-    def _reap_task(self, task: "asyncio.Task[None]") -> None:
-        self._events.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a task of the pod failed", exc_info=error)
-
     async def _on_lost(self, machine: Machine) -> None:
         """QEMU, virtiofsd or the agent is gone: every process of every container has ended with it."""
         error = await asyncio.shield(machine.lost)
@@ -175,7 +165,7 @@ class Pod:
             if process is not None and process.in_guest and not process.end_told:
                 process.end_told = True  # one end each, however many a guest tells
                 at_ns = min(max(event.exited_at_ns, int(self.trace.created_at * 1e9)), time.time_ns())
-                self._spawn(self._exited(container, process, event.exit_status, at_ns))
+                self._tasks.start(self._exited(container, process, event.exit_status, at_ns))
 
     async def _exited(self, container: Container, process: Process, status: int, at_ns: int) -> None:
         if process is container.init:
@@ -198,7 +188,7 @@ class Pod:
             return
         if all(process.ended for each in self.containers.values() for process in each.processes()):
             self.ending.set()
-            self._flushing = self._spawn(self._flush(machine))
+            self._flushing = self._tasks.start(self._flush(machine))
 
     async def _flush(self, machine: Machine) -> None:
         with self.trace.span(phases.SYNC):
@@ -286,7 +276,7 @@ class Pod:
         try:
             await container.hooks.started()
         except CasemateError:
-            self._spawn(self.kill(container.id, "", SIGKILL, everything=True))
+            self._tasks.start(self.kill(container.id, "", SIGKILL, everything=True))
             raise
 
     def add_exec(self, container_id: str, process: Process, document: bytes) -> Container:
@@ -323,7 +313,7 @@ class Pod:
         # SIGKILL is not to be refused, not even by an agent that says yes and does nothing.
         if not process.must_end:
             process.must_end = True
-            self._spawn(self._end_or_kill(machine, process))
+            self._tasks.start(self._end_or_kill(machine, process))
         try:
             await machine.call(api.SIGNAL, request, machine.call_timeout_s)
         except DeadlineExceeded as error:
@@ -467,9 +457,7 @@ class Pod:
         if machine is not None:
             await machine.end()
         await self.means.devices.give_back()
-        for event in list(self._events):
-            event.cancel()
-        await asyncio.gather(*self._events, return_exceptions=True)
+        await self._tasks.cancel()
 
     def write_state(self, state: str) -> None:
         """For `casemate ps` and `trace`. A full disk must not fail a pod that runs."""
@@ -493,8 +481,7 @@ async def _raise(error: CasemateError) -> Machine:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
 
     from shim.services.events import Listener

@@ -14,6 +14,7 @@ import struct
 from rpc.api import agent as api
 from rpc.errors import CasemateError, DataLoss
 from shim.catchall import catch_all
+from shim.tasks import Tasks
 from shim.vm.guest import Machine
 
 READ_BYTES = 64 << 10
@@ -37,7 +38,7 @@ class PortForward:
         self._room = asyncio.Semaphore(MOST)
         self._link = -1
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("forwarding to a port of the pod failed")
         try:
             self._listener.setblocking(False)
             namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -51,34 +52,22 @@ class PortForward:
             self._listener.close()
             log.warning("no port of the pod can be forwarded to: %s", error)
             return
-        self._start(self._accept())
+        self._tasks.start(self._accept())
 
     async def close(self) -> None:
         """Hangs up, and lets go of the namespace's ports."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         self._listener.close()
         if self._link >= 0:
             os.close(self._link)
             self._link = -1
-
-    def _start(self, coroutine: "Coroutine[Any, Any, None]") -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("forwarding to a port of the pod failed", exc_info=error)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._room.acquire()
             connection, _ = await loop.sock_accept(self._listener)
-            self._start(self._serve(connection))
+            self._tasks.start(self._serve(connection))
 
     async def _serve(self, connection: socket.socket) -> None:
         port = connection.getsockname()[1]  # the one that was asked for, not the listener's
@@ -115,9 +104,3 @@ class PortForward:
             if answer.eof:
                 connection.shutdown(socket.SHUT_WR)
                 return
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-    from typing import Any

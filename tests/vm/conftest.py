@@ -16,41 +16,13 @@ from images.kernel import KernelKind
 from images.store import ImageStore
 from tests.vm import builds, census
 from tests.vm.cri import Cri, CriInstances
-from tests.vm.pods import FULL, IMAGE, Pods, prepare
+from tests.vm.instances import Instances
+from tests.vm.pods import FULL, IMAGE, Pods
 
 KERNEL_VARIABLE = "CASEMATE_TEST_KERNEL"
 """Which kernel the guests of the tests have that choose none: a word of `casemate image build --kernel`."""
 
 INSTANCE = pytest.StashKey[Instance]()
-
-
-class Instances:
-    """The containerds of this session, started when first asked for."""
-
-    def __init__(self, demo: Path, store: Path) -> None:
-        self.demo = demo
-        self.store = store
-        self.running: dict[str, Instance] = {}
-
-    def get(self, name: str) -> Instance:
-        if name not in self.running:
-            try:
-                binaries = builds.provide(name)
-            except builds.NotHereError as reason:
-                pytest.skip(str(reason))
-            instance = Instance(binaries).__enter__()
-            self.running[name] = instance
-            prepare(instance, self.demo, self.store)
-        return self.running[name]
-
-    def discard(self, instance: Instance) -> None:
-        """End it with all that runs in it: what a failed test left must not be the next test's trouble."""
-        self.running = {name: other for name, other in self.running.items() if other is not instance}
-        instance.close()
-
-    def close(self) -> None:
-        while self.running:
-            self.running.popitem()[1].close()
 
 
 @pytest.fixture(scope="session")

@@ -8,22 +8,19 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from bench.ctr import NAMESPACE as CTR_NAMESPACE
-from bench.ctr import Ctr, CtrFailed, CtrTimeout, Result, Running, Terminal
+from bench.ctr import Client, Ctr, CtrFailed, CtrTimeout, Result
 from bench.instance import CHECKOUT, Instance
 from images import oci
 from shim.paths import PodPaths
 from tests.vm import builds, census
-from tests.vm.pods import prepare
+from tests.vm.instances import Instances
 
 IMAGE = oci.DEMO
 NAMESPACE = "k8s.io"
@@ -80,11 +77,11 @@ def metadata(name: str) -> dict[str, Any]:
     return {"name": name, "uid": f"{name}-{os.getpid()}", "namespace": "tests", "attempt": 0}
 
 
-class Cri:
+class Cri(Client):
     """crictl against one instance. work: a directory for what it is given as files."""
 
     def __init__(self, instance: Instance) -> None:
-        self.instance = instance
+        super().__init__(instance)
         self.ctr = Ctr(instance, NAMESPACE, CGROUPS[1:])
         self.work = instance.work
         self.crictl = builds.crictl()
@@ -100,27 +97,6 @@ class Cri:
         with self.start(*argv) as running:
             done = running.finish(timeout_s)
         return Result(argv, done.code, done.stdout, done.stderr, time.monotonic() - began)
-
-    @contextlib.contextmanager
-    def start(self, *argv: str) -> Iterator[Running]:
-        """crictl in the background, with pipes; killed at the end of the block if it still runs."""
-        pipe = subprocess.PIPE
-        command = self.command(*argv)
-        with subprocess.Popen(
-            command, env=self.instance.env(), stdin=pipe, stdout=pipe, stderr=pipe
-        ) as process:
-            try:
-                yield Running(argv, process)
-            finally:
-                process.kill()
-
-    @contextlib.contextmanager
-    def terminal(self, *argv: str, columns: int = 80, rows: int = 24) -> Iterator[Terminal]:
-        terminal = Terminal(self.command(*argv), self.instance.env(), columns, rows)
-        try:
-            yield terminal
-        finally:
-            terminal.close()
 
     def json(self, *argv: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self(*argv).ok().out)
@@ -259,33 +235,20 @@ def hierarchies() -> list[Path]:
     ]
 
 
-class CriInstances:
-    def __init__(self, demo: Path, store: Path) -> None:
-        self.demo = demo
-        self.store = store
-        self.running: dict[str, Instance] = {}
+class CriInstances(Instances):
+    """containerd with its CRI."""
 
-    def get(self, name: str) -> Instance:
-        if name not in self.running:
-            try:
-                instance = start(name)
-            except builds.NotHereError as reason:
-                pytest.skip(str(reason))
-            self.running[name] = instance
-            prepare(instance, self.demo, self.store)
-            cri = Cri(instance)
-            cri.ctr.import_image(self.demo)
-            with cri.pod() as pod:  # what containerd and its network open once in their lives is open then
-                pod.run("true")
-        return self.running[name]
+    def start(self, name: str) -> Instance:
+        return start(name)
 
-    def discard(self, instance: Instance) -> None:
-        self.running = {name: other for name, other in self.running.items() if other is not instance}
-        instance.close()
+    def settle(self, instance: Instance) -> None:
+        cri = Cri(instance)
+        cri.ctr.import_image(self.demo)
+        with cri.pod() as pod:  # what containerd and its network open once in their lives is open then
+            pod.run("true")
 
     def close(self) -> None:
-        while self.running:
-            self.running.popitem()[1].close()
+        super().close()
         for top in hierarchies():
             with contextlib.suppress(FileNotFoundError):
                 (top / CGROUPS[1:]).rmdir()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bench.ctr import NAMESPACE as CTR_NAMESPACE
-from bench.ctr import Ctr, CtrFailed, CtrTimeout, Result, Running, Terminal
+from bench.ctr import Client, Ctr, CtrFailed, CtrTimeout, Result, Running
 from bench.instance import RUNTIME, Instance
 from images import oci
 from tests.vm import builds, census
@@ -33,12 +33,12 @@ RUN_S = 60.0
 _numbers = itertools.count(1)
 
 
-class Docker:
+class Docker(Client):
     """A dockerd in the namespaces of an instance, whose containerd it uses."""
 
     def __init__(self, instance: Instance) -> None:
         content = builds.docker()
-        self.instance = instance
+        super().__init__(instance)
         self._daemon = str(content / "usr/sbin/dockerd")
         self._client = str(content / "usr/bin/docker")
         self._path = f"{content}/usr/sbin:{content}/usr/bin"
@@ -46,7 +46,7 @@ class Docker:
         """For a census: what containerd has of Docker's."""
         self.pid = 0
 
-    def start(self, *options: str) -> None:
+    def serve(self, *options: str) -> None:
         """Returns when it serves. Raises InstanceError with its last words."""
         argv = [
             self._daemon,
@@ -78,7 +78,7 @@ class Docker:
     def __call__(self, *argv: str, stdin: bytes | None = None, timeout_s: float = RUN_S) -> Result:
         """docker to its end. stdin is empty unless given."""
         began = time.monotonic()
-        with self.begin(*argv) as running:
+        with self.start(*argv) as running:
             if stdin:
                 running.write(stdin)
             done = running.finish(timeout_s)
@@ -94,31 +94,6 @@ class Docker:
     def run(self, *argv: str, timeout_s: float = RUN_S) -> Result:
         """`docker run --rm`, to its end. argv: options, IMAGE and the command."""
         return self("run", "--rm", *argv, timeout_s=timeout_s)
-
-    @contextlib.contextmanager
-    def begin(self, *argv: str) -> Iterator[Running]:
-        """docker in the background, with pipes; killed at the end of the block if it still runs."""
-        with self._begin(self.command(*argv)) as running:
-            yield running
-
-    @contextlib.contextmanager
-    def _begin(self, command: list[str]) -> Iterator[Running]:
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            command, env=self.instance.env(), stdin=pipe, stdout=pipe, stderr=pipe
-        ) as process:
-            try:
-                yield Running(tuple(command), process)
-            finally:
-                process.kill()
-
-    @contextlib.contextmanager
-    def terminal(self, *argv: str, columns: int = 80, rows: int = 24) -> Iterator[Terminal]:
-        terminal = Terminal(self.command(*argv), self.instance.env(), columns, rows)
-        try:
-            yield terminal
-        finally:
-            terminal.close()
 
     @contextlib.contextmanager
     def detached(self, *command: str, options: Sequence[str] = ()) -> Iterator[str]:
@@ -138,7 +113,7 @@ class Docker:
     @contextlib.contextmanager
     def serving(self, script: str) -> Iterator[Running]:
         """Such a program in the background."""
-        with self._begin(self.instance.inside(sys.executable, "-c", script)) as running:
+        with self._started(self.instance.inside(sys.executable, "-c", script)) as running:
             yield running
 
     def exec(self, name: str, *command: str) -> str:
@@ -147,7 +122,7 @@ class Docker:
 
     def wait_said(self, name: str, words: str, timeout_s: float = 60.0) -> None:
         """Until its log has a line of these words, or one that ends so."""
-        with self.begin("logs", "--follow", name) as log:
+        with self.start("logs", "--follow", name) as log:
             log.read_until(f"{words}\n".encode(), timeout_s)
 
     def inspect(self, name: str) -> dict[str, Any]:

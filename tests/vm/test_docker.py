@@ -11,8 +11,9 @@ import pytest
 
 from bench.instance import RUNTIME
 from tests.vm import census, dockerd
-from tests.vm.conftest import INSTANCE, Instances
+from tests.vm.conftest import INSTANCE
 from tests.vm.dockerd import IMAGE, Docker, failure
+from tests.vm.instances import Instances
 from tests.vm.pods import MOUNT, TERMINAL_PROGRAM
 from tests.vm.test_network import UNTIL, UNTIL_NONE
 
@@ -55,7 +56,7 @@ print(json.dumps({
 def engine(instances: Instances, demo_archive: Path) -> Iterator[Docker]:
     """One dockerd for the module, beside a containerd of the session's."""
     docker = Docker(instances.get(dockerd.CONTAINERD))
-    docker.start()
+    docker.serve()
     try:
         docker("load", "--quiet", "--input", str(demo_archive)).ok()
         # What daemons open once in their lives is open then.
@@ -82,7 +83,7 @@ def docker(request: pytest.FixtureRequest, engine: Docker) -> Iterator[Docker]:
 @pytest.mark.client("docker run --interactive", "works", "its input, to the end")
 def test_a_container_is_a_machine_with_the_programs_output_and_status(docker: Docker) -> None:
     script = "cat; echo out; echo err >&2; cat /proc/sys/kernel/random/boot_id; exit 7"
-    with docker.begin("run", "--rm", "-i", "--runtime", RUNTIME, IMAGE, "sh", "-c", script) as running:
+    with docker.start("run", "--rm", "-i", "--runtime", RUNTIME, IMAGE, "sh", "-c", script) as running:
         running.write(b"in\n")
         done = running.finish(dockerd.RUN_S)
     *words, boot = done.out.split()
@@ -295,7 +296,7 @@ def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tm
         assert docker.exec(name, "cat", "/srv/out") == "from the guest\n"
         docker("restart", "--time", "0", name).ok()
         docker.wait(lambda: docker.out("logs", name).count("up") == 3, "its trap is set")
-        with docker.begin("attach", name) as attached:
+        with docker.start("attach", name) as attached:
             docker("kill", "--signal", "TERM", name).ok()
             done = attached.finish(20)
         assert (done.code, done.out) == (3, "told\n")
@@ -418,15 +419,15 @@ def test_the_daemon_may_be_restarted(docker: Docker) -> None:
     try:
         with docker.detached("sh", "-c", script, options=options) as name:
             docker.stop()
-            docker.start("--live-restore")
+            docker.serve("--live-restore")
             docker.wait(lambda: docker.out("logs", name) == "up\nup", "it runs once more")
             pid = docker.inspect(name)["State"]["Pid"]
             for number in (signal.SIGTERM, signal.SIGKILL):
                 docker.stop(number)
-                docker.start("--live-restore")
+                docker.serve("--live-restore")
                 assert docker.inspect(name)["State"]["Pid"] == pid
                 docker.exec(name, "sh", "-c", f"echo {number.name} >/fifo")
                 docker.wait_said(name, number.name)
     finally:
         docker.stop()
-        docker.start()
+        docker.serve()

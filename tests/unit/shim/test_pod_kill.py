@@ -271,10 +271,10 @@ def test_a_sigkill_that_is_carried_out_ends_nothing_else(tmp_path: Path) -> None
         async with running_pod(tmp_path, call_timeout_s=0.1) as tested:
             other = await tested.run("second")
             container = await tested.run()
-            watching = len(tested.pod._events)
+            watching = len(tested.pod._tasks)
             await tested.pod.kill(POD, "", 9)
             await container.init.exited.wait()
-            await until(lambda: len(tested.pod._events) == watching)  # nobody counts the time any more
+            await until(lambda: len(tested.pod._tasks) == watching)  # nobody counts the time any more
             assert not tested.guest.qemu.exited.is_set()
             assert not other.init.exited.is_set()
 
