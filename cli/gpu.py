@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import ledger
+from cli import binding, ledger
 from cli.exits import ExitCode
 from cli.output import JsonOption, print_json, print_line, print_note, print_table
 from config.load import load
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # its module needs the database's
 
 app = typer.Typer(no_args_is_help=True, help="GPUs and other PCI devices that pods can be given.")
 
-for command in ledger.COMMANDS:
+for command in (*binding.COMMANDS, *ledger.COMMANDS):
     app.command()(command)
 
 Json = Annotated[bool, JsonOption]

@@ -110,7 +110,8 @@ def usage(
     Devices that only came along with another (functions of one card, an IOMMU group) are marked, not summed.
     """
     with opened(load(), "gpu usage") as ledger:
-        uses = ledger.usage() if ledger else []
+        # While an operator binds or resets a device, it is nobody's use.
+        uses = [use for use in ledger.usage() if not use.pod.is_host] if ledger else []
     if as_json:
         print_json(_tenants(uses) if tenants else [_use(use) for use in uses])
     elif not uses:
@@ -160,7 +161,7 @@ def log(
             str(entry.address or f"claim {entry.claim}"),
             change or entry.cause.value,
             entry.detail,
-            f"pod {entry.pod}" if entry.pod else "",
+            f"pod {entry.pod}" if entry.pod and not entry.pod.is_host else "",
             f"({entry.actor})",
         )
         print_line("  ".join(word for word in words if word))

@@ -87,6 +87,27 @@ class Bus:
                 driver = ""  # its module was removed meanwhile, and takes the device when it is loaded
             self._change(address, driver, binding.override)
 
+    def hand_over(self, address: PciAddress) -> str:
+        """From vfio-pci, or from nobody, to whichever driver of the host's takes it; its name, "" for none.
+
+        Raises FailedPrecondition, also if vfio-pci itself takes it again, and DeadlineExceeded.
+        """
+        self._change(address, "", "")
+        probe = f"{self.root}/bus/pci/drivers_probe"
+        try:
+            self._write(probe, str(address), self._timeout_s)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"device {address} is taken by no driver", f"{error.filename}: {error.strerror}"
+            ) from error
+        driver = self.driver(address)
+        if driver == VFIO:
+            raise FailedPrecondition(
+                f"device {address}: {VFIO} takes it again",
+                hint=f"{VFIO} was told its id, by its parameter ids or by new_id: remove_id takes it back",
+            )
+        return driver
+
     def snapshot(self, address: PciAddress, claim: int) -> Binding:
         """How a function is now. Raises NotFound and FailedPrecondition."""
         if not self.is_there(address):

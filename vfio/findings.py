@@ -182,7 +182,7 @@ RULES: dict[Code, Rule] = {
     Code.HOST_DRIVER: Rule(
         _WARNING,
         "A driver of the host has it, and loses it when a pod gets the device.",
-        "bind it to vfio-pci ahead, so that no program of the host begins to use it",
+        "`casemate gpu bind` gives it to vfio-pci ahead, so that no program of the host begins to use it",
     ),
     Code.VFS_ENABLED: Rule(
         _REFUSED,
@@ -195,6 +195,19 @@ RULES: dict[Code, Rule] = {
         "leave the physical function to its driver on the host",
     ),
 }
+
+
+# Those that say that the host itself uses the device: taking it away would hurt whoever does.
+OF_HOST_USE = frozenset(
+    {
+        Code.OPEN_HANDLES,
+        Code.BOOT_DISPLAY,
+        Code.ROOT_DISK,
+        Code.DISK_IN_USE,
+        Code.DEFAULT_ROUTE,
+        Code.VFS_ENABLED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

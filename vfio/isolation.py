@@ -48,10 +48,15 @@ class Audit:
     def refusals(self, address: PciAddress) -> tuple[Finding, ...]:
         return tuple(filter(self.refuses, self.of(address)))
 
-    def require(self) -> None:
-        """Log what is waived or warned of. Raises FailedPrecondition if one of the devices is refused."""
+    def require(self, what: str = "given to a pod", codes: Collection[Code] | None = None) -> None:
+        """Log what is waived or warned of. Raises FailedPrecondition if one of the devices is refused.
+
+        what: that which it is then not, for the error. codes: those that count for it; None stands for all.
+        """
         refusing: list[Finding] = []
         for finding in (*self.host, *(each for found in self.devices.values() for each in found)):
+            if codes is not None and finding.code not in codes:
+                continue
             if self.refuses(finding):
                 refusing.append(finding)
             elif finding.severity is Severity.REFUSED:
@@ -62,12 +67,12 @@ class Audit:
             return
         first = refusing[0]
         named = first.subject or next(iter(self.devices), None)
-        codes = ", ".join(dict.fromkeys(each.code.value for each in refusing))
+        words = ", ".join(dict.fromkeys(each.code.value for each in refusing))
         hint = first.fix
         if first.waivable:
             hint += f'; an operator who answers for it adds "{first.code.value}" to vfio.waive'
         raise FailedPrecondition(
-            f"PCI device {named} is not given to a pod: {codes}",
+            f"PCI device {named} is not {what}: {words}",
             details="; ".join(each.text for each in refusing),
             hint=hint,
         )

@@ -6,7 +6,7 @@ what a shim is: whether a process lives is the caller's to say.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -105,6 +105,26 @@ class Ledger:
             if found.ended_s is None:
                 self._release(connection, now, claim, worker, Cause.RELEASE)
             return rows.resetting(connection, claim, worker)
+
+    def keep(self, claim: int, drivers: Mapping[PciAddress, str]) -> None:
+        """Its functions stay with the drivers that they have now, and are free: nothing is to be restored.
+
+        For a claim that bound them ahead of any machine. drivers: for the audit log. Raises NotFound,
+        FailedPrecondition if it was released, IllegalMove if one of them was used.
+        """
+        with self._writing() as (connection, now):
+            if rows.claim(connection, claim).ended_s is not None:
+                raise FailedPrecondition(f"claim {claim} was released: it keeps nothing")
+            for address in rows.addresses_of(connection, claim):
+                device = rows.device(connection, address)
+                if device.state is not State.CLAIMED:
+                    raise IllegalMove(f"device {address} is {device.state.value}, and to be reset first")
+                rows.delete_binding(connection, address)
+                detail = f"with {drivers[address] or 'no driver'}"
+                rows.note(connection, Cause.KEEP, address=address, claim=claim, detail=detail)
+                self._move(connection, now, address, State.FREE)
+            rows.end_claim(connection, now, claim)
+            rows.note(connection, Cause.RELEASE, claim=claim)
 
     def clean(self, address: PciAddress) -> None:
         """It was reset and given back to the driver that it had: it is free. Raises IllegalMove.

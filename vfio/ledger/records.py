@@ -12,6 +12,9 @@ from enum import Enum
 from rpc.errors import FailedPrecondition
 from vfio.address import PciAddress
 
+# In place of a namespace: no containerd and no Kubernetes has one of this name.
+HOST = "(host)"
+
 
 class State(Enum):
     """Of a device. One that the ledger never heard of is free."""
@@ -47,6 +50,7 @@ class Cause(Enum):
     RESTORE = "restore"
     RESET = "reset"
     SCRUB = "scrub"
+    KEEP = "keep"  # an operator bound it, and there it stays
 
 
 class IllegalMove(FailedPrecondition):
@@ -66,6 +70,11 @@ class Pod:
     namespace: str
     id: str
     tenant: str = ""
+
+    @property
+    def is_host(self) -> bool:
+        """Not a pod: an operator's command, which has devices for as long as it changes something."""
+        return self.namespace == HOST
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.id}"

@@ -32,6 +32,7 @@ class Kernel:
         self.resets: list[tuple[str, str]] = []
         self.effects: dict[str, Effect] = {}
         self.refused: dict[str, int] = {}  # the end of a path -> errno
+        self.dynamic_ids: set[PciAddress] = set()  # devices whose id vfio-pci was told (new_id)
         self.unable: set[str] = set()  # ways to reset that are listed, and cannot be done
         self.before: Callable[[], None] = lambda: None
         self.native = {address: self.driver(address) for address in tree.nodes}
@@ -75,6 +76,9 @@ class Kernel:
         if found := _DRIVER.fullmatch(path):
             self._bind(PciAddress.parse(value.strip()), found[1], path)
             return
+        if path.endswith("/bus/pci/drivers_probe"):
+            self._probe(PciAddress.parse(value.strip()))
+            return
         found = _DEVICE.fullmatch(path)
         assert found is not None, path
         address, file = PciAddress.parse(found[1]), found[2]
@@ -99,10 +103,22 @@ class Kernel:
         takes = override == driver if override != "(null)" else self.native.get(address) == driver
         if self.driver(address) or not takes or not (self.tree.sys / "bus/pci/drivers" / driver).is_dir():
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
+        self._take(address, driver)
+
+    def _take(self, address: PciAddress, driver: str) -> None:
         self.tree.bind(self.tree.nodes[address], driver)
         if driver == "vfio-pci":
             self._cdevs += 1
             self.at(address, f"vfio-dev/vfio{self._cdevs}").mkdir(parents=True)
+
+    def _probe(self, address: PciAddress) -> None:
+        """Any driver that takes it; it is no error if none does (device_attach, drivers/base/dd.c)."""
+        override = self.override(address)
+        driver = self.native.get(address, "") if override == "(null)" else override
+        if address in self.dynamic_ids and override == "(null)":
+            driver = "vfio-pci"
+        if not self.driver(address) and driver and (self.tree.sys / "bus/pci/drivers" / driver).is_dir():
+            self._take(address, driver)
 
     def _unbind(self, address: PciAddress, path: str) -> None:
         if not self.driver(address):
