@@ -20,7 +20,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def order_of(settings: Settings, **annotations: str) -> Order:
-    namespaces = [{"type": kind} for kind in ("pid", "ipc", "network")]
+    namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "network")]
     document: dict[str, Any] = {"annotations": annotations, "linux": {"namespaces": namespaces}}
     return Order(settings, wants_of(document, settings, "default", "web"), {})
 
