@@ -27,6 +27,7 @@ COMMANDS = {
     "template": "cli.template",
     "pool": "cli.pool",
     "gpu": "cli.gpu",
+    "cdi": "cli.cdi",
     "bench": "cli.bench",
 }
 

@@ -65,6 +65,8 @@ class VfioTable(_Table):
     reset_s: Seconds
     scrub: Annotated[str, AfterValidator(values.absolute_path_or_none)]
     scrub_s: Seconds
+    cdi_dir: AbsolutePath
+    cdi_kind: Annotated[str, AfterValidator(values.cdi_kind)]
 
 
 class ConfigTable(_Table):
@@ -124,6 +126,8 @@ def validate(merged: Mapping[str, Any]) -> Settings:
             reset_s=table.vfio.reset_s,
             scrub=table.vfio.scrub,
             scrub_s=table.vfio.scrub_s,
+            cdi_dir=table.vfio.cdi_dir,
+            cdi_kind=table.vfio.cdi_kind,
         ),
         console_bytes=table.console_size,
         traces_kept=table.traces_kept,

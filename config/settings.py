@@ -47,7 +47,8 @@ class Node(Record):
 class Vfio(Record):
     """What an operator answers for when devices are given to pods. waive: codes of vfio/findings.py.
 
-    ready_s, reset_s, scrub_s: in seconds, of one device. scrub: a program's path, or "" for none.
+    ready_s, reset_s, scrub_s: in seconds, of one device. scrub: a program's path, or "" for none. cdi_dir,
+    cdi_kind: of the file that `casemate cdi generate` writes.
     """
 
     waive: tuple[str, ...]
@@ -55,6 +56,8 @@ class Vfio(Record):
     reset_s: float
     scrub: str
     scrub_s: float
+    cdi_dir: str
+    cdi_kind: str
 
 
 class Settings(Record):

@@ -134,7 +134,7 @@ def test_completion_completes_commands_and_pods(host: Path, pods: Host, new_shim
         )
         return said.stdout.split()
 
-    assert complete("casemate c") == ["check", "config"]
+    assert complete("casemate c") == ["check", "config", "cdi"]
     assert complete("casemate logs web") == ["web-1", "web-2"]
 
 

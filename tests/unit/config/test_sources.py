@@ -186,6 +186,14 @@ def test_what_may_be_waived_is_read(write: Write) -> None:
     assert read_settings().settings.vfio.waive == ("acs-off", "boot-display")
 
 
+def test_a_kind_of_cdi_is_read_and_another_word_named(write: Write) -> None:
+    assert read_settings().settings.vfio.cdi_kind == "casemate.dev/device"
+    write("config.toml", '[vfio]\ncdi_kind = "nvidia.com/pgpu"\n')
+    assert read_settings().settings.vfio.cdi_kind == "nvidia.com/pgpu"
+    path = write("config.toml", '[vfio]\ncdi_kind = "pgpu"\n')
+    assert mistake().brief.startswith(f"{path}:2: vfio.cdi_kind: 'pgpu' is not a kind of CDI")
+
+
 def test_a_waiver_of_nothing_is_named_with_the_nearest(write: Write) -> None:
     path = write("config.toml", '[vfio]\nwaive = ["acs-of"]\n')
     error = mistake()
