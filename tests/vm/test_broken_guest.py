@@ -115,10 +115,11 @@ def test_an_agent_of_another_protocol(pods: Pods, broken_store: Path) -> None:
     refused(pods.run("true"), "protocol", "casemate image build", within_s=BOOT_S)
 
 
+@pytest.mark.client("ctr run --privileged", "differs", "in its own VM, without the host's devices")
 def test_a_container_that_makes_its_guest_panic(pods: Pods) -> None:
     """Privileged in its own VM: it hurts nobody else, and its end is told."""
     name = pods.ctr.new_id()
-    options = ("--privileged", "--privileged-without-host-devices")
+    options = ("--privileged",)
     with pods.start(
         "sh", "-c", "echo up; read go; echo c > /proc/sysrq-trigger", options=options, name=name
     ) as running:

@@ -77,7 +77,6 @@ def test_an_image_of_another_architecture(pods: Pods) -> None:
         pytest.param(("--net-host",), ("host network",), id="network"),
         pytest.param(("--with-ns", "pid:/proc/1/ns/pid"), ("pid namespace",), id="pid"),
         pytest.param(("--with-ns", "ipc:/proc/1/ns/ipc"), ("ipc namespace",), id="ipc"),
-        pytest.param(("--privileged",), ("device", "/dev/"), id="privileged"),
         pytest.param(("--device", "/dev/kvm"), ("/dev/kvm",), id="device"),
         pytest.param(("--rdt-class", "gold"), ("linux.intelRdt",), id="caches"),
     ],
