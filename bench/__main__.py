@@ -58,6 +58,12 @@ def main() -> int:
             default=targets.CROWD,
             help=f"how many start at once, after those that start alone (default: {targets.CROWD})",
         )
+        command.add_argument(
+            "--crowds",
+            type=int,
+            default=suite.CROWDS,
+            help=f"how often they do, of each runtime (default: {suite.CROWDS})",
+        )
     commands.add_parser("page").set_defaults(run=write_page)
     compare = commands.add_parser("compare")
     compare.add_argument("--base", type=Path, required=True, help="the other checkout")
@@ -96,6 +102,7 @@ def write_samples(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         pods=arguments.pods,
         crowd=arguments.at_once,
+        crowds=arguments.crowds,
         archive=arguments.archive,
         machine=arguments.machine,
         commit=arguments.commit,

@@ -21,14 +21,15 @@ from shim.vm import designer
 # Memory hardly varies, and each weighing takes as many starts as there are pods.
 MOST_WEIGHINGS = 2
 # Each has a sample of every client.
-MOST_CROWDS = 2
+CROWDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the command line says. containerd: the directory of one that is not on the PATH.
 
-    parallel: clients of each turn of exec. crowd: how many start at once, after those that start alone.
+    parallel: clients of each turn of exec. crowd: how many start at once, after those that start alone;
+    crowds: how often at most.
     machine: what a report calls this one. commit: this casemate's, where it has been installed without git's
     knowledge.
     """
@@ -37,6 +38,7 @@ class Options:
     rounds: int = 10
     parallel: int = 1
     crowd: int = 1
+    crowds: int = CROWDS
     pods: int = 10
     settle_s: float = 5.0
     size_bytes: int = 64 * measures.MIB
@@ -138,7 +140,7 @@ def _measure(kind: str, stand: Stand, options: Options, wanted: Callable[[str, W
             timed = timing.boot(stand, options.rounds)
             samples, lives, said["crowd"] = timed.samples, timed.lives, options.crowd
             if options.crowd > 1:
-                rounds = min(options.rounds, MOST_CROWDS)
+                rounds = min(options.rounds, options.crowds)
                 with stand.among(
                     [name for name, runner in stand.runners.items() if wanted("crowd", runner.way)]
                 ):
