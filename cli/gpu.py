@@ -10,7 +10,7 @@ import typer
 
 from cli import binding, ledger
 from cli.exits import ExitCode
-from cli.output import JsonOption, print_json, print_line, print_note, print_table
+from cli.output import JsonOption, can_draw, print_json, print_line, print_note, print_table
 from config.load import load
 from vfio import inventory, isolation
 from vfio.address import PciAddress
@@ -19,6 +19,7 @@ from vfio.inventory import Bar, Device, Inventory
 from vfio.isolation import Audit
 from vfio.kinds import Kind
 from vfio.names import PciNames
+from vfio.topology import DEVICE, Branch, tree
 
 if TYPE_CHECKING:  # its module needs the database's
     from vfio.ledger.records import Device as Holding
@@ -84,6 +85,59 @@ def list_devices(
         print_note(f"{hidden} more PCI functions: casemate gpu list --all")
     for address in found.vanished:
         print_note(f"{address} vanished while it was read")
+
+
+@app.command()
+def topology(
+    every: Annotated[bool, typer.Option("--all", help="Also audio, USB and unknown classes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw which devices are near each other: NUMA node, root port, switch, device.
+
+    Of a device: kind, name, driver, IOMMU group, state as `casemate gpu list` has it, pod. VFs are below the
+    function that they are of.
+    """
+    found = inventory.read(_SYSFS)
+    audit, held = _audit(found), _held()
+    shown = [each.address for each in found.devices if every or each.kind in SHOWN]
+    nodes = tree(found, shown)
+
+    def as_mapping(branch: Branch) -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if branch.what == DEVICE:
+            device = found.functions[branch.address]
+            pod = held[device.address].pod if device.address in held else None
+            more = {
+                "kind": device.kind.value,
+                "name": device.title,
+                "driver": device.driver,
+                "iommu_group": device.group,
+                "state": _state(device, found, audit, held),
+                "pod": None if pod is None else str(pod),
+            }
+        return {
+            "what": branch.what,
+            "address": str(branch.address),
+            **more,
+            "below": [as_mapping(each) for each in branch.below],
+        }
+
+    def draw(branches: list[Branch], before: str) -> None:
+        for branch in branches:
+            is_last = branch is branches[-1]
+            print_line(before + (last if is_last else between), *_about(branch, found, audit, held))
+            draw(branch.below, before + (blank if is_last else line))
+
+    if as_json:
+        print_json({"nodes": [{"node": node, "below": list(map(as_mapping, nodes[node]))} for node in nodes]})
+        return
+    between, last, line = ("├─ ", "└─ ", "│  ") if can_draw() else ("|- ", "`- ", "|  ")
+    blank = "   "
+    for node, branches in nodes.items():
+        print_line(("no NUMA node" if node is None else f"NUMA node {node}", "bold"))
+        draw(branches, "")
+    if not nodes:
+        print_note("this host has no device for pods")
 
 
 @app.command()
@@ -161,6 +215,27 @@ def _state(device: Device, found: Inventory, audit: Audit, held: Held) -> str:
         return held[device.address].state.value
     findings = [*audit.host, *_findings(device, found, audit)]
     return REFUSED if any(map(audit.refuses, findings)) else READY
+
+
+def _about(branch: Branch, found: Inventory, audit: Audit, held: Held) -> list[tuple[str, str] | str]:
+    if branch.what != DEVICE:
+        return [f"{branch.what} {branch.address}"]
+    device = found.functions[branch.address]
+    state = _state(device, found, audit, held)
+    pod = held[device.address].pod if device.address in held else None
+    words = [
+        "" if device.physfn is None else "VF",
+        device.kind.value,
+        device.title,
+        device.driver or "no driver",
+        "no group" if device.group is None else f"group {device.group}",
+    ]
+    return [
+        (str(device.address), "bold"),
+        f"  {'  '.join(filter(None, words))}  ",
+        (state, "red" if state in (REFUSED, "quarantined") else ""),
+        f"  pod {pod}" if pod is not None else "",
+    ]
 
 
 def _finding(finding: Finding, audit: Audit) -> dict[str, Any]:

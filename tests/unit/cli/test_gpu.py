@@ -87,6 +87,40 @@ def test_a_device_that_vanishes_is_said(casemate: Casemate, desk: Tree) -> None:
     assert json.loads(casemate("gpu", "list", "--json").stdout)["vanished"] == ["0000:01:00.0"]
 
 
+def test_topology_is_a_tree_that_a_person_can_read(casemate: Casemate, dgx: Tree, host: Path) -> None:
+    lines = casemate("gpu", "topology").stdout.splitlines()
+    assert [line for line in lines if line[0] not in " ├└│"] == ["NUMA node 0", "NUMA node 1"]
+    (gpu,) = [index for index, line in enumerate(lines) if "0000:1b:00.0" in line]
+    assert lines[gpu - 2].startswith("├─ root port 0000:15:")
+    assert lines[gpu - 1].startswith("│  └─ switch 0000:")
+    group = (dgx.nodes[PciAddress.parse("1b:00.0")].directory / "iommu_group").readlink().name
+    assert lines[gpu].startswith("│     ├─ 0000:1b:00.0  gpu  ")
+    assert lines[gpu].endswith(f"nvidia  group {group}  ready")
+    assert sum("  VF  nic  " in line for line in lines) == 4
+    assert any(line.endswith("refused") for line in lines)
+
+
+def test_topology_for_scripts_has_who_has_what(casemate: Casemate, desk: Tree, host: Path) -> None:
+    desk.nodes[PciAddress.parse("01:00.0")].write("boot_vga", "0\n")
+    found = inventory.read(str(desk.sys))
+    wanted = Wanted((Request.at(PciAddress.parse("01:00.0")),))
+    with Ledger(host / "ledger") as ledger:
+        ledger.claim(Pod("k8s.io", "training"), Process(1, 1, "boot"), wanted, offer(found))
+    answer = json.loads(casemate("gpu", "topology", "--json").stdout)
+    assert [each["node"] for each in answer["nodes"]] == [0]
+    (card,) = [
+        device
+        for port in answer["nodes"][0]["below"]
+        for device in port["below"]
+        if device["address"] == "0000:01:00.0"
+    ]
+    assert (card["what"], card["kind"], card["driver"]) == ("device", "gpu", "nvidia")
+    assert (card["state"], card["pod"], card["below"]) == ("claimed", "k8s.io/training", [])
+    assert "  claimed  pod k8s.io/training" in casemate("gpu", "topology").stdout
+    assert "audio" not in casemate("gpu", "topology").stdout
+    assert "audio" in casemate("gpu", "topology", "--all").stdout
+
+
 def test_show_says_all_of_one_device(casemate: Casemate, desk: Tree) -> None:
     lines = dict(
         line.split(maxsplit=1)
