@@ -64,9 +64,7 @@ def test_ports_that_cannot_be_read_and_those_of_conventional_pci(machine: Machin
         port.write_bytes(whole[:64])
         (branch,) = tree(inventory.read(str(machine("workstation").sys)), [device.address])[0]
         assert branch.what == UNKNOWN
-        port.write_bytes(
-            whole[:0x78] + b"\x09" + whole[0x79:]
-        )  # a capability, but not PCI Express
+        port.write_bytes(whole[:0x78] + b"\x09" + whole[0x79:])  # a capability, but not PCI Express
         (branch,) = tree(inventory.read(str(machine("workstation").sys)), [device.address])[0]
         assert branch.what == BRIDGE
     finally:
