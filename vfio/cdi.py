@@ -126,21 +126,30 @@ def _left(
     drivers: Mapping[PciAddress, str],
 ) -> str:
     """Why a device is not in the file, "" if it is. together: it, and all that goes with it."""
+    about = {each: "" if each == together[0] else f"{each}, which goes with it, is " for each in together}
+    driver = {each: found.functions[each].driver for each in together}
     for each in together:
-        about = "" if each == together[0] else f"{each}, which goes with it, is "
-        driver = found.functions[each].driver
         holding = holdings.get(each)
         if holding is not None and holding.state is State.QUARANTINED:
-            return f"{about}quarantined: {holding.reason}"
-        if holding is not None and not hostuse.drives_for_guests(drivers.get(each, driver)):
-            return f"{about}bound to {driver} for pod {holding.pod} only"
-        if not hostuse.drives_for_guests(driver):
-            return f"{about}bound to {driver or 'no driver'}: casemate gpu bind {together[0]}"
+            return f"{about[each]}quarantined: {holding.reason}"
+        if holding is not None and not hostuse.drives_for_guests(drivers.get(each, driver[each])):
+            return f"{about[each]}bound to {driver[each]} for pod {holding.pod} only"
     # A pod that has it holds it open, and that it is open says nothing of the next one.
     ignored = {Code.OPEN_HANDLES} if together[0] in holdings else set()
     findings = [*audit.host, *(each for at in together for each in audit.devices.get(at, ()))]
-    refusing = [each for each in findings if audit.refuses(each) and each.code not in ignored]
-    return f"refused: {', '.join(dict.fromkeys(each.code.value for each in refusing))}" if refusing else ""
+    refusing = [each.code for each in findings if audit.refuses(each) and each.code not in ignored]
+    # What the host uses is nobody's to bind; but that a group is whole is what binding is for.
+    if codes := [code for code in refusing if code is not Code.GROUP_NOT_VIABLE]:
+        return _refused(codes)
+    for each in together:
+        if not hostuse.drives_for_guests(driver[each]):
+            had = f"bound to {driver[each]}" if driver[each] else "without a driver"
+            return f"{about[each]}{had}: casemate gpu bind {together[0]}"
+    return _refused(refusing) if refusing else ""
+
+
+def _refused(codes: Iterable[Code]) -> str:
+    return f"refused: {', '.join(dict.fromkeys(code.value for code in codes))}"
 
 
 def _path(node: Node, dev: str) -> str:

@@ -78,7 +78,9 @@ def read(root: str, address: PciAddress) -> Condition:
         speed = float(words[0]) if words else 0.0
     except ValueError:
         speed = 0.0  # "Unknown"
-    lanes = sysfs.number(f"{at}/current_link_width") or 0
+    # A device that sleeps (D3cold, as one may that vfio-pci has and nobody uses) may be read as ones: of
+    # unknown speed, with 63 lanes.
+    lanes = (sysfs.number(f"{at}/current_link_width") or 0) if speed else 0
     return Condition(header, lanes, speed, sysfs.text(f"{at}/reset_method"))
 
 

@@ -132,7 +132,7 @@ def odd(seen: Any) -> Any:
     return seen["by_node"]
 
 
-def test_a_node_of_vfio_is_a_request_for_the_device_and_a_card_has_its_functions(odd: Any) -> None:
+def test_a_name_of_cdi_is_a_request_for_the_device_and_a_card_has_its_functions(odd: Any) -> None:
     lines = {tuple(line.split()[:2]): line for line in odd["sees"]}
     assert set(lines) == {("0x1234", "0x11e8"), ("0x10de", "0x2230"), ("0x10de", "0x1aef")}
     assert bars(lines["0x1234", "0x11e8"])[0] == 1 << 20
@@ -152,6 +152,13 @@ def test_devices_go_beside_files_by_9p(odd: Any) -> None:
     assert odd["record"]["files"] == "9p"
 
 
+def test_the_nodes_of_cdi_are_the_devices_or_the_groups_also_while_a_pod_has_it(odd: Any) -> None:
+    (bound,) = odd["bound"]["devices"]
+    assert (bound["before"], bound["driver"]) == (None, "vfio-pci")
+    assert odd["iommufd_nodes"] == [bound["device_node"]]
+    assert odd["nodes"] == odd["nodes_then"] == [bound["group_node"]]
+
+
 def test_what_was_bound_ahead_stays_bound_and_is_free(odd: Any) -> None:
     assert "edu0" not in odd["states"]
     assert odd["drivers"]["edu0"] == "vfio-pci"
@@ -163,6 +170,31 @@ def test_a_card_that_comes_back_from_its_reset_with_less_is_quarantined_until_it
     assert "link of 8 lanes, was 16" in reason
     assert odd["drivers"]["a6000"] == "vfio-pci"
     assert odd["cleared"]["code"] == 0, odd["cleared"]
+
+
+def test_an_operator_binds_and_gives_back_and_resets_what_is_free(seen: Any) -> None:
+    ahead = seen["ahead"]
+    (gpu,) = ahead["gpu"]["devices"]
+    assert gpu["reset"].startswith("bus in ")
+    assert gpu["quarantined"] is None
+    assert [each["driver"] for each in ahead["edu"]["devices"]] == [None]
+    assert ahead["driver"] == "vfio-pci"
+    assert [(each["before"], each["driver"]) for each in ahead["unbound"]["devices"]] == [
+        ("vfio-pci", "nvme")
+    ]
+    assert ahead["disk"].startswith("/dev/nvme")
+
+
+def test_no_device_is_left_in_a_file_of_cdi(seen: Any) -> None:
+    assert seen["ahead"]["cdi"]["code"] == 1
+    assert "no device of kind example.org/device can be listed" in seen["ahead"]["cdi"]["err"]
+    assert seen["ahead"]["cdi_files"] == []
+
+
+def test_an_operator_too_leaves_a_mounted_disk_to_the_host(seen: Any) -> None:
+    for done in seen["ahead"]["mounted"].values():
+        assert done["code"] == 1
+        assert "disk-in-use" in done["err"]
 
 
 def test_nothing_is_left(seen: Any) -> None:

@@ -40,6 +40,7 @@ mkfs.ext4 -q -E offset=8388608 /dev/data 65536 2>/dev/null || echo no mkfs
 head -c {len(WORDS)} /dev/data
 """
 GONE_S = 60.0
+CDI_KIND = "example.org/device"
 
 
 CLOUD = ("--annotation", "dev.casemate.profile=devices")
@@ -131,6 +132,14 @@ def disk_of(name: str) -> str:
     return f"/dev/{controller}n1"
 
 
+def until_there(node: str) -> str:
+    """A driver makes its disks after it was bound."""
+    end = time.monotonic() + GONE_S
+    while not os.path.exists(node) and time.monotonic() < end:
+        time.sleep(0.05)
+    return node
+
+
 def mounted() -> dict[str, Any]:
     """A pod that asks for a disk which the host has mounted."""
     disk = disk_of("nvme0")
@@ -182,17 +191,21 @@ def gpus() -> dict[str, Any]:
 
 
 def by_node() -> dict[str, Any]:
-    """As CDI and `ctr run --device` have it, a device that an operator bound to vfio-pci ahead; beside it a
-    card of two functions, whose link is narrower after its next reset. No IOMMUFD; the tuned kernel.
+    """By a name of CDI, of which ctr makes nodes, a device that an operator bound to vfio-pci ahead; beside
+    it a card of two functions, whose link is narrower after its next reset. No IOMMUFD; the tuned kernel.
     """
     where = places.addresses()
     address, card = where["edu0"], where["a6000"]
-    (PCI / "devices" / address / "driver_override").write_text(VFIO)
-    (PCI / "drivers" / VFIO / "bind").write_text(address)
-    group = (PCI / "devices" / address / "iommu_group").readlink().name
+    seen: dict[str, Any] = {"bound": casemate("gpu", "bind", address), "iommufd_nodes": cdi_nodes(address)}
     iommu = Path("/dev/iommu").rename("/dev/iommu.away")
-    pod = Long("odd", card, ("--device", f"/dev/vfio/{group}"))
-    seen: dict[str, Any] = {"sees": pod.sees(), "record": record("odd"), "qemu": qemu("odd")}
+    seen["nodes"] = cdi_nodes(address)
+    pod = Long("odd", card, ("--device", f"{CDI_KIND}={address}"))
+    seen |= {
+        "sees": pod.sees(),
+        "record": record("odd"),
+        "qemu": qemu("odd"),
+        "nodes_then": cdi_nodes(address),
+    }
     places.fail("a6000", Fault.NARROW_AFTER_RESET)
     seen["ended"] = pod.end()
     iommu.rename("/dev/iommu")
@@ -202,9 +215,38 @@ def by_node() -> dict[str, Any]:
     return seen
 
 
+def cdi_nodes(address: str) -> list[str]:
+    """What a client puts into config.json for it, from the file in /etc/cdi."""
+    spec = casemate("cdi", "generate", "--kind", CDI_KIND)["spec"]
+    (device,) = [each for each in spec["devices"] if each["name"] == address]
+    return [node["path"] for node in device["containerEdits"]["deviceNodes"]]
+
+
+def ahead() -> dict[str, Any]:
+    """A disk goes to vfio-pci and back, a GPU is reset, by an operator; a mounted disk is not touched."""
+    where = places.addresses()
+    disk = where["nvme0"]
+    seen: dict[str, Any] = {
+        "gpu": casemate("gpu", "reset", where["gpu0"]),
+        "edu": casemate("gpu", "unbind", where["edu0"]),
+    }
+    seen["bound"], seen["driver"] = casemate("gpu", "bind", disk), driver("nvme0")
+    seen["unbound"] = casemate("gpu", "unbind", disk)
+    seen["disk"] = until_there(disk_of("nvme0"))
+    seen["cdi"] = timed(["casemate", "cdi", "generate", "--kind", CDI_KIND])
+    seen["cdi_files"] = os.listdir("/etc/cdi")
+    subprocess.run(["mkfs.ext4", "-q", seen["disk"]], check=True)
+    subprocess.run(["mount", seen["disk"], "/mnt"], check=True)
+    try:
+        seen["mounted"] = {what: timed(["casemate", "gpu", what, disk]) for what in ("bind", "reset")}
+    finally:
+        subprocess.run(["umount", "/mnt"], check=True)
+    return seen
+
+
 def main() -> int:
     seen = {"places": places.addresses(), "mounted": mounted(), "nvme": one_nvme()}
-    seen |= {"gpus": gpus(), "by_node": by_node()}
+    seen |= {"gpus": gpus(), "by_node": by_node(), "ahead": ahead()}
     seen["end"] = {"pods": casemate("ps"), "states": states()}
     SEEN.write_text(json.dumps(seen))
     return 0

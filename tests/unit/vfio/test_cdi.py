@@ -170,7 +170,7 @@ def test_vfs_have_their_addresses_only(kernel: Kernel) -> None:
     bound(kernel, vf.address)
     found = listed(kernel, "example.org/nic")
     assert list(found.devices) == [str(vf.address), "all"]
-    assert found.left[NETWORK].startswith("bound to igb")
+    assert found.left[NETWORK] == "refused: vfs-enabled"
 
 
 # --- what a container gets ---
@@ -233,6 +233,12 @@ def test_what_no_pod_may_have_is_left_out(kernel: Kernel) -> None:
     kernel.at(SECOND, "reset_method").write_text("flr\n")
     kernel.tree.process(77, "qemu", group(kernel, SECOND))
     assert listed(kernel, PGPU).left[SECOND] == "refused: open-handles"
+
+
+def test_what_the_host_uses_is_not_said_to_be_bound(kernel: Kernel) -> None:
+    kernel.tree.interface("eth0", kernel.tree.nodes[NETWORK].directory)
+    kernel.tree.default_route("eth0")
+    assert listed(kernel, ANY).left[NETWORK] == "refused: default-route"
 
 
 def test_a_pods_device_stays_if_it_was_bound_ahead(kernel: Kernel, ledger: Ledger) -> None:

@@ -111,6 +111,20 @@ def test_the_kernels_order_and_power_management_are_as_they_were(
     assert awake == ["on"]
 
 
+def test_what_slept_when_it_was_bound_has_no_link_to_be_compared(
+    kernel: Kernel, bus: Bus, ledger: Ledger
+) -> None:
+    """vfio-pci lets devices sleep that nobody uses; the kernel may then read 63 lanes of unknown speed."""
+    link = {name: kernel.at(ONE, f"current_link_{name}") for name in ("speed", "width")}
+    awake = {name: path.read_text() for name, path in link.items()}
+    link["speed"].write_text("Unknown\n")
+    link["width"].write_text("63\n")
+    addresses = used(bus, ledger, ONE)
+    for name, path in link.items():
+        path.write_text(awake[name])
+    assert Release(bus, ledger).give_back(addresses) == {}
+
+
 def test_it_is_reset_before_its_driver_sees_it(kernel: Kernel, bus: Bus, ledger: Ledger) -> None:
     drivers: list[str] = []
     kernel.effects["bus"] = lambda address: drivers.append(kernel.driver(address))
