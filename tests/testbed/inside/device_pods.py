@@ -19,7 +19,6 @@ from tests.testbed.inside.one_pod import RUNTIME, timed
 
 SEEN = Path("/share/seen.json")
 PCI = Path("/sys/bus/pci")
-VFIO = "vfio-pci"
 TWO_GPUS = "count=2,kind=gpu,vendor=10de,device=2330,same=node"
 WORDS = "what the guest wrote"
 # What a container sees: each function's ids, its address, its resources; then it stays.
