@@ -10,7 +10,7 @@ import asyncio
 import errno
 import itertools
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from agent.forward import Forward
 from rpc.api.agent import NAME_HEADER, NAME_PORT, Asked
@@ -32,15 +32,14 @@ async def serve(address: str, port: int = NAME_PORT) -> NameServer:
     """Raises FailedPrecondition, AlreadyExists where a program has that place."""
     ours, theirs = socket.socketpair()
     server = NameServer(theirs, *await asyncio.open_connection(sock=ours))
-    try:
-        await server.listen(address, port)
-    except OSError as error:
-        server.close()
-        kind = AlreadyExists if error.errno == errno.EADDRINUSE else FailedPrecondition
-        raise kind(f"name server at {address}", error.strerror) from error
-    except BaseException:
-        server.close()
-        raise
+    with ExitStack() as undo:
+        undo.callback(server.close)
+        try:
+            await server.listen(address, port)
+        except OSError as error:
+            kind = AlreadyExists if error.errno == errno.EADDRINUSE else FailedPrecondition
+            raise kind(f"name server at {address}", error.strerror) from error
+        undo.pop_all()
     return server
 
 

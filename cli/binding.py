@@ -3,7 +3,6 @@
 Only turns what vfio/ahead.py did into text; must not know how it is done.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from vfio import inventory
 from vfio.address import PciAddress
 from vfio.inventory import Device, Inventory
 from vfio.isolation import PROC
-from vfio.kinds import SKIPPED, Kind
+from vfio.kinds import GIVEN, Kind
 
 if TYPE_CHECKING:  # `casemate gpu list` needs none of it
     from vfio.ahead import Change, Operator
@@ -127,23 +126,21 @@ COMMANDS = (bind, unbind, reset)
 @contextmanager
 def _operator(what: str) -> "Iterator[Operator]":
     """With the ledger, which is made if there is none."""
-    from shim.system import start_time
+    from shim.reclaim import myself
     from vfio.ahead import Operator
     from vfio.binding import Bus
     from vfio.ledger.ledger import Ledger
-    from vfio.ledger.records import Process, this_process
+    from vfio.ledger.records import this_process
 
     settings = load()
-    me = Process.here(os.getpid(), start_time(os.getpid()))
     with Ledger(Path(settings.ledger_dir), actor=f"casemate {what}, {this_process()}") as ledger:
-        yield Operator(settings, ledger, me, Bus(_SYSFS), _PROC)
+        yield Operator(settings, ledger, myself(), Bus(_SYSFS), _PROC)
 
 
 def _kind(text: str) -> Kind:
-    known = [kind.value for kind in Kind if kind not in SKIPPED]
-    if text not in known:
-        raise typer.BadParameter(f"no kind {text!r}: known are {', '.join(known)}", param_hint="--all")
-    return Kind(text)
+    if text not in GIVEN:
+        raise typer.BadParameter(f"no kind {text!r}: known are {', '.join(GIVEN)}", param_hint="--all")
+    return GIVEN[text]
 
 
 def _bind_all(

@@ -11,6 +11,7 @@ import stat
 
 from config import places
 from config.settings import Settings, from_mapping, to_mapping
+from config.whole import write_whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,21 +122,10 @@ def _read_cache(signature: "list[list[Any]]") -> Settings | None:
 def _write_cache(signature: "list[list[Any]]", settings: Settings) -> None:
     """Keep settings for the next start. A cache that cannot be written costs time, not a pod."""
     directory = places.cache_dir()
-    path = os.path.join(directory, CACHE_NAME)
-    temporary = f"{path}.{os.getpid()}"
     text = json.dumps({"signature": signature, "settings": to_mapping(settings)})
     try:
         os.makedirs(places.run_dir(), mode=0o711, exist_ok=True)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
+        write_whole(os.path.join(directory, CACHE_NAME), text.encode())
     except OSError as error:
         unreported.append(f"settings not cached, so every start reads the config anew: {error}")

@@ -11,6 +11,7 @@ and has nothing of the shim's.
 import asyncio
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 from rpc.errors import Internal
@@ -61,14 +62,13 @@ class Anchors:
                     program=self._program,
                     fds={anchor_program.SOCKET_FD: theirs.fileno()},
                 )
-            try:
+            with ExitStack() as undo:
+                undo.callback(anchor.kill)
                 await _become(ours, self._uid, root)
                 pid = anchor.host_pid(self._host_proc)
                 if not pid:
                     raise _failed("it ended")
-            except BaseException:
-                anchor.kill()
-                raise
+                undo.pop_all()
         return anchor, pid
 
 

@@ -193,11 +193,10 @@ def _number(text: str, base: int, most: int) -> int:
 
 
 def _kind(text: str) -> str:
-    from vfio.kinds import SKIPPED, Kind
+    from vfio.kinds import GIVEN
 
-    known = [kind.value for kind in Kind if kind not in SKIPPED]
-    if text not in known:
-        raise _wrong(f"kind={text[:80]}: known are {', '.join(known)}")
+    if text not in GIVEN:
+        raise _wrong(f"kind={text[:80]}: known are {', '.join(GIVEN)}")
     return text
 
 

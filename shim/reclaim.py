@@ -27,6 +27,11 @@ def is_alive(process: Process) -> bool:
     return not ended
 
 
+def myself() -> Process:
+    """This process, as the ledger knows one; not within a PID namespace."""
+    return Process.here(os.getpid(), system.start_time(os.getpid()))
+
+
 def reclaim(settings: Settings, actor: str, sys: str = SYSFS) -> dict[str, str | None]:
     """Every device whose pod has ended, and of resets whose worker has: why it is quarantined, or None.
 
@@ -36,8 +41,7 @@ def reclaim(settings: Settings, actor: str, sys: str = SYSFS) -> dict[str, str |
     if not (directory / LEDGER_FILE).exists():
         return {}
     with Ledger(directory, actor=f"{actor}, {this_process()}") as ledger:
-        me = Process.here(os.getpid(), system.start_time(os.getpid()))
-        orphans = ledger.collect(is_alive, me)
+        orphans = ledger.collect(is_alive, myself())
         failed = Release.by_settings(settings, Bus(sys), ledger).give_back(orphans.devices)
     touched = {address for claim in orphans.claims for address in claim.addresses}.union(orphans.devices)
     return {str(each): failed.get(each) for each in sorted(touched)}

@@ -4,13 +4,13 @@ Collects and writes JSON; drawing is the command line's. It must not know what t
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from config.whole import write_whole
 from rpc.errors import printable
 
 SHIM = "shim"
@@ -108,15 +108,3 @@ class Trace:
 def write_json(path: Path, document: object) -> None:
     """Atomically, mode 0600, also beside other writers of the same file. Raises OSError."""
     write_whole(path, json.dumps(document, separators=(",", ":")).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the old or the new. The partial name is random: every shim is pid 1 to itself."""
-    partial = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -7,13 +7,13 @@ names, and why others are not. It must not know how a client reads the file, nor
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from config import values
+from config.whole import write_whole
 from rpc.errors import FailedPrecondition, InvalidArgument
 from vfio import hostuse
 from vfio.address import PciAddress
@@ -196,28 +196,13 @@ def write(directory: str, name: str, text: str) -> str:
     """The file's path. It is there wholly, or as it was. Raises PermissionError, FailedPrecondition."""
     path = os.path.join(directory, name)
     try:
-        _replace(directory, name, path, text)
+        os.makedirs(directory, DIRECTORY_MODE, exist_ok=True)
+        write_whole(path, text.encode("ascii"), FILE_MODE, lasting=True)
     except PermissionError:
         raise
     except OSError as error:
         raise FailedPrecondition(f"{path} cannot be written", str(error)) from error
     return path
-
-
-def _replace(directory: str, name: str, path: str, text: str) -> None:
-    os.makedirs(directory, DIRECTORY_MODE, exist_ok=True)
-    fd, partial = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=directory)
-    try:
-        with open(fd, "w", encoding="ascii") as file:
-            os.fchmod(fd, FILE_MODE)
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
-        raise
 
 
 def read(path: str) -> tuple[str, dict[str, tuple[str, ...]]]:

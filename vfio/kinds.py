@@ -30,6 +30,9 @@ SKIPPED = {
     Kind.PLATFORM: "part of the host's chipset",
 }
 
+GIVEN = {kind.value: kind for kind in Kind if kind not in SKIPPED}
+"""By its word, every kind that pods are given."""
+
 _BRIDGE_OTHER = 0x0680
 # Base class and subclass, PCI Code and ID Assignment Specification, chapter 1.
 _BY_SUBCLASS = {

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from config.programs import LIBVIRT_LEAST
+from config.whole import write_whole
 from rpc.errors import CasemateError, FailedPrecondition, Unavailable
 from shim.helper import tail
 from shim.paths import sha256_hex
-from shim.trace import write_whole
 from shim.vm.cpu_models import without_models
 from shim.vm.users import QemuUser
 

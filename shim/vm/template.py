@@ -19,9 +19,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from config.whole import write_whole
 from rpc.errors import DataLoss, InvalidArgument, NotFound
 from shim.paths import sha256_hex
-from shim.trace import write_json, write_whole
+from shim.trace import write_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

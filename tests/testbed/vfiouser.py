@@ -124,16 +124,15 @@ class Server:
             number, command, size, flags, _ = _HEADER.unpack(data)
             body, more = self._exactly(connection, size - _HEADER.size) or (b"", [])
             try:
-                answer, error = self._answer(command, body, fds), 0
-            except NotImplementedError:
-                answer, error = b"", errno.ENOSYS
+                answer = self._answer(command, body, fds)
             finally:
                 for fd in (*fds, *more):  # those that nobody took
                     os.close(fd)
             if not flags & _NO_REPLY:
-                told = _REPLY | (_ERROR if error else 0)
+                told, error = (_REPLY, 0) if answer is not None else (_REPLY | _ERROR, errno.ENOSYS)
+                said = answer or b""
                 connection.sendall(
-                    _HEADER.pack(number, command, _HEADER.size + len(answer), told, error) + answer
+                    _HEADER.pack(number, command, _HEADER.size + len(said), told, error) + said
                 )
 
     @staticmethod
@@ -149,7 +148,8 @@ class Server:
             fds += files
         return data, fds
 
-    def _answer(self, command: int, body: bytes, fds: list[int]) -> bytes:
+    def _answer(self, command: int, body: bytes, fds: list[int]) -> bytes | None:
+        """None to a command that no server of ours knows: QEMU asks for some only to learn that."""
         device = self._device
         match command:
             case Command.REGION_READ:
@@ -190,4 +190,4 @@ class Server:
                 return struct.pack("<IIII", 16, _RESETTABLE_PCI, _REGIONS, _INTERRUPTS)
             case Command.VERSION:
                 return struct.pack("<HH", 0, 0) + json.dumps(_CAPABILITIES).encode() + b"\0"
-        raise NotImplementedError(f"vfio-user command {command}")
+        return None

@@ -119,7 +119,7 @@ def _open_nodes(pid: int) -> list[str]:
 
 
 def until_free(names: tuple[str, ...]) -> dict[str, list[Any]]:
-    """What is not, once these are or time is over."""
+    """What is not, once these are or time is over. A bounded poll: the ledger tells nobody of a change."""
     deadline = time.monotonic() + GONE_S
     while (left := states()).keys() & set(names) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -132,7 +132,7 @@ def disk_of(name: str) -> str:
 
 
 def until_there(node: str) -> str:
-    """A driver makes its disks after it was bound."""
+    """A driver makes its disks after it was bound. A bounded poll: udev may have none of it to tell yet."""
     end = time.monotonic() + GONE_S
     while not os.path.exists(node) and time.monotonic() < end:
         time.sleep(0.05)

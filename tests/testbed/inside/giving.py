@@ -201,7 +201,7 @@ def pulled(host: Host) -> Trip:
         subprocess.run(["setpci", "-s", str(port), *PULL], check=True)
         deadline = time.monotonic() + PULL_S
         while (there := (PCI / str(address)).exists()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.1)  # pciehp's interrupt is answered by a thread of the kernel's
         return {"there": there}
 
     return host.trip("pulled", "gpu3", use=use)

@@ -4,10 +4,13 @@ As drivers/base/bus.c and drivers/pci/pci-sysfs.c do it, in the writer's call. I
 """
 
 import errno
+import itertools
 import os
 import re
+import signal
 import struct
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +69,23 @@ class Kernel:
         with self._lock:  # a kill by before() finds no other thread half way through one of these files
             self.before()
             self._write(path, value)
+
+    def kills(self, work: Callable[[], None], step: int) -> bool:
+        """Whether a child that does this was killed, as it is before the step-th write, counted from one."""
+        if (pid := os.fork()) == 0:
+            left = itertools.count(step - 1, -1)
+            self.before = lambda: None if next(left) else os.kill(os.getpid(), signal.SIGKILL)
+            status = 1
+            try:
+                work()
+                status = 0
+            except BaseException:  # noqa: BLE001 - told by the status, and to who reads the test's output
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        return status != 0
 
     def _write(self, path: str, value: str) -> None:
         name = path.removeprefix(f"{self.tree.sys}/bus/pci/")

@@ -1,8 +1,6 @@
 """What an operator does to free devices: bound ahead, given back, reset; never what somebody uses."""
 
 import errno
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -270,19 +268,12 @@ def test_killed_before_every_write_gc_leaves_it_free_and_whole(
         with Ledger(in_memory / str(step)) as ledger:
             if what == "unbind":
                 operator_of(kernel, ledger).bind([CARD])
-        if (pid := os.fork()) == 0:
-            left = [step]
 
-            def before_write(left: list[int] = left) -> None:
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            kernel.before = before_write
+        def work(step: int = step) -> None:
             with Ledger(in_memory / str(step)) as ledger:
                 getattr(operator_of(kernel, ledger), what)([CARD])
-            os._exit(0)
-        killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+        killed = kernel.kills(work, step)
         with Ledger(in_memory / str(step)) as ledger:
             assert bool(ledger.claims()) == killed
             bus = Bus(str(kernel.tree.sys), write=kernel.write)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,20 +182,12 @@ def test_killed_before_every_write_the_ledger_knows_how_they_were(kernel: Kernel
         step += 1
         with Ledger(in_memory / str(step)) as ledger:
             claim = claimed(ledger)
-        pid = os.fork()
-        if pid == 0:
-            left = [step]
 
-            def before_write(left: list[int] = left) -> None:
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            kernel.before = before_write
+        def work(step: int = step, claim: int = claim) -> None:
             with Ledger(in_memory / str(step)) as ledger:
                 Bus(str(kernel.tree.sys), write=kernel.write).bind(ledger, claim, (ONE, SOUND, TWO))
-            os._exit(0)
-        killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+        killed = kernel.kills(work, step)
         with Ledger(in_memory / str(step)) as ledger:
             for binding in ledger.bindings(claim):
                 Bus(str(kernel.tree.sys), write=kernel.write).restore(binding)

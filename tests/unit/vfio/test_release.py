@@ -3,7 +3,6 @@
 import errno
 import os
 import select
-import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -375,25 +374,16 @@ def test_killed_before_every_write_on_the_whole_way(kernel: Kernel, in_memory: P
     while killed:
         step += 1
         kernel.resets.clear()
-        kernel.before = lambda: None
-        pid = os.fork()
-        if pid == 0:
-            left = [step]
 
-            def before_write(left: list[int] = left) -> None:
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            kernel.before = before_write
+        def work(step: int = step) -> None:
             with Ledger(in_memory / str(step)) as ledger:
                 mine = Bus(str(kernel.tree.sys), write=kernel.write)
                 claim = ledger.claim(POD, myself(), Wanted((Request.at(ONE, TWO),)), HOST).id
                 mine.bind(ledger, claim, (ONE, TWO))
                 ledger.use(claim)
                 Release(mine, ledger).give_back(ledger.release(claim, myself()))
-            os._exit(0)
-        killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+        killed = kernel.kills(work, step)
         with Ledger(in_memory / str(step)) as ledger:
             ours = Bus(str(kernel.tree.sys), write=kernel.write)
             quarantined += Release(ours, ledger).give_back(ledger.collect(is_alive, myself()).devices)
