@@ -19,6 +19,7 @@ from images.image import GuestImage
 from rpc.api import agent as api
 from rpc.client import Client
 from rpc.errors import Unavailable
+from shim.vm.designer import EMULATED_CMDLINE
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -125,7 +126,7 @@ class AgentVM:
         self._happened = asyncio.Condition()
         self._listening: asyncio.Task[None] | None = None
         self._client: Client | None = None
-        words = f"console=ttyS0 quiet panic=-1 pci=lastbus=0 {image.cmdline} {cmdline}"
+        words = f"console=ttyS0 quiet panic=-1 pci=lastbus=0 {EMULATED_CMDLINE} {image.cmdline} {cmdline}"
         arguments = [
             # One thread for both CPUs: with one each, a kernel that patches its own code on the one may trap
             # on the other (int3 in sched_clock_cpu, one boot of some hundreds, QEMU 7.2).

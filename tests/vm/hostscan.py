@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from images.initramfs import cpio
+from shim.vm.designer import EMULATED_CMDLINE
 from vfio import inventory, isolation
 from vfio.inventory import Inventory
 from vfio.isolation import Audit
@@ -113,7 +114,7 @@ def boot(
         *("-numa", "node,nodeid=0,cpus=0,memdev=m0", "-numa", "node,nodeid=1,cpus=1,memdev=m1"),
         *("-serial", f"file:{console}", "-serial", f"file:{result}"),
         *("-kernel", str(kernel), "-initrd", str(archive)),
-        *("-append", f"console=ttyS0 quiet panic=-1 rdinit=/init {cmdline}"),
+        *("-append", f"console=ttyS0 quiet panic=-1 {EMULATED_CMDLINE} rdinit=/init {cmdline}"),
         *devices,
     ]
     ended = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=BOOT_S, check=False)

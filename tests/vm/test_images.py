@@ -23,10 +23,11 @@ from images.store import ImageStore
 from rpc.api import agent as api
 from rpc.client import Client
 from rpc.errors import ResourceExhausted
+from shim.vm.designer import EMULATED_CMDLINE
 
 FIRMWARE = "/usr/share/qemu/qboot.rom"
 MACHINE = "q35,accel=tcg,sata=off,smbus=off,i8042=off,vmport=off,hpet=off,usb=off,graphics=off,smm=off"
-CMDLINE = "console=ttyS0 quiet panic=-1 casemate.transport=serial"
+CMDLINE = f"console=ttyS0 quiet panic=-1 {EMULATED_CMDLINE} casemate.transport=serial"
 ANSWER_S = 60.0  # an emulated guest on a busy machine
 BUILD_S = 120.0
 

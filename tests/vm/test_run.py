@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shim.vm.accel import probe
 from tests.vm.builds import VERSIONS
 from tests.vm.faults import find_process
 from tests.vm.pods import CGROUP_MOUNT, FULL, Pods, every_version
@@ -40,6 +41,12 @@ def test_the_guest_has_no_virtualization_of_its_own(pods: Pods) -> None:
     flags = pods.run("sh", "-c", "grep -m1 ^flags /proc/cpuinfo").ok().out.split()
     assert "lm" in flags
     assert {"svm", "vmx"}.isdisjoint(flags)
+
+
+def test_the_kernel_of_an_emulated_cpu_keeps_off_what_qemu_emulates_wrongly(pods: Pods) -> None:
+    """What programs see, CPUID, stays: some C libraries refuse a CPU without cmpxchg16b."""
+    flags = pods.run("sh", "-c", "grep -m1 ^flags /proc/cpuinfo").ok().out.split()
+    assert ("cx16" in flags) == (probe().kind == "kvm")
 
 
 def test_a_cpu_model_that_the_operator_names_is_the_guests(pods: Pods) -> None:
