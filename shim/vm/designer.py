@@ -37,8 +37,8 @@ SHARE_TAG = "casemate"
 # QEMU takes 1 GiB (or an eighth of RAM) for translated code if not told; a guest of ours touches far less,
 # and what is touched is never given back. A boot and Python fit into 48 MiB; 32 cost 5 % of it, 16 80 %.
 TCG_CACHE_BYTES = 48 << 20
-# QEMU 7.2's emulator leaves rubbish in EFLAGS after cmpxchg16b (10.0's does not), which the kernel's allocator
-# executes: an interrupt right then returns to VM86 mode, and the guest panics (seen once, with
+# QEMU 7.2's emulator leaves rubbish in EFLAGS after cmpxchg16b (10.0's does not), which the kernel's
+# allocator executes: an interrupt right then returns to VM86 mode, and the guest panics (seen once, with
 # EFLAGS 057b1ac2). The kernel goes without, bit 141 as Linux counts; programs are told what the CPU has.
 EMULATED_CMDLINE = "clearcpuid=141"
 VSOCK_DEVICE = "/dev/vhost-vsock"
