@@ -25,8 +25,8 @@ from shim.vm.versions import identity
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-# `start` makes the pod's directory before its journal and state: a directory without either may be
-# a pod that is just being started.
+# `start` makes the pod's directory and names its socket in the journal, the shim's process comes there later,
+# and the state last: a directory without these two may be a pod that is just being started.
 STARTING_S = 60.0
 
 
@@ -117,15 +117,11 @@ def _tell(
 
 
 def _is_starting(pod: pods.Pod) -> bool:
-    """Whether a process of its journal lives, or it is too young to have a journal."""
-    entries = read_journal(pod.paths.journal)
-    for entry in entries:
-        if entry.kind is Kind.PROCESS and pods.shim_alive(
-            {"pid": int(entry.value), "start_time": entry.started}
-        ):
-            return True
-    if entries or pod.record:
-        return False
+    """Whether a process of its journal lives, or it is too young to have one there."""
+    processes = [entry for entry in read_journal(pod.paths.journal) if entry.kind is Kind.PROCESS]
+    if processes or pod.record:
+        known = ({"pid": int(entry.value), "start_time": entry.started} for entry in processes)
+        return any(map(pods.shim_alive, known))
     return time.time() - pod.directory.stat().st_mtime < STARTING_S
 
 

@@ -79,24 +79,35 @@ def test_pods_with_a_shim_are_not_touched(
 def test_a_pod_that_is_just_being_started_is_not_touched(
     casemate: Casemate, host: Path, new_shim: NewShim
 ) -> None:
-    """`start` makes the directory, then the journal, then state.json."""
-    fresh = host / "run/pods/fresh"
-    fresh.mkdir(parents=True)
-    journalled = host / "run/pods/journalled"
-    journalled.mkdir()
-    journal = Journal(journalled / "journal.jsonl")
-    shim = new_shim()
-    journal.add(Entry(Kind.PROCESS, str(shim.pid), shim.start_time))
-    journal.close()
+    """`start` makes the directory, then the journal with its socket; the shim adds itself, then a state."""
+    fresh, bound, journalled = (host / "run/pods" / name for name in ("fresh", "bound", "journalled"))
+    shim, address = new_shim(), host / "bound.sock"
+    address.touch()
+    entries = {
+        fresh: [],
+        bound: [Entry(Kind.SOCKET, str(address))],
+        journalled: [
+            Entry(Kind.SOCKET, str(host / "other.sock")),
+            Entry(Kind.PROCESS, str(shim.pid), shim.start_time),
+        ],
+    }
+    for directory, written in entries.items():
+        directory.mkdir(parents=True)
+        if written:
+            journal = Journal(directory / "journal.jsonl")
+            for entry in written:
+                journal.add(entry)
+            journal.close()
     assert json.loads(casemate("gc", "--json").stdout)["cleaned"] == []
-    assert fresh.exists()
-    assert journalled.exists()
+    assert all(directory.exists() for directory in entries)
+    assert address.exists()
     shim.end()
-    os.utime(fresh, (1, 1))
+    for directory in (fresh, bound):  # whoever made them has been killed
+        os.utime(directory, (1, 1))
     cleaned = json.loads(casemate("gc", "--json").stdout)["cleaned"]
-    assert sorted(pod["key"] for pod in cleaned) == ["fresh", "journalled"]
-    assert not fresh.exists()
-    assert not journalled.exists()
+    assert sorted(pod["key"] for pod in cleaned) == ["bound", "fresh", "journalled"]
+    assert not any(directory.exists() for directory in entries)
+    assert not address.exists()
 
 
 def test_a_pod_without_a_name_is_shown_by_its_key(casemate: Casemate, host: Path) -> None:
