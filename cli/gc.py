@@ -16,7 +16,7 @@ from cli.output import JsonOption, print_error, print_json, print_line, print_no
 from config.load import load
 from config.settings import Settings
 from images.store import ImageStore
-from rpc.errors import CasemateError
+from rpc.errors import CasemateError, PermissionDenied
 from shim.cleanup import clean_pod
 from shim.journal import Kind, read_journal
 from shim.paths import run_dir
@@ -65,7 +65,7 @@ def gc(
             failed.append(about | {"error": str(error)})
     devices = _collect_devices(settings, failed, dry_run=dry_run) if settings is not None else []
     removed = _remove_old(kept, dry_run=dry_run)
-    templates = _collect_templates(settings, dry_run=dry_run) if settings is not None else ()
+    templates = _collect_templates(settings, failed, dry_run=dry_run) if settings is not None else ()
     if as_json:
         found = {
             "cleaned": cleaned,
@@ -108,8 +108,8 @@ def _tell(
     for failure in failed:
         if "config" in failure:
             print_error(failure["config"], hint="no old records were removed")
-        elif "devices" in failure:
-            print_error(failure["devices"])
+        elif "devices" in failure or "templates" in failure:
+            print_error(failure.get("devices") or failure["templates"])
         else:
             print_error(f"{failure['namespace']}/{failure['id']} ({failure['key']})", failure["error"])
     if not (cleaned or devices or removed or templates or failed):
@@ -149,7 +149,7 @@ def _collect_devices(
         return []
 
 
-def _collect_templates(settings: Settings, *, dry_run: bool) -> tuple[str, ...]:
+def _collect_templates(settings: Settings, failed: list[dict[str, Any]], *, dry_run: bool) -> tuple[str, ...]:
     """The keys of templates that no pod can be restored from, or that were not used for long."""
     store = TemplateStore(Path(settings.template_dir), run_dir() / "cache" / "templates")
     images = {entry.digest for entry in ImageStore(Path(settings.image_dir)).list()}
@@ -162,7 +162,11 @@ def _collect_templates(settings: Settings, *, dry_run: bool) -> tuple[str, ...]:
         return template.about.get("image") in images and template.about.get("qemu") == qemu
 
     collect = store.doomed if dry_run else store.gc
-    return collect(wanted, settings.templates_kept)
+    try:
+        return collect(wanted, settings.templates_kept)
+    except PermissionDenied as error:
+        failed.append({"templates": str(error)})
+        return ()
 
 
 def _remove_old(kept: int, *, dry_run: bool) -> list[str]:

@@ -47,11 +47,11 @@ async def make_template(request: MachineRequest, trace: Trace) -> Template | Non
     async with AsyncExitStack() as undo:
         setting = make_setting(request, trace, undo)
         key = template_key(setting)
-        staging = undo.enter_context(setting.templates.making(key))
-        if staging is None or setting.templates.version(key):
-            return None
         begun_s = time.monotonic()
         try:
+            staging = undo.enter_context(setting.templates.making(key))
+            if staging is None or setting.templates.version(key):
+                return None
             about = await _save_booted(setting, trace, staging)
             template = setting.templates.publish(staging, about)
         except (CasemateError, OSError):

@@ -21,6 +21,7 @@ from rpc.errors import (
     DeadlineExceeded,
     Disconnected,
     NotFound,
+    PermissionDenied,
     Unavailable,
     printable,
 )
@@ -87,7 +88,7 @@ async def _obtain(setting: Setting, trace: Trace, undo: AsyncExitStack, wanted: 
             _say_why(key, error)
             if isinstance(error, TemplateUnusable):
                 store.note_useless(key)
-        except OSError as error:
+        except (OSError, PermissionDenied) as error:
             _say_why(key, error)  # the host's trouble, which a boot may do without
     machine = await _boot(setting, trace, undo)
     if to_blame:

@@ -6,13 +6,14 @@
     ROOT/tmp/               what is being made or removed
 
 KEY stands for everything that has to be the same for a machine to go on from where the template stopped.
-Whoever uses a template has its files open, so it may be removed or replaced at any time. It must not know
-how one is made or restored.
+Whoever uses a template has its files open, so it may be removed or replaced at any time. Nothing is taken
+from, or put into, a place that others than root could change. It must not know how one is made or restored.
 """
 
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.whole import write_whole
-from rpc.errors import DataLoss, InvalidArgument, NotFound
+from rpc.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
 from shim.paths import sha256_hex
 from shim.trace import write_json
 
@@ -79,7 +80,8 @@ class TemplateStore:
 
     @contextmanager
     def opened(self, key: str) -> Iterator[Opened]:
-        """The files of a template, verified. Raises NotFound, DataLoss."""
+        """The files of a template, verified. Raises NotFound, DataLoss, PermissionDenied."""
+        _check_ours(self.root)
         with _opened(self.root / key) as files:
             template = _parse(self.root / key, files[MANIFEST])
             self._verify(template, files)
@@ -151,11 +153,13 @@ class TemplateStore:
     def making(self, key: str) -> Iterator[Path | None]:
         """A directory to make a template in, or None if another process is making the same at this moment.
 
-        What is in it when the context ends without publish() is removed.
+        What is in it when the context ends without publish() is removed. Raises PermissionDenied.
         """
         _check_key(key)
         staging = self.root / STAGING / key
-        (self.root / STAGING).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _check_ours(self.root)
+        (self.root / STAGING).mkdir(mode=0o700, exist_ok=True)
         with _locked(self.root / STAGING / f"{key}.lock") as ours:
             if not ours:
                 yield None
@@ -193,8 +197,9 @@ class TemplateStore:
 
     def remove(self, key: str, version: str = "") -> bool:
         """False if there is none, or none of that version. Whoever restores from it has it open, and goes
-        on."""
+        on. Raises PermissionDenied."""
         _check_key(key)
+        _check_ours(self.root)
         if version and self.version(key) != version:
             return False
         doomed = self.root / STAGING / f"{key}.{os.urandom(4).hex()}"
@@ -226,7 +231,10 @@ class TemplateStore:
         return tuple(sorted(found, key=lambda template: -last_used(template)))
 
     def gc(self, wanted: "Callable[[Template], bool]", most: int) -> tuple[str, ...]:
-        """Removes the unwanted, all but the `most` used last, and what killed makers left. Returns keys."""
+        """Removes the unwanted, all but the `most` used last, and what killed makers left. Returns keys.
+
+        Raises PermissionDenied.
+        """
         doomed = self.doomed(wanted, most)
         for key in doomed:
             self.remove(key)
@@ -250,6 +258,36 @@ class TemplateStore:
             with self.making(key) as staging:  # it removes what a maker of this key has left
                 if staging is not None and name not in (staging.name, f"{key}.lock"):
                     _remove_tree(self.root / STAGING / name)
+
+
+def _check_ours(root: Path) -> None:
+    """Who could put a template there would decide what runs in the machines of others' pods. In memory
+    (/dev/shm) anybody might have made the directory first.
+
+    Each directory on the way, and each link, is root's (or the caller's), and nobody else may write there,
+    but on the way where only their owner may rename things (sticky). Raises PermissionDenied.
+    """
+    for way in {os.path.abspath(root), os.path.realpath(root)}:
+        for place in (way, *map(str, Path(way).parents)):
+            try:
+                about = os.lstat(place)
+            except FileNotFoundError:
+                continue
+            sticky = place != way and about.st_mode & stat.S_ISVTX
+            if about.st_uid in (0, os.geteuid()) and (sticky or not _lets_others_write(about)):
+                continue
+            raise PermissionDenied(
+                f"templates in {root} are not used",
+                f"others than root can write to {place}, or it is theirs",
+                hint="move template_dir, or chown root and chmod go-w",
+            )
+
+
+def _lets_others_write(about: os.stat_result) -> bool:
+    if stat.S_ISLNK(about.st_mode):
+        return False  # a link has every bit, and none of them counts
+    by_group = about.st_mode & stat.S_IWGRP and about.st_gid not in (0, os.getegid())
+    return bool(about.st_mode & stat.S_IWOTH or by_group)
 
 
 def last_used(template: Template) -> float:

@@ -267,6 +267,19 @@ def test_templates_of_a_qemu_that_is_gone_are_collected(
     assert json.loads(casemate("gc", "--json").stdout)["templates"] == [key(1)]
 
 
+def test_templates_where_others_may_write_are_left_alone_and_told_of(
+    casemate: Casemate, host: Path, store: TemplateStore
+) -> None:
+    template(store, 1)
+    store.root.chmod(0o777)
+    result = casemate("gc", "--json")
+    assert result.exit_code == 1
+    (failure,) = json.loads(result.stdout)["failed"]
+    assert f"others than root can write to {store.root}" in failure["templates"]
+    assert f"others than root can write to {store.root}" in casemate("gc").stderr
+    assert store.keys() == (key(1),)
+
+
 def test_a_mistake_in_the_config_keeps_templates(
     casemate: Casemate, host: Path, store: TemplateStore
 ) -> None:

@@ -182,6 +182,17 @@ def test_a_host_without_memory_for_a_copy_boots_and_keeps_the_template(ways: Way
     assert ways.store.keys() == (KEY,)
 
 
+def test_a_template_that_others_could_have_put_there_is_not_used_and_not_touched(
+    ways: Ways, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(ways.store, KEY)
+    ways.store.root.chmod(0o777)
+    assert ways.obtain() == "booted"
+    assert (ways.went, ways.wanted) == (["boot"], [])
+    assert ways.store.keys() == (KEY,)
+    assert f"others than root can write to {ways.store.root}" in caplog.messages[-1]
+
+
 def test_a_template_that_was_removed_meanwhile_costs_a_boot(ways: Ways) -> None:
     make(ways.store, KEY)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rpc.errors import DataLoss, InvalidArgument, NotFound
+from rpc.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
 from shim.vm import template
 from shim.vm.template import FORMAT, MANIFEST, RAM, RETRY_S, STATE, TemplateStore, key_of, last_used, load
 from tests.unit.shim.templates import MIB, flip_byte, key, make, write
@@ -53,6 +53,64 @@ def test_a_template_is_there_at_once_and_whole(store: TemplateStore) -> None:
 
 def test_what_is_in_a_template_is_for_root_alone(store: TemplateStore) -> None:
     assert make(store, KEY).directory.stat().st_mode & 0o077 == 0
+
+
+def others_write(root: Path) -> None:
+    root.chmod(0o1777)
+
+
+def others_write_above(root: Path) -> None:
+    root.parent.chmod(0o777)
+
+
+def a_group_writes(root: Path) -> None:
+    os.chown(root, -1, 65534)
+    root.chmod(0o775)
+
+
+def is_anothers(root: Path) -> None:
+    os.chown(root, 65534, -1)
+
+
+def comes_by_anothers_link(root: Path) -> None:
+    root.rename(root.with_name("elsewhere"))
+    root.symlink_to("elsewhere")
+    os.chown(root, 65534, -1, follow_symlinks=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(
+    "change", [others_write, others_write_above, a_group_writes, is_anothers, comes_by_anothers_link]
+)
+def test_where_others_could_put_a_template_none_is_used_made_or_removed(
+    store: TemplateStore, change: Callable[[Path], None]
+) -> None:
+    make(store, KEY)
+    change(store.root)
+    for attempt in (store.opened(KEY), store.making(key(2))):
+        with pytest.raises(PermissionDenied, match="others than root can write to"), attempt:
+            pass
+    with pytest.raises(PermissionDenied):
+        store.remove(KEY)
+    assert store.keys() == (KEY,)
+
+
+def test_where_others_may_make_directories_of_their_own_is_fine(store: TemplateStore, tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)  # as /tmp and /dev/shm are
+    make(store, KEY)
+    use(store)
+    link = TemplateStore(tmp_path / "link", tmp_path / "run/templates")
+    link.root.symlink_to(store.root)
+    use(link)
+
+
+def test_a_new_directory_is_nobody_elses_whatever_the_umask(store: TemplateStore) -> None:
+    before = os.umask(0)
+    try:
+        make(store, KEY)
+    finally:
+        os.umask(before)
+    use(store)
 
 
 def test_what_was_not_published_is_not_there(store: TemplateStore) -> None:
