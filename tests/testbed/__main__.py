@@ -76,8 +76,9 @@ def bench(arguments: argparse.Namespace) -> int:
         if code and done:
             say(f"exit code {code}; kept is what was measured until then")
         SAMPLES.mkdir(parents=True, exist_ok=True)
+        beside = arguments.beside and f"-{arguments.beside}"
         for path in done:
-            shutil.copyfile(path, SAMPLES / path.name)
+            shutil.copyfile(path, SAMPLES / f"{path.stem}{beside}{path.suffix}")
     if done:
         page(arguments)
     return code
@@ -117,6 +118,9 @@ def main() -> int:
     command = commands.add_parser("bench", epilog="the rest: arguments of `python -m bench measure`")
     command.set_defaults(do=bench)
     command.add_argument("--limit-s", type=float, default=BENCH_LIMIT_S)
+    command.add_argument(
+        "--beside", default="", metavar="WORD", help="keep the samples as KIND-WORD, beside KIND's"
+    )
     commands.add_parser("page").set_defaults(do=page)
     arguments, rest = parser.parse_known_args()
     if arguments.do is bench:

@@ -5,6 +5,7 @@ machine's own may be years older. Must not know what is installed in the bed.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -36,6 +37,9 @@ CPU = "max,-erms,-fsrm,-fsrs,-fzrm"
 TIMED_OUT = 124  # as timeout(1) has it
 CPUS, MEMORY_MIB, LIMIT_S = 2, 8192, 540.0
 CONSOLE, COMPLAINTS = "console.log", "qemu.log"
+TROUBLE = re.compile(r"BUG: |Oops: |general protection|Kernel panic|WARNING: |INFO: |watchdog: ")
+"""What a kernel begins with when it tells of something that it did not expect."""
+FEW, MANY = 15, 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,22 @@ def run(bed: Bed, command: Sequence[str], shape: Shape, files: Sequence[Path] = 
                 return int((exchange / "exit-code").read_text())
             words = {name: (exchange / name).read_text(errors="replace") for name in (CONSOLE, COMPLAINTS)}
         say(f"testbed: the {attempt} instance {end.value}; the last words of its kernel, and of QEMU:")
-        print("\n".join(line for text in words.values() for line in text.splitlines()[-15:]), flush=True)
+        print("\n".join(line for text in words.values() for line in last_words(text)), flush=True)
         if end is End.LATE:
             say(f"testbed: stopped after {shape.limit_s:.0f} s")
             return TIMED_OUT
     raise Unavailable(f"the test bed {end.value}, twice")
+
+
+def last_words(text: str) -> list[str]:
+    """The last lines, and what led to them: those from the kernel's first trouble on."""
+    lines = text.splitlines()
+    last = lines[-FEW:]
+    before = lines[:-FEW]
+    for number, line in enumerate(before):
+        if TROUBLE.search(line):
+            return before[number:][:MANY] + last
+    return last
 
 
 @contextmanager
