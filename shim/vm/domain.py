@@ -17,6 +17,10 @@ CPU_READ_BY_PROPERTY = "cpu-unavailable-features"
 # most ways out of KVM have been. To disable what a CPU lacks is no error.
 VIRTUALIZATION = ("vmx", "svm")
 
+# What SMBIOS calls "not present", and Linux then does not show. The tables of the firmware are saved with a
+# machine, so that all clones of a template would show the same one.
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+
 
 def element(tag: str, *children: str, **attributes: object) -> str:
     """One element; children are XML already. A trailing _ of an attribute's name is dropped (type_)."""
@@ -307,14 +311,16 @@ class Domain:
         return element("memoryBacking", *parts) if parts else ""
 
     def _commandline(self) -> str:
-        words = ["-incoming", "defer"] if self.incoming else []
+        # libvirt tells QEMU an id of the domain's, and takes no such one. The later of two counts.
+        words = ["-uuid", NO_UUID]
+        words += ["-incoming", "defer"] if self.incoming else []
         if self.memory in (Memory.SAVED, Memory.MAPPED):
             # libvirt makes no read-only file a guest's RAM. The later of two memory-backend counts.
             how = "share=on" if self.memory is Memory.SAVED else "share=off,readonly=on,rom=off"
             ram = f"id={RAM_OBJECT},size={self.memory_bytes},mem-path={_comma(self.ram_file)},{how}"
             words += ["-object", f"memory-backend-file,{ram},x-use-canonical-path-for-ramblock-id=off"]
             words += ["-machine", f"memory-backend={RAM_OBJECT}"]
-        return element("qemu:commandline", *(element("qemu:arg", value=w) for w in words)) if words else ""
+        return element("qemu:commandline", *(element("qemu:arg", value=w) for w in words))
 
     def _os(self) -> str:
         return element(

@@ -46,6 +46,7 @@ print(json.dumps({
         'boot_id': read('/proc/sys/kernel/random/boot_id'), 'uuid': read('/proc/sys/kernel/random/uuid'),
         'stack': maps['[stack]'], 'heap': maps['[heap]'], 'vdso': maps['[vdso]'],
     },
+    'machine_ids': [name for name in os.listdir('/sys/class/dmi/id') if 'uuid' in name],
     'hostname': socket.gethostname(), 'monotonic': time.monotonic(), 'boottime': time.clock_gettime(7),
     'time': time.time(), 'uptime': float(read('/proc/uptime').split()[0]),
 }), flush=True)
@@ -136,6 +137,7 @@ def test_clones_differ_in_all_that_must_differ(pods: Pods) -> None:
         assert len(set(values)) == 3, f"{name}: {values}"
     assert len({clone["hostname"] for clone in clones}) == 3
     for clone in clones:
+        assert clone["machine_ids"] == []  # what the firmware says was saved with the template
         assert 0 < clone["monotonic"] < 600  # a template's boot and this pod's life
         assert abs(clone["boottime"] - clone["monotonic"]) < 1
         assert abs(clone["uptime"] - clone["boottime"]) < 1

@@ -325,6 +325,12 @@ def test_what_a_restored_guest_writes_never_reaches_the_template() -> None:
     assert f"mem-path={POD}/ram/ram" in ram
 
 
+def test_no_machine_has_an_id_that_its_clones_would_have_too() -> None:
+    for domain in DOMAINS.values():
+        words = [word.get("value") for word in parse(domain.xml()).iter(QEMU_ARGUMENT)]
+        assert words[words.index("-uuid") + 1] == "00000000-0000-0000-0000-000000000000"
+
+
 def test_a_path_with_a_comma_is_one_path() -> None:
     domain = replace(DOMAINS["kvm-vsock-9p-restore"], memory=Memory.MAPPED, ram_file="/a,b/ram")
     assert "mem-path=/a,,b/ram,share=off" in domain.xml()
