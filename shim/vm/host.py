@@ -14,7 +14,7 @@ from pathlib import Path
 
 from config.programs import LIBVIRT_LEAST
 from config.whole import write_whole
-from rpc.errors import CasemateError, FailedPrecondition, Unavailable
+from rpc.errors import CasemateError, DeadlineExceeded, FailedPrecondition, Unavailable
 from shim.helper import tail
 from shim.paths import sha256_hex
 from shim.vm.cpu_models import without_models
@@ -174,13 +174,15 @@ class Host:
             self._migrated.set()  # or not: whoever waits looks
 
     def save_state(self, state: int, limit_s: float) -> None:
-        """Suspends the domain and writes all but its RAM to the descriptor `state`. Raises Unavailable."""
+        """Suspends the domain and writes all but its RAM to the descriptor `state`. Raises Unavailable,
+        DeadlineExceeded."""
         with self._asking():
             self._domain_or_fail().suspend()
             self._migrate("migrate", state, limit_s)
 
     def load_state(self, state: int, limit_s: float) -> None:
-        """Reads what save_state() wrote into a paused domain that waits for it. Raises Unavailable."""
+        """Reads what save_state() wrote into a paused domain that waits for it. Raises Unavailable,
+        DeadlineExceeded."""
         with self._asking():
             self._migrate("migrate-incoming", state, limit_s)
 
@@ -244,7 +246,7 @@ class Host:
             with self._handed_over(state) as address:
                 self._command(command, {"uri": address})
                 if not ended.wait(limit_s):
-                    raise Unavailable(f"QEMU did not end {command} within {limit_s:.0f} s")
+                    raise DeadlineExceeded(f"QEMU did not end {command} within {limit_s:.0f} s")
                 if said != ["completed"]:
                     raise self.failure(f"{command} failed", domain.name())
         finally:

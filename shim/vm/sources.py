@@ -22,13 +22,13 @@ from rpc.errors import (
     Disconnected,
     NotFound,
     PermissionDenied,
-    Unavailable,
     printable,
 )
 from shim import phases, shortage
 from shim.helper import Helper, Watched, in_thread
 from shim.trace import MOST_WORDS, Trace
 from shim.vm import designer, ram
+from shim.vm.blame import TemplateUnusable, is_excused
 from shim.vm.console import Console
 from shim.vm.crowding import crowding
 from shim.vm.designer import Files, Way
@@ -55,10 +55,6 @@ LOAD_S = 5.0
 log = logging.getLogger("casemate")
 
 
-class TemplateUnusable(Unavailable):
-    """This template cannot be restored from: a boot might work."""
-
-
 async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Machine:
     """A machine whose agent has answered and whose share is mounted.
 
@@ -77,23 +73,25 @@ async def _obtain(setting: Setting, trace: Trace, undo: AsyncExitStack, wanted: 
         return await _boot(setting, trace, undo)
     store, key = setting.templates, template_key(setting)
     version = store.version(key)
-    to_blame = False
+    blamed: CasemateError | None = None
     if version:
         try:
             return await _restore_from(key, setting, trace, undo)
         except (TemplateUnusable, NotFound, DataLoss) as error:
             if shortage.has_killed():
                 raise  # no fault of the template's, and a boot takes more
-            to_blame = True
+            blamed = error
             _say_why(key, error)
-            if isinstance(error, TemplateUnusable):
-                store.note_useless(key)
         except (OSError, PermissionDenied) as error:
             _say_why(key, error)  # the host's trouble, which a boot may do without
+    begun_s = time.monotonic()
     machine = await _boot(setting, trace, undo)
-    if to_blame:
-        _discard(store, key, version)
-    if to_blame or not version:
+    if blamed is not None and is_excused(blamed, time.monotonic() - begun_s):
+        log.warning("template %s is kept: the boot was no faster than what was waited for", key)
+    elif blamed is not None:
+        _discard(store, key, version, blamed)
+        _wish(store, key, wanted)
+    elif not version:
         _wish(store, key, wanted)
     return machine
 
@@ -153,8 +151,10 @@ def _say_why(key: str, error: Exception) -> None:
     log.warning("the guest is booted, as it cannot be restored from template %s: %s", key, error)
 
 
-def _discard(store: TemplateStore, key: str, version: str) -> None:
+def _discard(store: TemplateStore, key: str, version: str, error: CasemateError) -> None:
     """Only once the same host has booted a guest is it known that the template was to blame."""
+    if isinstance(error, TemplateUnusable):
+        store.note_useless(key)
     try:
         store.remove(key, version)
     except OSError as error:
@@ -189,7 +189,7 @@ async def _restore(
     except CasemateError as error:
         if attempt.files_failed:
             raise
-        raise TemplateUnusable("the restored guest does not answer", str(error)) from error
+        raise TemplateUnusable.because("the restored guest does not answer", error, limit_s) from error
     return attempt.machine(Way.RESTORE, client, hello, outer)
 
 
@@ -254,10 +254,13 @@ def _create_restored(
     with trace.span(phases.STATE_LOAD, phases.POD_READY):
         if filling is not None:
             filling.wait()
+        limit_s = _patience_s(LOAD_S, setting)
         try:
-            host.load_state(state, _patience_s(LOAD_S, setting))
+            host.load_state(state, limit_s)
         except CasemateError as error:
-            raise TemplateUnusable("QEMU does not take the template's state", str(error)) from error
+            raise TemplateUnusable.because(
+                "QEMU does not take the template's state", error, limit_s
+            ) from error
     try:
         if device is not None:
             with trace.span(phases.SHARE_PLUG, phases.POD_READY):

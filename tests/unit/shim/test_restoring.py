@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from rpc.errors import FailedPrecondition, NotFound, Unavailable
+from rpc.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from shim.trace import Trace
 from shim.vm import sources
+from shim.vm.blame import TemplateUnusable
 from shim.vm.setting import MachineRequest, Setting
-from shim.vm.sources import TemplateUnusable
 from shim.vm.template import MANIFEST, RAM, RETRY_S, STATE, TemplateStore
 from tests.unit.rpc.wires import run
 from tests.unit.shim.templates import flip_byte, key, make
@@ -155,6 +155,41 @@ def test_one_that_was_useless_as_soon_as_it_was_made_is_not_made_again_at_once(
     assert ways.obtain() == "restored"
 
 
+def late(limit_s: float) -> TemplateUnusable:
+    error = DeadlineExceeded("no answer")
+    return TemplateUnusable.because("the restored guest does not answer", error, limit_s)
+
+
+def test_where_a_boot_is_as_slow_the_template_is_not_to_blame(
+    ways: Ways, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pod that may use little of a processor must not have the others' template thrown away."""
+    make(ways.store, KEY)
+    ways.restoring = raising(late(0.0))
+    assert ways.obtain() == "booted"
+    assert (ways.went, ways.wanted) == (["restore", "boot"], [])
+    assert ways.store.keys() == (KEY,)
+    assert not ways.store.failed_lately(KEY)
+    assert caplog.messages[-1] == f"template {KEY} is kept: the boot was no faster than what was waited for"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(late(60.0), id="the boot was faster"),
+        pytest.param(TemplateUnusable.because("no", Unavailable("its words"), 0.0), id="it was refused"),
+    ],
+)
+def test_what_a_boot_does_faster_or_was_refused_is_the_templates_fault(
+    ways: Ways, error: TemplateUnusable
+) -> None:
+    make(ways.store, KEY)
+    ways.restoring = raising(error)
+    assert ways.obtain() == "booted"
+    assert ways.store.keys() == ()
+    assert ways.store.failed_lately(KEY)
+
+
 def test_what_fails_a_boot_as_well_is_told_and_the_template_kept(ways: Ways) -> None:
     make(ways.store, KEY)
     ways.restoring = raising(FailedPrecondition("no virtiofsd"))
@@ -172,6 +207,7 @@ def test_a_template_is_not_to_blame_where_nothing_works(ways: Ways) -> None:
         ways.obtain()
     assert ways.wanted == []
     assert ways.store.keys() == (KEY,)
+    assert not ways.store.failed_lately(KEY)
 
 
 def test_a_host_without_memory_for_a_copy_boots_and_keeps_the_template(ways: Ways) -> None:
