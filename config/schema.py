@@ -26,6 +26,8 @@ class _Table(BaseModel):
 class ProfileTable(_Table):
     vcpus: Annotated[int, AfterValidator(values.vcpus)]
     memory: Memory
+    max_vcpus: Annotated[int, AfterValidator(values.vcpus_or_all)]
+    max_memory: Annotated[int, BeforeValidator(values.memory_or_all)]
     image: Annotated[str, AfterValidator(values.image)]
     kernel_cmdline: Annotated[str, AfterValidator(values.kernel_cmdline)]
     cpu_model: Annotated[str, AfterValidator(values.cpu_model)]
@@ -37,6 +39,8 @@ class ProfileTable(_Table):
             name=name,
             vcpus=self.vcpus,
             memory_bytes=self.memory,
+            max_vcpus=self.max_vcpus,
+            max_memory_bytes=self.max_memory,
             image=self.image,
             kernel_cmdline=self.kernel_cmdline,
             cpu_model=self.cpu_model,

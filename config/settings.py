@@ -13,11 +13,14 @@ if TYPE_CHECKING:  # typing itself costs the shim two milliseconds
 
 
 class Profile(Record):
-    """The shape of a pod's machine. An annotation may change it for one pod (annotations.py)."""
+    """The shape of a pod's machine. An annotation may change it for one pod (annotations.py), or its limits
+    may, up to the maximum (shim/sizing.py): 0 is all that the host has."""
 
     name: str
     vcpus: int
     memory_bytes: int
+    max_vcpus: int
+    max_memory_bytes: int
     image: str
     kernel_cmdline: str
     cpu_model: str

@@ -65,6 +65,16 @@ def vcpus(value: int) -> int:
     return value
 
 
+def memory_or_all(value: object) -> int:
+    """0 means all that the host has."""
+    return memory(value) if size(value) else 0
+
+
+def vcpus_or_all(value: int) -> int:
+    """0 means all that the host has."""
+    return vcpus(value) if value else 0
+
+
 def image(value: str) -> str:
     if not _IMAGE.fullmatch(value):
         raise ValueError("must be the name or digest of a guest image")

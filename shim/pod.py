@@ -86,7 +86,9 @@ class Pod:
 
     async def _bring_up(self, document: object, from_s: float, reserve: Reserve | None) -> Machine:
         with self.trace.span(phases.SETTINGS, phases.POD_READY):
-            wants = wants_of(document, self.settings, self.identity.namespace, self.identity.pod_id)
+            identity, limit = self.identity, shortage.limit_of()
+            room_bytes = limit.size_bytes if limit else None
+            wants = wants_of(document, self.settings, identity.namespace, identity.pod_id, room_bytes)
             self._profile = wants.profile
         wishes: list[str] = []
         try:

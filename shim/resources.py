@@ -8,6 +8,7 @@ from config import annotations
 from config.settings import Profile
 from rpc.api.cgroups import Metrics
 from rpc.errors import DataLoss, InvalidArgument
+from shim import sizing
 from shim.fields import Table, leave_out, refuse
 from shim.oci import Document, Limits
 
@@ -34,7 +35,6 @@ LEFT_OUT: Table = (
     ("blockIO.weight", _FILES),
     ("blockIO.leafWeight", _FILES),
 )
-DEFAULT_PERIOD_US = 100_000  # the kernel's, where none is given
 MIB = 1 << 20
 
 
@@ -55,7 +55,7 @@ def beyond(limits: Limits, profile: Profile) -> tuple[str, ...]:
             f"{WHERE}memory.limit is {limits.memory_bytes // MIB} MiB, but the whole VM has "
             f"{profile.memory_bytes // MIB} MiB: {_larger(annotations.MEMORY)}"
         )
-    cpus = limits.cpu_quota_us / (limits.cpu_period_us or DEFAULT_PERIOD_US)
+    cpus = sizing.cpus(limits)
     if cpus > profile.vcpus:
         lines.append(
             f"{WHERE}cpu.quota is {cpus:g} CPUs, but the whole VM has {profile.vcpus}: "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from config import annotations, places
 from config.settings import Profile, Settings
-from shim import oci, spec
+from shim import oci, sandbox, sizing, spec
 from shim.apprentice import TENANT_ANNOTATION, tenant_of
 from shim.devicewishes import NO_DEVICES, DeviceWishes, wishes_of
 from shim.paths import PodPaths
@@ -51,14 +51,24 @@ class Wants:
         )
 
 
-def wants_of(document: object, settings: Settings, namespace: str, pod_id: str) -> Wants:
-    """document: config.json, or None if the bundle has none. namespace: containerd's.
+def wants_of(
+    document: object, settings: Settings, namespace: str, pod_id: str, room_bytes: int | None = None
+) -> Wants:
+    """document: config.json, or None if the bundle has none. namespace: containerd's. room_bytes: what the
+    pod's cgroup may have, where that is known.
 
     Raises InvalidArgument, PermissionDenied, or Unimplemented as spec.refuse_host_access().
     """
     wanted = oci.parse(document if document is not None else {})
     spec.refuse_host_access(wanted)
     profile = annotations.apply(settings, settings.profiles[settings.default_profile], wanted.annotations)
+    profile = sizing.grown(
+        profile,
+        sandbox.limits_of(wanted) if sandbox.is_sandbox(wanted) else wanted.limits,
+        vcpus=annotations.VCPUS not in wanted.annotations,
+        memory=annotations.MEMORY not in wanted.annotations,
+        room_bytes=room_bytes,
+    )
     return Wants(
         profile=profile,
         tenant=tenant_of(profile, namespace, wanted.annotations),

@@ -170,6 +170,7 @@ def test_update_changes_the_limits_in_the_guest(pods: Pods) -> None:
 
 def test_limits_beyond_the_vm_are_named_in_the_log_with_the_way_out(pods: Pods) -> None:
     """It runs all the same: to be smaller than the limits may be meant, and the host's CPUs are not in it."""
+    pods.ctr.instance.configure('[profiles.default]\nmax_vcpus = 1\nmax_memory = "256MiB"\n')
     limits = ("--memory-limit", str(1 << 30), "--cpus", "4", "--cpuset-cpus", "2-3")
     with pods.detached("sleep", "1000", options=limits) as name:
         log = pods.paths(name).log.read_text()

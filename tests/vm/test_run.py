@@ -177,9 +177,7 @@ def test_only_loopback_without_a_network(pods: Pods) -> None:
     assert result.out == "['lo']\nup\n"
 
 
-@pytest.mark.client(
-    "ctr run --memory-limit", "works", "the container's cgroup in the guest; the VM's size is its profile's"
-)
+@pytest.mark.client("ctr run --memory-limit, --cpus", "works", "the container's cgroup in the guest")
 def test_the_memory_limit_is_the_cgroups(pods: Pods) -> None:
     options = ("--memory-limit", str(64 << 20), *CGROUP_MOUNT)
     result = pods.run("cat", "/sys/fs/cgroup/memory.max", options=options).ok()
@@ -189,6 +187,15 @@ def test_the_memory_limit_is_the_cgroups(pods: Pods) -> None:
 def test_beyond_its_memory_limit_a_container_is_killed(pods: Pods) -> None:
     result = pods.run("python3", "-c", "b = bytearray(200 << 20)", options=("--memory-limit", str(64 << 20)))
     assert result.code == 137, result
+
+
+@pytest.mark.client("ctr run --memory-limit, --cpus, beyond the profile", "works", "the VM is larger, too")
+def test_a_machine_is_as_large_as_its_containers_limits(pods: Pods) -> None:
+    """The memory is there to be used: the guest's own needs come on top of it."""
+    script = "import os; b = bytearray(270 << 20); print(len(b) >> 20, os.cpu_count())"
+    options = ("--memory-limit", str(288 << 20), "--cpus", "1.5")
+    result = pods.run("python3", "-c", script, options=options).ok()
+    assert result.out.split() == ["270", str(min(2, os.cpu_count() or 1))]
 
 
 def test_the_clock_is_the_hosts(pods: Pods) -> None:
