@@ -280,6 +280,8 @@ def _check_ram(setting: Setting, memory: Path) -> None:
 
 async def _boot(setting: Setting, trace: Trace, outer: AsyncExitStack) -> Machine:
     async with AsyncExitStack() as undo:
+        # RAM is no file, and yet libvirt gives QEMU's user directories there: not of the host's /run.
+        undo.enter_context(ram.ram_directory(setting.ram, ram.SLACK_BYTES))
         attempt = Attempt(setting, trace, undo)
         await attempt.run(partial(_create_booting, setting, trace))
         client, hello = await attempt.meet(phases.GUEST_BOOT, setting.boot_s)
