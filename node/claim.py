@@ -23,6 +23,7 @@ from node.order import Order
 from rpc.errors import CasemateError
 from shim import forkserver
 from shim.bootstrap import Start
+from shim.bundle import is_containers
 from shim.network import open_pod_network
 from shim.paths import CLAIM, SPARES
 from shim.wants import wants_of
@@ -58,7 +59,10 @@ class Claimed:
 
 
 def order_of(request: Start, settings: Settings, alike: Likeness) -> Order | None:
-    """None for a pod that the pool has nothing for, or that is to be refused anyway."""
+    """None for a pod that the pool has nothing for, or that is to be refused anyway, or that says only later
+    what it wants (the Sandbox API)."""
+    if not is_containers(request.spec):
+        return None
     try:
         wants = wants_of(request.spec, settings, request.namespace, request.pod_id)
     except CasemateError:

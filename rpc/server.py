@@ -118,6 +118,7 @@ class Server:
         self.max_requests, self.max_bytes = max_requests, max_bytes
         self._methods: dict[tuple[str, str], tuple[Method[Any, Any], Handler]] = {}
         self._services: set[str] = set()
+        self._late: dict[str, Callable[[Server], None]] = {}
         self._connections: set[_Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._closing = False
@@ -128,7 +129,15 @@ class Server:
         self._services.add(name)
         self._methods[name, method.name] = (method, handler)
 
+    def add_late(self, service: str, load: Callable[[Server], None]) -> None:
+        """load: is called at the first request to a service that most servers are never asked for, to add()
+        its methods: what it needs is imported then."""
+        self._late[service] = load
+
     def find(self, service: str, method: str) -> tuple[Method[Any, Any], Handler]:
+        load = self._late.pop(service, None)
+        if load is not None:
+            load(self)
         found = self._methods.get((service, method))
         if found is None:
             missing = f"method {method} of {service}" if service in self._services else f"service {service}"

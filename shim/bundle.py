@@ -31,3 +31,12 @@ def read_config(bundle: str) -> "dict[str, Any] | None":
 
         raise InvalidArgument(f"{bundle}/config.json is not a JSON object")
     return document
+
+
+def is_containers(document: "dict[str, Any] | None") -> bool:
+    """Whether such a config.json is a container's, whose shim makes its machine at once.
+
+    A sandbox of containerd's Sandbox API has none, or one without a process: there is none to run, and what
+    it wants is said later (sandboxlife.py).
+    """
+    return document is not None and "process" in document

@@ -7,7 +7,7 @@ know of RPC from containerd (services/), nor of where the machine came from.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 
 from rpc.api import agent as api
@@ -151,7 +151,7 @@ class Container:
     """Owns the host's side of a container: mounts, anchor, processes. undo takes it all away again.
 
     pid is the anchor's, as the host counts it: what the host's tools may look at. is_sandbox: it is the one
-    that stands for a pod of CRI's, and nothing of it runs in the guest; shm: see sandbox.Siblings.
+    that stands for a pod of CRI's, and nothing of it runs in the guest; shm, gives: see sandbox.Siblings.
     """
 
     def __init__(
@@ -171,12 +171,18 @@ class Container:
         self.pid = pid
         self.is_sandbox = False
         self.shm = ""
+        self.gives: Mapping[str, str] | None = None
         self.hooks = hooks
         self.execs: dict[str, Process] = {}
         self._oom_told_s = -OOM_EVERY_S
         self.undo = undo
         self.deleting = asyncio.Lock()
         self.watch: asyncio.Task[None] | None = None
+
+    @property
+    def is_task(self) -> bool:
+        """Whether its client knows it as one: not a sandbox that was made by the Sandbox API."""
+        return self.gives is None
 
     def may_tell_oom(self) -> bool:
         """At most one a second: a guest that claims more would have containerd do the work."""
@@ -230,8 +236,9 @@ def siblings(containers: Iterable[Container]) -> Siblings:
     """What another container of their pod may share with them."""
     pids: dict[int, str] = {}
     sandbox = shm = ""
+    gives = None
     for each in containers:
         pids[each.pid] = each.id
         if each.is_sandbox:
-            sandbox, shm = each.id, each.shm
-    return Siblings(pids, sandbox, shm)
+            sandbox, shm, gives = each.id, each.shm, each.gives
+    return Siblings(pids, sandbox, shm, gives)

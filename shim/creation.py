@@ -5,7 +5,7 @@ It must not know of the pod's other containers, nor of whom the making is told t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from shim.journal import Journal
 from shim.nameservers import RESOLV_CONF
 from shim.paths import PodPaths
 from shim.record import Identity
-from shim.sandbox import Siblings, is_sandbox, limits_of, pod_request, shm_of
+from shim.sandbox import GUEST_SHM, Siblings, furnished, is_sandbox, limits_of, pod_request, shm_of
 from shim.stdio import open_stdio
 from shim.trace import Trace
 from shim.vm.guest import Machine
@@ -38,7 +38,9 @@ log = logging.getLogger("casemate")
 
 @dataclass(frozen=True, slots=True)
 class NewContainer:
-    """What a client says of a container that it wants; the rest is in the bundle's config.json."""
+    """What a client says of a container that it wants; the rest is in the bundle's config.json, or in
+    document. gives: of a sandbox that is made by the Sandbox API, see sandbox.Siblings.
+    """
 
     container_id: str
     bundle: str
@@ -47,6 +49,8 @@ class NewContainer:
     stdin: str
     stdout: str
     stderr: str
+    document: oci.Document | None = None
+    gives: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,10 @@ async def make_container(
 
     Raises what is wrong with the spec, the mounts, the machine or the program.
     """
-    document = await asyncio.to_thread(read_config, new.bundle)
+    document = new.document or await asyncio.to_thread(read_config, new.bundle)
     if document is None:
         raise NotFound(f"{new.bundle}/config.json does not exist")
-    wanted = oci.parse(document)
+    wanted = furnished(oci.parse(document), siblings)
     stands_for_pod = is_sandbox(wanted)
     guest = spec.for_guest(wanted, new.container_id, siblings)
     for line in guest.ignored:
@@ -106,7 +110,9 @@ async def make_container(
         undo.callback(remove_tree, directory)
         root = directory / "rootfs"
         root.mkdir(mode=0o755)
-        mounts = rootfs.mounts_of(new.mounts, new.bundle, wanted.rootfs)
+        mounts: Sequence[Mount] = new.mounts
+        if new.gives is None:  # such a sandbox may have none: there is no program
+            mounts = rootfs.mounts_of(new.mounts, new.bundle, wanted.rootfs)
         undo.enter_context(rootfs.mounted(mounts, root, means.paths.directory / f"layers-{new.container_id}"))
         for entry in () if stands_for_pod else guest.shared:
             undo.enter_context(rootfs.bound(entry, directory, identity.host))
@@ -120,15 +126,16 @@ async def make_container(
     init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)
     undo.push_async_callback(init.close)
     if stands_for_pod:
+        shm = shm_of(wanted) if new.gives is None else GUEST_SHM
         with trace.span(phases.GUEST_CREATE, phases.CREATE):
-            await machine.call(api.MAKE_POD, pod_request(wanted, new.container_id))
+            await machine.call(api.MAKE_POD, pod_request(wanted, new.container_id, shm))
         if identity.host is not None:
             from shim.portforward import PortForward  # most pods are no sandbox of a kubelet's
 
             undo.push_async_callback(PortForward(machine, new.container_id, identity.host.net).close)
         init.in_guest = True
         container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
-        container.is_sandbox, container.shm = True, shm_of(wanted)
+        container.is_sandbox, container.shm, container.gives = True, shm, new.gives
         return container
     devices = means.devices.of_container(new.container_id, guest.devices)
     given = []

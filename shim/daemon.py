@@ -16,6 +16,7 @@ from rpc import lean
 from rpc.errors import CasemateError
 from shim import phases, seclusion, system
 from shim.apprentice import stand_by
+from shim.bundle import is_containers
 from shim.cgroup import Place
 from shim.journal import Journal
 from shim.namespaces import HostNamespaces
@@ -31,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from config.settings import Settings
     from shim.bootstrap import Start
@@ -71,7 +72,7 @@ def run(
         place = Place(request.paths.key)
         # Where the kernel takes its time, beside the imports.
         with trace.span(phases.POD_CGROUP, phases.DETACH), ThreadPoolExecutor(1) as beside:
-            moving = beside.submit(place.enter, request.spec, journal, (os.getpid(),))
+            moving = beside.submit(place.enter, own_spec(request), journal, (os.getpid(),))
             lean.for_shim()
             from shim.anchor import Anchors
             from shim.main import Daemon, serve
@@ -104,6 +105,12 @@ def run(
         sys.stderr.flush()
         os._exit(1)
     os._exit(0)
+
+
+def own_spec(request: "Start") -> "dict[str, Any] | None":
+    """The config.json of the container that the pod begins with; None where it begins with none, and is
+    described later (sandboxlife.py)."""
+    return request.spec if is_containers(request.spec) else None
 
 
 def trace_of_start(request: "Start", started_ticks: int, bound_s: float) -> Trace:
@@ -163,6 +170,8 @@ def set_oom_score(score: int, pids: "Iterable[int | str]") -> None:
 def open_network(request: "Start") -> tuple[int | None, CasemateError | None]:
     """As open_pod_network(), and why the pod cannot have the network that it asks for; the client is told
     when it asks for a container."""
+    if own_spec(request) is None:
+        return None, None
     try:
         return open_pod_network(request.spec), None
     except CasemateError as error:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from config.load import unreported
 from rpc.errors import CasemateError
@@ -20,12 +21,14 @@ from shim.apprentice import Standby
 from shim.bootstrap import Start
 from shim.cgroup import Place
 from shim.cleanup import retire
+from shim.daemon import own_spec
 from shim.devices import Devices
 from shim.disks import Disks
 from shim.helper import in_thread, reap_orphans
 from shim.journal import Journal
 from shim.logs import set_up_logging
 from shim.namespaces import HostNamespaces
+from shim.network import enter_network
 from shim.paths import PodPaths
 from shim.pod import Pod
 from shim.record import Identity
@@ -37,9 +40,13 @@ from shim.vm.spare import Reserve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from config.settings import Settings
+    from shim.oci import Document
 
 PUBLISH_END_S = 3.0
+SANDBOX_SERVICE = "containerd.runtime.sandbox.v1.Sandbox"
 log = logging.getLogger("casemate")
 
 
@@ -82,8 +89,9 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
         log.warning("%s", line)
     for line in request.remarks:
         log.info("%s", line)
-    if daemon.refusal is None and not cgroup.named(request.spec):
-        log.warning("the container names no cgroup: the pod's processes stay in containerd's")
+    document = own_spec(request)
+    if daemon.refusal is None and document is not None:
+        _warn_without_cgroup(document)
     settings, trace = daemon.settings, daemon.trace
     loop = asyncio.get_running_loop()
     shutdown = asyncio.Event()
@@ -101,15 +109,18 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     pod = Pod(means, settings, daemon.standby, listener)
     server = Server()
     TaskService(pod, shutdown.set).register(server)
+    server.add_late(SANDBOX_SERVICE, partial(_serve_sandbox, daemon, pod, shutdown.set))
     publishing = asyncio.create_task(publisher.run(), name="publisher")
     sparing = asyncio.create_task(_spare_memory(pod), name="memory")
     leaving = asyncio.create_task(_step_out(pod, daemon.place, reserve), name="cgroups")
     ending = _end_if_abandoned(pod, settings.timeouts.empty_s, shutdown)
     watching = asyncio.create_task(ending, name="abandoned")
-    if daemon.refusal is None:
-        pod.begin(request.spec, begun_s, reserve)
-    else:
+    if daemon.refusal is not None:
         pod.refuse(daemon.refusal)
+    elif document is not None:
+        pod.begin(document, begun_s, reserve)
+    else:
+        pod.write_state("starting")
     listening = await server.listen_unix(daemon.listener)
     trace.add(phases.SERVE, begun_s, time.monotonic())
     try:
@@ -138,8 +149,38 @@ async def serve_in_loop(daemon: Daemon, reserve: Reserve | None = None) -> None:
     os._exit(0)
 
 
+def _warn_without_cgroup(document: object) -> None:
+    if not cgroup.named(document):
+        log.warning("the container names no cgroup: the pod's processes stay in containerd's")
+
+
+def _serve_sandbox(daemon: Daemon, pod: Pod, on_shutdown: "Callable[[], None]", server: Server) -> None:
+    """Most pods are never asked for it, and have none of it in their memory."""
+    from shim.sandboxlife import SandboxLife
+    from shim.services.sandbox import SandboxService
+    from shim.usage import metrics_of
+
+    life = SandboxLife(pod, daemon.request.spec, partial(_bring_up, daemon, pod))
+    SandboxService(life, pod, lambda: metrics_of(daemon.place.directories), on_shutdown).register(server)
+
+
+async def _bring_up(daemon: Daemon, pod: Pod, document: "Document", network: int | None) -> None:
+    """What run() of daemon.py did before there was a loop, for a pod that is described only now.
+
+    Raises as Place.enter(). Of this process there is one thread that counts, and no child yet.
+    """
+    begun_s = time.monotonic()
+    _warn_without_cgroup(document)
+    if network is not None:
+        enter_network(network)
+    with daemon.trace.span(phases.POD_CGROUP, phases.POD_READY):
+        await in_thread(partial(daemon.place.enter, document, daemon.journal, (os.getpid(),)))
+    pod.begin(document, begun_s)
+
+
 async def _spare_memory(pod: Pod) -> None:
     """libvirt's and Python's parsers leave megabytes behind, which a pod then has for all its life."""
+    await pod.begun.wait()
     try:
         await pod.machine()
     except CasemateError:

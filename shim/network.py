@@ -13,8 +13,8 @@ from shim import oci, spec, system
 def open_pod_network(document: object) -> int | None:
     """A descriptor of the namespace that the spec names; None where the pod is to have one of its own.
 
-    From the namespaces that containerd is in. Raises InvalidArgument if the path is not a network namespace,
-    Unimplemented for the host's network.
+    From a thread in the namespaces that containerd is in. Raises InvalidArgument if the path is not a network
+    namespace, Unimplemented for the host's network.
     """
     wanted = oci.parse(document if document is not None else {})
     spec.refuse_host_access(wanted)
@@ -75,8 +75,8 @@ def make_network() -> None:
 
 
 def _is_own(fd: int) -> bool:
-    """Whether it is the one that we are in before we enter any: containerd's."""
-    ours, theirs = os.stat("/proc/self/ns/net"), os.fstat(fd)
+    """Whether it is the one that the calling thread is in, before it enters any or again: containerd's."""
+    ours, theirs = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
     return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
 
 

@@ -9,10 +9,16 @@ import asyncio
 class Occupancy:
     def __init__(self) -> None:
         self._some, self._none = asyncio.Event(), asyncio.Event()
+        self.kept = False
+
+    def keep(self) -> None:
+        """From now on who has made the pod ends it, as it knows of it apart from its containers."""
+        self.kept = True
+        self.now(1)
 
     def now(self, count: int) -> None:
         """count: of containers, with those that are being made."""
-        is_so, is_not = (self._some, self._none) if count else (self._none, self._some)
+        is_so, is_not = (self._some, self._none) if count or self.kept else (self._none, self._some)
         is_so.set()
         is_not.clear()
 

@@ -67,6 +67,8 @@ class Pod:
         self._error: str | None = None
         self._network: PodNetwork | None = None
         self._flushing: asyncio.Task[None] | None = None
+        self.begun = asyncio.Event()
+        """Set when its machine is being made, or there is a reason that it will not be."""
         self.ending = asyncio.Event()
         """Set when the pod's own container has ended or goes: so will the machine, and with it the pod."""
 
@@ -77,12 +79,14 @@ class Pod:
         making = self._bring_up(document, ready_from_s, reserve)
         self._machine = asyncio.create_task(making, name="bring-up")
         self._machine.add_done_callback(self._on_machine)
+        self.begun.set()
         self.write_state("starting")
 
     def refuse(self, error: CasemateError) -> None:
         """There will be no machine, and this is why."""
         self._machine = asyncio.get_running_loop().create_task(_raise(error), name="refused")
         self._machine.add_done_callback(self._on_machine)
+        self.begun.set()
 
     async def _bring_up(self, document: object, from_s: float, reserve: Reserve | None) -> Machine:
         with self.trace.span(phases.SETTINGS, phases.POD_READY):
@@ -429,13 +433,24 @@ class Pod:
         del self.containers[container.id]
         self.occupancy.now(len(self.containers) + len(self._creating))
 
+    def _result(self) -> Machine | None:
+        """The machine, if it was made, whatever became of it."""
+        task = self._machine
+        ended = task is not None and task.done() and not task.cancelled()
+        return task.result() if task is not None and ended and task.exception() is None else None
+
     def _alive(self) -> Machine | None:
         """The machine, if there is one that still answers."""
-        task = self._machine
-        if task is None or not task.done() or task.cancelled() or task.exception() is not None:
-            return None
-        machine = task.result()
-        return None if machine.lost.done() else machine
+        machine = self._result()
+        return None if machine is None or machine.lost.done() else machine
+
+    async def end_machine(self) -> None:
+        """Where the process outlives the pod's own container: nothing of the machine goes on."""
+        if self._network is not None:
+            await self._network.close()
+            self._network = None
+        if (machine := self._result()) is not None:
+            await machine.end()
 
     async def stop(self) -> None:
         """Everything of the pod gone, in whatever state it is."""
@@ -443,8 +458,7 @@ class Pod:
         if self._machine is not None:
             self._machine.cancel()
             await asyncio.gather(self._machine, return_exceptions=True)
-        task = self._machine
-        machine = None if task is None or task.cancelled() or task.exception() else task.result()
+        machine = self._result()
         if machine is not None:
             if self.containers:
                 await machine.flush()
@@ -454,27 +468,22 @@ class Pod:
                 await process.close()
             await container.release(None)
             del self.containers[container.id]
-        if self._network is not None:
-            await self._network.close()
-        if machine is not None:
-            await machine.end()
+        await self.end_machine()
         await self.means.devices.give_back()
         await self._tasks.cancel()
 
     def write_state(self, state: str) -> None:
         """For `casemate ps` and `trace`. A full disk must not fail a pod that runs."""
-        task = self._machine
-        ready = task is not None and task.done() and not task.cancelled() and not task.exception()
-        machine = task.result() if task is not None and ready else None
-        document = describe(
-            self.identity, state, machine, self._profile, self.containers.values(), self._error
-        )
-        document["created_at"] = self.trace.created_at
         try:
-            write_json(self.paths.state, document)
+            write_json(self.paths.state, self.described(state))
             self.trace.write(self.paths.trace)
         except OSError as error:
             log.warning("state not written: %s", error)
+
+    def described(self, state: str) -> "dict[str, object]":
+        """What state.json says of it. state: as describe() has it."""
+        about = (self._result(), self._profile, self.containers.values(), self._error)
+        return {**describe(self.identity, state, *about), "created_at": self.trace.created_at}
 
 
 async def _raise(error: CasemateError) -> Machine:

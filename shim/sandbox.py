@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from rpc.api import agent as api
 from rpc.errors import InvalidArgument, Unimplemented
 from shim.bootstrap import CONTAINER_TYPE
-from shim.oci import Limits, Namespace, Spec, typed
+from shim.oci import Limits, Namespace, Spec, parse, typed
 from shim.process import KILLED
 
 SANDBOX = "sandbox"
 SHM = "/dev/shm"
 GUEST_SHM = "/run/casemate/pod/shm"
+SHM_BYTES = 64 << 20  # as CRI mounts it (defaultShmSize)
 _STATUS_AFTER: dict[int, int] = {signal.SIGKILL: KILLED, signal.SIGTERM: 0, signal.SIGINT: 0}
 _LIMITS = "io.kubernetes.cri.sandbox-"
 _NAMESPACE = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/([a-z]+)")
@@ -30,13 +31,15 @@ OF_THE_GUEST = frozenset(("ipc", "uts"))
 class Siblings:
     """The containers that a pod has when another is made: `pids` leads from those that clients know to ids.
 
-    sandbox: the id of its sandbox container; shm: the directory of the host's that is this one's /dev/shm.
-    Either is "" where the pod is none of CRI's.
+    sandbox: the id of its sandbox container; shm: the directory of the host's that is this one's /dev/shm, or
+    GUEST_SHM where the host has none. Either is "" where the pod is none of CRI's. gives: files of the host's
+    that the pod has for its containers, by where they are to be; None where the client sees to them itself.
     """
 
     pids: Mapping[int, str] = field(default_factory=dict)
     sandbox: str = ""
     shm: str = ""
+    gives: Mapping[str, str] | None = None
 
     def joined(self, namespace: Namespace) -> str | None:
         """The id of the container whose namespace it is; None if it is none of this pod's.
@@ -95,11 +98,31 @@ def limits_of(spec: Spec) -> Limits:
     return Limits(number("memory"), number("cpu-quota"), number("cpu-period"))
 
 
-def pod_request(spec: Spec, container_id: str) -> api.MakePodRequest:
-    """What the guest is to make for the pod. Raises InvalidArgument."""
+def furnished(spec: Spec, siblings: Siblings) -> Spec:
+    """The container with what its pod gives it, where its client has put nothing; with the pod's /dev/shm if
+    it shares the sandbox's IPC namespace. Raises InvalidArgument.
+    """
+    if siblings.gives is None:
+        return spec
+    taken = {mount.destination for mount in spec.mounts}
+    mounts = list(spec.document.get("mounts") or ())
+    access = "ro" if spec.readonly else "rw"
+    for place, source in siblings.gives.items():
+        if place not in taken:
+            options = ["rbind", "rprivate", access]
+            mounts.append({"destination": place, "type": "bind", "source": source, "options": options})
+    ipc = spec.namespace("ipc")
+    own = [mount for mount in spec.mounts if mount.destination == SHM]
+    if ipc is not None and siblings.joined(ipc) == siblings.sandbox and not any(m.is_bind for m in own):
+        mounts = [entry for entry in mounts if entry.get("destination") != SHM]
+        mounts.append({"destination": SHM, "type": "bind", "source": siblings.shm, "options": ["rbind"]})
+    return parse({**spec.document, "mounts": mounts})
+
+
+def pod_request(spec: Spec, container_id: str, shm: str) -> api.MakePodRequest:
+    """What the guest is to make for the pod. shm: as in Siblings. Raises InvalidArgument."""
     linux = spec.document.get("linux") or {}
     sysctls = typed(linux.get("sysctl") or {}, dict, "linux.sysctl")
-    shm = shm_of(spec)
     return api.MakePodRequest(
         container_id=container_id,
         shm_path=GUEST_SHM if shm else "",
@@ -110,6 +133,8 @@ def pod_request(spec: Spec, container_id: str) -> api.MakePodRequest:
 
 def _size_bytes(directory: str) -> int:
     """Of the file system that CRI has mounted there: the size is nowhere in what it asks for."""
+    if directory == GUEST_SHM:
+        return SHM_BYTES
     try:
         about = os.statvfs(directory)
     except OSError as error:

@@ -117,14 +117,19 @@ class Publisher:
 
 
 class Listener:
-    """The pod's happenings in containerd's messages."""
+    """The pod's happenings in containerd's messages. What it does not know as a task has no events."""
 
     def __init__(self, publisher: Publisher) -> None:
-        self._publish = publisher.publish
+        self._publisher = publisher
+
+    def _publish(self, container: Container, event: Message) -> None:
+        if container.is_task:
+            self._publisher.publish(event)
 
     def created(self, container: Container, bundle: str, mounts: "Sequence[Mount]") -> None:
         init = container.init
         self._publish(
+            container,
             api.TaskCreate(
                 container_id=container.id,
                 bundle=bundle,
@@ -133,51 +138,54 @@ class Listener:
                     stdin=init.stdin, stdout=init.stdout, stderr=init.stderr, terminal=init.terminal
                 ),
                 pid=container.pid,
-            )
+            ),
         )
 
     def started(self, container: Container, process: Process) -> None:
         if process.exec_id:
             self._publish(
-                api.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=container.pid)
+                container,
+                api.TaskExecStarted(container_id=container.id, exec_id=process.exec_id, pid=container.pid),
             )
         else:
-            self._publish(api.TaskStart(container_id=container.id, pid=container.pid))
+            self._publish(container, api.TaskStart(container_id=container.id, pid=container.pid))
 
     def exec_added(self, container: Container, process: Process) -> None:
-        self._publish(api.TaskExecAdded(container_id=container.id, exec_id=process.exec_id))
+        self._publish(container, api.TaskExecAdded(container_id=container.id, exec_id=process.exec_id))
 
     def exited(self, container: Container, process: Process) -> None:
         self._publish(
+            container,
             api.TaskExit(
                 container_id=container.id,
                 id=process.exec_id or container.id,
                 pid=container.pid,
                 exit_status=process.end.exit_status,
                 exited_at=Timestamp.from_ns(process.end.exited_at_ns),
-            )
+            ),
         )
 
     def deleted(self, container: Container, process: Process, end: Stopped) -> None:
         if process.exec_id:
             return  # as runc's shim: only the container's own
         self._publish(
+            container,
             api.TaskDelete(
                 container_id=container.id,
                 pid=container.pid,
                 exit_status=end.exit_status,
                 exited_at=Timestamp.from_ns(end.exited_at_ns),
-            )
+            ),
         )
 
     def oom(self, container: Container) -> None:
-        self._publish(api.TaskOOM(container_id=container.id))
+        self._publish(container, api.TaskOOM(container_id=container.id))
 
     def paused(self, container: Container) -> None:
-        self._publish(api.TaskPaused(container_id=container.id))
+        self._publish(container, api.TaskPaused(container_id=container.id))
 
     def resumed(self, container: Container) -> None:
-        self._publish(api.TaskResumed(container_id=container.id))
+        self._publish(container, api.TaskResumed(container_id=container.id))
 
 
 TYPE_CHECKING = False

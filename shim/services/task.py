@@ -1,7 +1,5 @@
 """containerd's task API on a pod: every method is a translation, none decides anything."""
 
-import asyncio
-import logging
 import os
 
 from rpc.api import task as api
@@ -13,8 +11,8 @@ from shim.container import Process
 from shim.creation import NewContainer
 from shim.pod import Pod
 from shim.process import Stopped
+from shim.services.settled import Settled
 
-log = logging.getLogger("casemate")
 METRICS = "io.containerd.cgroups.v2.Metrics"
 
 
@@ -24,19 +22,7 @@ class TaskService:
     def __init__(self, pod: Pod, on_shutdown: "Callable[[], None]") -> None:
         self._pod = pod
         self._on_shutdown = on_shutdown
-        self._under_way: set[asyncio.Task[object]] = set()
-
-    async def _settled(self, coroutine: "Coroutine[object, object, T]") -> "T":
-        """What changes a pod is finished even if its caller leaves: containerd restarts, a deadline."""
-        task = asyncio.create_task(coroutine)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # Nobody else will ask how it went.
-            task.add_done_callback(lambda done: _log_failure(None if done.cancelled() else done.exception()))
-            raise
+        self._settled = Settled()
 
     def register(self, server: Server) -> None:
         for name in (api.SERVICE, api.SERVICE_V3):
@@ -178,14 +164,10 @@ class TaskService:
         )
 
     async def shutdown(self, request: api.ShutdownRequest, _: Context) -> Empty:
-        if not self._pod.containers or request.now:
+        over = not self._pod.containers and not self._pod.occupancy.kept
+        if over or request.now:
             self._on_shutdown()
         return Empty()
-
-
-def _log_failure(error: BaseException | None) -> None:
-    if error is not None:
-        log.warning("a call whose caller had left failed: %s", error)
 
 
 def checked_id(value: str) -> str:
@@ -197,7 +179,4 @@ def checked_id(value: str) -> str:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import TypeVar
-
-    T = TypeVar("T")
+    from collections.abc import Callable

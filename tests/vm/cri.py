@@ -25,6 +25,8 @@ from tests.vm.instances import Instances
 IMAGE = oci.DEMO
 NAMESPACE = "k8s.io"
 HANDLER = "casemate"
+SHIM_HANDLER = "casemate-sandboxer"
+"""The same by the Sandbox API, with containerd 2."""
 ENDPOINT = "unix:///run/containerd/containerd.sock"
 CGROUPS = f"/{CTR_NAMESPACE}-pods"
 """Of this process alone, as there may be other tests on this machine."""
@@ -44,6 +46,13 @@ PLUGIN = f"""\
   conf_dir = "{{base}}/cni"
 """
 
+TABLE = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.casemate'
+SANDBOXER = f"""
+{TABLE}-sandboxer]{DROP_IN.partition(f"{TABLE}]")[2].partition("# The same")[0]}
+  sandboxer = "shim"
+"""
+"""The operator's table once more, under the other name."""
+
 OWN_PIDS = {"security_context": {"namespace_options": {"pid": 1}}}
 """Of a pod and of a container: each container has process IDs of its own, as Kubernetes has it by default."""
 POD_PIDS = {"security_context": {"namespace_options": {"pid": 0}}}
@@ -56,7 +65,8 @@ _numbers = itertools.count(1)
 
 def start(name: str) -> Instance:
     """A containerd of that line with CRI. Raises NotHereError as builds.provide()."""
-    instance = Instance(builds.provide(name), cri=PLUGIN + DROP_IN, prepared=write_network)
+    plugin = PLUGIN + DROP_IN + (SANDBOXER if name == "v2" else "")
+    instance = Instance(builds.provide(name), cri=plugin, prepared=write_network)
     return instance.__enter__()
 
 
@@ -122,7 +132,7 @@ class Cri(Client):
         self.wait(lambda: self("pods").code == 0, "CRI answers")
 
     @contextlib.contextmanager
-    def pod(self, **changes: Any) -> Iterator["CriPod"]:
+    def pod(self, handler: str = HANDLER, **changes: Any) -> Iterator["CriPod"]:
         """A pod that runs, with `changes` to its PodSandboxConfig; stopped and removed at the end."""
         name = f"pod{next(_numbers)}"
         logs = self.work / name
@@ -134,7 +144,7 @@ class Cri(Client):
         }
         config["linux"] = {"cgroup_parent": CGROUPS, **changes.get("linux", OWN_PIDS)}
         path = self.write(name, **config)
-        pod_id = self("runp", f"--runtime={HANDLER}", str(path)).ok().out.strip()
+        pod_id = self("runp", f"--runtime={handler}", str(path)).ok().out.strip()
         try:
             yield CriPod(self, pod_id, config, logs)
         finally:
@@ -246,6 +256,9 @@ class CriInstances(Instances):
         cri.ctr.import_image(self.demo)
         with cri.pod() as pod:  # what containerd and its network open once in their lives is open then
             pod.run("true")
+        if instance.binaries.name == "v2":
+            with cri.pod(SHIM_HANDLER):
+                pass
 
     def close(self) -> None:
         super().close()

@@ -34,9 +34,14 @@ def address(pods: Pods, name: str) -> Path:
 
 def ask(pods: Pods, name: str, method: Method[Q, R], request: Q) -> R:
     """One call to the shim of a container. Raises what it answers."""
+    return ask_at(address(pods, name), method, request)
+
+
+def ask_at(socket: Path, method: Method[Q, R], request: Q) -> R:
+    """As ask(), of the shim that listens there."""
 
     async def call() -> R:
-        client = await Client.connect_unix(str(address(pods, name)))
+        client = await Client.connect_unix(str(socket))
         try:
             return await client.call(method, request, timeout_s=10)
         finally:

@@ -1,5 +1,6 @@
 """Which pods a machine of the pool can be of."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,13 @@ import pytest
 
 from config.load import load
 from config.settings import Settings
+from node import claim
+from node.likeness import Likeness
 from node.order import Order, from_words
+from shim.bootstrap import Arguments, Start
+from shim.procfs import start_time
 from shim.wants import wants_of
+from tests.unit.shim.pods import config
 
 
 @pytest.fixture
@@ -35,3 +41,13 @@ def test_a_pod_with_devices_has_none(settings: Settings) -> None:
     order = order_of(settings, **{"dev.casemate/devices": "kind=gpu"})
     assert order.wants.devices
     assert not order.is_pooled
+
+
+def test_a_pod_that_says_only_later_what_it_wants_has_none(settings: Settings) -> None:
+    """As `start` of a sandbox: there is no config.json, or one without a process."""
+    arguments = Arguments(["-id", "web", "-namespace", "default", "-address", "/run/c.sock", "start"])
+    alike = Likeness(os.getpid(), start_time("self"))
+    for spec, pooled in ((None, False), ({"annotations": {}}, False), (config(), True)):
+        order = claim.order_of(Start(arguments, "/bundle", "web", spec), settings, alike)
+        assert (order is not None) is pooled
+    alike.close()

@@ -210,6 +210,29 @@ def test_unknown_services_and_methods_are_unimplemented() -> None:
     run(test())
 
 
+def test_a_service_may_be_loaded_when_it_is_asked_for_first() -> None:
+    async def test() -> None:
+        loads: list[Server] = []
+
+        def load(server: Server) -> None:
+            loads.append(server)
+            server.add(ECHO, service.echo, service="casemate.test.Late")
+
+        service = Service()
+        service.server.add_late("casemate.test.Late", load)
+        async with connected(service.server) as client:
+            await client.call(ECHO, Text())
+            assert loads == []
+            for _ in range(2):
+                late = Method("casemate.test.Late", "Echo", Text, Text)
+                assert (await client.call(late, Text(text="x"))).text == "x"
+            with pytest.raises(Unimplemented, match=r"method Nope of casemate.test.Late is not implemented"):
+                await client.call(Method("casemate.test.Late", "Nope", Text, Text), Text())
+            assert loads == [service.server]
+
+    run(test())
+
+
 def test_a_method_is_served_under_another_services_name() -> None:
     async def test() -> None:
         service = Service()

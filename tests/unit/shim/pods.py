@@ -204,8 +204,12 @@ async def close(pod: Pod) -> None:
 
 
 @asynccontextmanager
-async def running_pod(directory: Path, *, call_timeout_s: float = 20.0) -> AsyncIterator[PodOfTest]:
-    """A pod whose machine answers; stopped at the end, in whatever state the test left it."""
+async def running_pod(
+    directory: Path, *, call_timeout_s: float = 20.0, begun: bool = True
+) -> AsyncIterator[PodOfTest]:
+    """A pod whose machine answers; stopped at the end, in whatever state the test left it. begun: whether its
+    machine is being made, or is by begin().
+    """
     recorder, anchors = Recorder(), Sleepers()
     (directory / "bundles").mkdir()
     with host(directory), pytest.MonkeyPatch.context() as patch:
@@ -217,7 +221,8 @@ async def running_pod(directory: Path, *, call_timeout_s: float = 20.0) -> Async
 
             # Where a machine comes from is a seam: this is one more source.
             patch.setattr(sources, "obtain", source)
-            pod.begin(config(), 0.0)
+            if begun:
+                pod.begin(config(), 0.0)
             try:
                 yield PodOfTest(pod, guest, recorder, anchors, directory / "bundles")
             finally:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpc.errors import InvalidArgument
-from shim.bundle import read_config
+from shim.bundle import is_containers, read_config
 
 
 def test_an_object_is_read_as_it_stands(tmp_path: Path) -> None:
@@ -43,3 +43,11 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
         assert isinstance(read_config(str(bundle)), dict)
     except InvalidArgument:
         return
+
+
+@pytest.mark.parametrize(
+    ("document", "containers"),
+    [(None, False), ({}, False), ({"annotations": {"a": "b"}}, False), ({"process": {"args": ["sh"]}}, True)],
+)
+def test_a_containers_has_a_process(document: dict[str, object] | None, containers: bool) -> None:
+    assert is_containers(document) is containers

@@ -19,6 +19,7 @@ from rpc.errors import (
     InvalidArgument,
     Unimplemented,
 )
+from shim.container import Container
 from shim.trace import Trace
 from shim.vm import sources
 from shim.vm.guest import Machine
@@ -245,7 +246,7 @@ def test_a_pod_can_be_stopped_while_its_machine_boots(
 def test_a_mistake_of_ours_in_what_follows_an_event_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(event: Message) -> None:
+    def fail(container: Container, event: Message) -> None:
         raise ZeroDivisionError
 
     async def life() -> None:

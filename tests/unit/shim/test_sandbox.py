@@ -104,20 +104,20 @@ def test_the_pods_shared_memory_is_the_guests_wherever_it_is_mounted(tmp_path: P
 
 def test_what_the_guest_makes_for_a_pod(tmp_path: Path) -> None:
     about = os.statvfs(tmp_path)
-    request = sandbox.pod_request(
-        oci.parse(pod_config(tmp_path, linux={"namespaces": NAMESPACES, "sysctl": {"kernel.msgmax": "9"}})),
-        POD,
-    )
+    pod = pod_config(tmp_path, linux={"namespaces": NAMESPACES, "sysctl": {"kernel.msgmax": "9"}})
+    request = sandbox.pod_request(oci.parse(pod), POD, str(tmp_path))
     assert (request.container_id, request.shm_path) == (POD, GUEST_SHM)
     assert request.shm_bytes == about.f_blocks * about.f_frsize
     assert request.sysctls == {"kernel.msgmax": "9"}
-    without = sandbox.pod_request(oci.parse(pod_config()), POD)
+    without = sandbox.pod_request(oci.parse(pod_config()), POD, "")
     assert (without.shm_path, without.shm_bytes, without.sysctls) == ("", 0, {})
+    of_no_host = sandbox.pod_request(oci.parse(pod_config()), POD, GUEST_SHM)
+    assert (of_no_host.shm_path, of_no_host.shm_bytes) == (GUEST_SHM, 64 << 20)
 
 
 def test_a_shared_memory_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"mount /dev/shm: source .*gone: No such file"):
-        sandbox.pod_request(oci.parse(pod_config(tmp_path / "gone")), POD)
+        sandbox.pod_request(oci.parse(pod_config()), POD, str(tmp_path / "gone"))
 
 
 def test_the_kubelets_limits_of_the_pod_are_read() -> None:

@@ -15,6 +15,7 @@ import (
 	_ "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	_ "github.com/containerd/ttrpc"
 	_ "google.golang.org/genproto/googleapis/rpc/status"
+	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"

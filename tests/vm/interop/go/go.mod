@@ -1,6 +1,6 @@
 module casemate.test/interop
 
-go 1.25.0
+go 1.26.0
 
 require (
 	github.com/containerd/cgroups/v3 v3.1.3
@@ -8,7 +8,8 @@ require (
 	github.com/containerd/ttrpc v1.2.10
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260226221140-a57be14db171
 	google.golang.org/grpc v1.81.1
-	google.golang.org/protobuf v1.36.11
+	google.golang.org/protobuf v1.36.12-0.20260120151049-f2248ac996af
+	k8s.io/cri-api v0.36.0
 )
 
 require (
