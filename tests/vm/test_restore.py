@@ -17,6 +17,7 @@ from shim.journal import Kind, read_journal
 from shim.vm import template
 from shim.vm.template import MANIFEST, RAM, STATE, TemplateStore
 from tests.vm.faults import kill_and_wait, script
+from tests.vm.node import Node
 from tests.vm.operator import casemate
 from tests.vm.pods import Pods
 
@@ -290,11 +291,22 @@ def test_damage_costs_a_boot_and_a_line_and_the_template(
 # -- making --------------------------------------------------------------------------------------------------
 
 
-def test_the_first_pods_are_booted_and_the_next_ones_restored(nothing: Templates) -> None:
-    """Two first ones at once: each wants the template, it is made once."""
+@pytest.fixture
+def node(pods: Pods) -> Iterator[Node]:
+    node = Node(pods.ctr.instance)
+    yield node
+    node.close()
+
+
+def test_the_first_pods_are_booted_and_the_next_ones_restored(nothing: Templates, node: Node) -> None:
+    """Two first ones at once: each wants the template, it is made once, whatever becomes of casemated, which
+    has forked the shims that have it made."""
     nothing.configure('allowed_annotations = ["dev.casemate.vcpus"]\n', make=True)
+    node.start()
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: nothing.source(), range(2))) == ["boot", "boot"]
+    maker_of(nothing)
+    node.kill()
     (key,) = nothing.wait_made()
     assert nothing.source() == "restore"
     assert nothing.source() == "restore"
@@ -306,7 +318,7 @@ def test_the_first_pods_are_booted_and_the_next_ones_restored(nothing: Templates
 
 
 def maker_of(templates: Templates) -> int:
-    """The first process of the maker that is at work, once it has its directory."""
+    """The first process of the maker that is at work, once it saves."""
     deadline = time.monotonic() + MADE_S
     while time.monotonic() < deadline:
         for journal in templates.instance.path("/run/casemate/pods").glob("*/journal.jsonl"):
