@@ -16,6 +16,8 @@ from shim import forkserver
 # What lies between a failure to make a machine and the next try: twice as long each time.
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+# A machine that takes longer is given up: another one is only begun when it is ready.
+MOST_MAKING_S = 600.0
 # No machine is made when less of the host's memory than this would be left.
 KEPT_FREE = 1 / 8
 
@@ -61,6 +63,7 @@ class Spare:
         self.lifeline = lifeline
         self.kind = kind
         self.ready = False
+        self.begun_s = time.monotonic()
 
 
 class Pool:
@@ -163,16 +166,19 @@ class Pool:
     def tend(self) -> float | None:
         """Begins to make a machine if one is lacking. When to call again though nothing happens, as
         time.monotonic() tells."""
-        if any(not spare.ready for spare in self._spares):
-            return None  # its end is heard of
         now_s = time.monotonic()
+        for spare in [spare for spare in self._spares if not spare.ready]:
+            if now_s < (until_s := spare.begun_s + MOST_MAKING_S):
+                return until_s  # unless its end, or that it is ready, is heard of before
+            self._forget(spare)
+            self._put_off(spare.kind, f"it was not ready within {MOST_MAKING_S:.0f} s")
         lacking = list(self._lacking())
         for kind in lacking:
             if kind.not_before_s <= now_s and self._has_memory(kind):
                 lifeline = self._make(kind.order)
                 if lifeline is not None:
                     self._spares.append(Spare(lifeline, kind))
-                    return None
+                    return self._spares[-1].begun_s + MOST_MAKING_S
             if kind.not_before_s <= now_s:
                 kind.not_before_s = now_s + LONGEST_PAUSE_S / 6
         return min((kind.not_before_s for kind in lacking), default=None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from node.pool import LONGEST_PAUSE_S, Pool, memory
+from node.pool import LONGEST_PAUSE_S, MOST_MAKING_S, Pool, memory
 from shim import forkserver
 
 MIB = 1 << 20
@@ -92,7 +92,7 @@ def machines() -> Iterator[Machines]:
 
 def test_as_many_are_made_as_are_wanted_one_after_the_other(machines: Machines) -> None:
     machines.pool.expect(order())
-    assert machines.pool.tend() is None
+    machines.pool.tend()
     machines.pool.tend()
     assert len(machines.made) == 1  # until it is ready
     machines.ready(0)
@@ -186,6 +186,22 @@ def test_one_that_ends_without_a_word_is_a_failure(machines: Machines) -> None:
     assert machines.pool.tend() is not None
     assert machines.alive() == []
     assert "its process has ended" in machines.said[0]
+
+
+def test_one_that_never_becomes_ready_is_given_up(machines: Machines) -> None:
+    """Its process hangs: without a limit no other machine would ever be made."""
+    machines.pool.expect(order())
+    again_s = machines.pool.tend()
+    assert again_s == machines.pool.tend()
+    assert again_s == pytest.approx(time.monotonic() + MOST_MAKING_S, abs=5)
+    (spare,) = machines.pool._spares
+    spare.begun_s -= MOST_MAKING_S
+    machines.pool.tend()
+    assert machines.alive() == []
+    assert "it was not ready within 600 s" in machines.said[0]
+    machines.do_not_wait()
+    machines.fill()
+    assert machines.alive() == ["plain", "plain"]
 
 
 def test_no_more_memory_is_used_than_the_operator_gives(machines: Machines) -> None:
