@@ -36,7 +36,7 @@ LINK = struct.Struct("=BxHiII")
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 ARPHRD_ETHER = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_AF_SPEC = 1, 3, 4, 10, 26
-IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 1, 8, 1
 # Addresses (linux/if_addr.h): family, length of the prefix, flags, scope, interface
 ADDRESS = struct.Struct("=BBBBi")
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8

@@ -157,7 +157,7 @@ class PodNetwork:
         try:
             index = interfaces.index_of(self._asking, nic.tap)
             redirect.be_quiet(self._asking, index, link.mtu)
-            return Plugged(link, nic, redirect.join(self._asking, link.index, index))
+            return Plugged(link, nic, redirect.join(self._asking, link.index, index, link.mac))
         except OSError as error:
             await self._detach(nic)
             raise Unavailable(

@@ -31,18 +31,22 @@ _OK, _STOLEN = 0, 4
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)
 """What the kernel says of filters and queues of an interface that has none, or is none any more."""
 _TC = struct.Struct("=B3xiIII")
+_Keys = Sequence[tuple[int, int, int]]
 # A key of no bits, which everything matches. Not every kernel has cls_matchall, which would say it better.
 _EVERYTHING = ((0, 0, 0),)
+# linux/ip.h, IPV4_DEVCONF_...; what they do: ip-sysctl.rst. FORWARDING, RP_FILTER (strict), ARP_IGNORE (all).
+_DEAF = ((1, 0), (8, 1), (19, 8))
 _NAME_PORT, _UDP, _TCP, _ARP_ANSWER = 53, 17, 6, 2
 
 
-def join(asking: Netlink, one: int, other: int) -> bool:
-    """By their indices. Filters of ours from before are replaced. Whether `one` had no ingress queue before,
-    and so is to have none after part(). Raises OSError."""
+def join(asking: Netlink, one: int, other: int, mac: bytes) -> bool:
+    """By their indices. Of what comes in at `other`, only what has this MAC for its source goes out at `one`.
+    Filters of ours from before are replaced. Whether `one` had no ingress queue before, and so is to have
+    none after part(). Raises OSError."""
     made = _make_ingress(asking, one)
-    _redirect(asking, one, other)
+    _redirect(asking, one, other, _EVERYTHING)
     _make_ingress(asking, other)
-    _redirect(asking, other, one)
+    _redirect(asking, other, one, _sent_by(mac))
     return made
 
 
@@ -87,8 +91,14 @@ def _make_ingress(asking: Netlink, index: int) -> bool:
     return True
 
 
-def _redirect(asking: Netlink, source: int, target: int) -> None:
-    _add_filter(asking, _filter(source), _EVERYTHING, _mirred(_REDIRECT, _STOLEN, target))
+def _redirect(asking: Netlink, source: int, target: int, keys: _Keys) -> None:
+    _add_filter(asking, _filter(source), keys, _mirred(_REDIRECT, _STOLEN, target))
+
+
+def _sent_by(mac: bytes) -> _Keys:
+    """The source's address is followed by the protocol, and that by the network header."""
+    first, last = struct.unpack("!IH", mac)
+    return ((0xFFFFFFFF, first, -8), (0xFFFF0000, last << 16, -4))
 
 
 def _mirred(how: int, verdict: int, target: int) -> bytes:
@@ -97,9 +107,7 @@ def _mirred(how: int, verdict: int, target: int) -> bytes:
     return nested(_U32_ACTION, nested(1, attribute(_ACTION_KIND, "mirred"), parameters))
 
 
-def _add_filter(
-    asking: Netlink, place: bytes, keys: Sequence[tuple[int, int, int]], action: bytes = b""
-) -> None:
+def _add_filter(asking: Netlink, place: bytes, keys: _Keys, action: bytes = b"") -> None:
     """keys: (mask, value, offset in bytes) that a packet has to match, from its network header on. Without an
     action it goes its way."""
     # Flags, the offset's shift, keys; the mask of the offset, two offsets, the hash's two.
@@ -112,9 +120,13 @@ def _add_filter(
 
 
 def be_quiet(asking: Netlink, index: int, mtu: int) -> None:
-    """The host's kernel says nothing of its own on this interface, which has this MTU. Raises OSError."""
-    body = netlink.LINK.pack(0, 0, index, 0, 0) + attribute(netlink.IFLA_MTU, mtu)
-    asking.ask(netlink.RTM_SETLINK, body)
+    """The host's kernel says nothing of its own on this interface, which has this MTU, and of IPv4 takes
+    nothing that is not redirected: it forwards none of it, tells nobody an address, and no route leads back
+    there. Raises OSError."""
+    link = netlink.LINK.pack(0, 0, index, 0, 0)
+    deaf = nested(netlink.IFLA_INET_CONF, *(attribute(number, value) for number, value in _DEAF))
+    asking.ask(netlink.RTM_SETLINK, link + attribute(netlink.IFLA_MTU, mtu))
+    asking.ask(netlink.RTM_SETLINK, link + nested(netlink.IFLA_AF_SPEC, nested(socket.AF_INET, deaf)))
     with _suppressed((errno.EAFNOSUPPORT,)):  # a host without IPv6 is quiet by itself
         asking.ask(netlink.RTM_SETLINK, netlink.addresses_by_hand(index))
 

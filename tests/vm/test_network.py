@@ -34,6 +34,26 @@ UNTIL = 'for i in {1..300}; do [[ $(ip address) == *" $1 "* ]] && exit 0; sleep 
 UNTIL_NONE = "for i in {1..300}; do [[ -e /sys/class/net/$1 ]] || exit 0; sleep 0.1; done; exit 1"
 
 
+# Frames of a protocol for experiments (IEEE 802), the last of them as an honest guest sends one.
+FORGE = """\
+import socket
+with open("/sys/class/net/eth0/address") as file:
+    own = bytes.fromhex(file.read().strip().replace(":", ""))
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("eth0", 0))
+    for source in (bytes.fromhex("02aabbccddee"), own[:5] + bytes((own[5] ^ 1,)), bytes(4) + own[4:], own):
+        raw.send(bytes.fromhex("ffffffffffff") + source + bytes.fromhex("88b5") + bytes(46))
+"""
+SEE = """\
+import socket
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as raw:
+    raw.bind(("v0", 0x88B5))
+    raw.settimeout(60)
+    print("looking", flush=True)
+    print(raw.recv(2000)[6:12].hex(":"))
+"""
+
+
 @pytest.fixture
 def pod() -> Iterator[Namespace]:
     with namespace() as found:
@@ -106,6 +126,19 @@ def test_packets_go_both_ways(
         assert server.stdout.readline() == "serving\n"
         sent = pods.run("python3", "-c", SEND, peer, "3000000", options=pod.options).ok()
         assert sent.out == f"3000000 from {address}\n"
+
+
+@pytest.mark.client(
+    "ctr run (another MAC for a source than the interface's)", "differs", "no such frame leaves the VM"
+)
+def test_a_guest_sends_nothing_by_anothers_mac(pods: Pods, pod: Namespace, outside: Namespace) -> None:
+    connect(pod, "eth0", outside, "v0", ("10.77.0.2/24", "10.77.0.1/24"))
+    own = json.loads(pod.ip("-json", "link", "show", "eth0"))[0]["address"]
+    with outside.start("python3", "-uc", SEE) as looking:
+        assert looking.stdout is not None
+        assert looking.stdout.readline() == "looking\n"
+        pods.run("python3", "-c", FORGE, options=(*pod.options, "--cap-add", "CAP_NET_RAW")).ok()
+        assert looking.stdout.readline().strip() == own
 
 
 def test_interfaces_that_come_and_go_later(pods: Pods, pod: Namespace, outside: Namespace) -> None:
