@@ -130,7 +130,8 @@ def _wait(settings: "Settings", words: int) -> "NoReturn":
             from config.settings import Profile
 
             wanted = json.loads(order)
-            status, _ = make(settings, Profile(**wanted["profile"]), wanted["tenant"])
+            profile = Profile(**wanted["profile"])
+            status, _ = make(settings, profile, wanted["tenant"], settings.templates_kept)
         else:
             status = 0
     except BaseException:  # noqa: BLE001 - the pod's log is the only place left to say it
@@ -142,23 +143,30 @@ def _wait(settings: "Settings", words: int) -> "NoReturn":
         os._exit(status)
 
 
-def make(settings: "Settings", profile: "Profile", tenant: str) -> tuple[int, PodPaths]:
+def make(
+    settings: "Settings", profile: "Profile", tenant: str, most: int | None = None
+) -> tuple[int, PodPaths]:
     """Makes a template in a child that takes everything with it when it ends.
 
-    Returns its exit status, and where its log is, in `ended`.
+    most: as make_template() has it. Returns its exit status, and where its log is, in `ended`.
     """
     paths = PodPaths(NAMESPACE, f"{profile.name}-{os.urandom(4).hex()}")
     paths.directory.mkdir(mode=0o711, parents=True)
     log_file = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     child = os.fork()
     if child == 0:
-        _seclude(settings, profile, tenant, paths, log_file)
+        _seclude(settings, profile, tenant, most, paths, log_file)
     os.close(log_file)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), paths
 
 
 def _seclude(
-    settings: "Settings", profile: "Profile", tenant: str, paths: PodPaths, log_file: int
+    settings: "Settings",
+    profile: "Profile",
+    tenant: str,
+    most: int | None,
+    paths: PodPaths,
+    log_file: int,
 ) -> "NoReturn":
     status = 1
     try:
@@ -174,7 +182,7 @@ def _seclude(
         else:
             with closing(Journal(paths.journal)) as journal:
                 journal.add_process(system.host_pid(host_proc), host_proc)
-                _run(settings, profile, tenant, paths)
+                _run(settings, profile, tenant, most, paths)
             status = 0
     except CasemateError as error:
         sys.stderr.write(f"casemate: no template: {error}\n")
@@ -187,7 +195,7 @@ def _seclude(
         os._exit(status)
 
 
-def _run(settings: "Settings", profile: "Profile", tenant: str, paths: PodPaths) -> None:
+def _run(settings: "Settings", profile: "Profile", tenant: str, most: int | None, paths: PodPaths) -> None:
     """The event loop of the one that makes it, as first process of its PID namespace."""
     import asyncio
     import time
@@ -206,7 +214,7 @@ def _run(settings: "Settings", profile: "Profile", tenant: str, paths: PodPaths)
 
     async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap_orphans)
-        await make_template(request, Trace(NAMESPACE, paths.key, time.time()))
+        await make_template(request, Trace(NAMESPACE, paths.key, time.time()), most)
 
     try:
         asyncio.run(main())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rpc.api import agent as api
 from rpc.api.types import Empty
-from rpc.errors import CasemateError, DeadlineExceeded
+from rpc.errors import CasemateError, DeadlineExceeded, ResourceExhausted
 from shim.helper import in_thread
 from shim.trace import Trace
 from shim.vm import designer, ram
@@ -35,14 +35,16 @@ from shim.vm.template_key import template_key
 from shim.vm.versions import identity
 
 SAVE_S = 30.0
+UNUSED_S = 3600.0
 log = logging.getLogger("casemate")
 
 
-async def make_template(request: MachineRequest, trace: Trace) -> Template | None:
+async def make_template(request: MachineRequest, trace: Trace, most: int | None = None) -> Template | None:
     """The template of a request's shape, made now. None if it is there, or another process makes it.
 
-    Raises a CasemateError that says which part failed and in whose words, or an OSError. What is left then
-    is a note of it, so that pods do not try again at once.
+    most: how many there may be then, as tenants may choose shapes: one that was not used for an hour makes
+    room. Raises a CasemateError that says which part failed and in whose words, or an OSError. What is left
+    then is a note of it, so that pods do not try again at once.
     """
     async with AsyncExitStack() as undo:
         setting = make_setting(request, trace, undo)
@@ -52,6 +54,11 @@ async def make_template(request: MachineRequest, trace: Trace) -> Template | Non
             staging = undo.enter_context(setting.templates.making(key))
             if staging is None or setting.templates.version(key):
                 return None
+            if most is not None and not setting.templates.make_room(most, UNUSED_S):
+                raise ResourceExhausted(
+                    f"there are {most} templates (templates_kept) or more, all used within the hour",
+                    hint="a larger templates_kept; `casemate template build` makes one all the same",
+                )
             about = await _save_booted(setting, trace, staging)
             template = setting.templates.publish(staging, about)
         except (CasemateError, OSError):

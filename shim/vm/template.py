@@ -241,6 +241,17 @@ class TemplateStore:
         self._sweep()
         return doomed
 
+    def make_room(self, most: int, unused_s: float) -> bool:
+        """Whether one more may be made where there may be `most`. What cannot be read goes for it, and those
+        that nobody used for so long, the one used first first. Raises PermissionDenied."""
+        now_s, there = time.time(), self.list()
+        unused = [template.key for template in there if now_s - last_used(template) >= unused_s]
+        unreadable = set(self.keys()) - {template.key for template in there}
+        goes = [*unreadable, *reversed(unused)]
+        while len(self.keys()) >= most and goes:
+            self.remove(goes.pop(0))
+        return len(self.keys()) < most
+
     def doomed(self, wanted: "Callable[[Template], bool]", most: int) -> tuple[str, ...]:
         """The keys of those that gc() would remove: also of what cannot be read, as no pod will."""
         kept = {template.key for template in [known for known in self.list() if wanted(known)][:most]}

@@ -124,7 +124,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[A
     """What the waiting process was told to make: it writes that down instead, and leaves as it would."""
     file = tmp_path / "made"
 
-    def make(settings: Settings, profile: Profile, tenant: str) -> tuple[int, PodPaths]:
+    def make(settings: Settings, profile: Profile, tenant: str, most: int) -> tuple[int, PodPaths]:
+        assert most == settings.templates_kept  # pods have no more made than that
         file.write_text(json.dumps([profile.name, tenant, sorted(os.listdir("/proc/self/fd"), key=int)]))
         return 0, PodPaths("a", "b")
 

@@ -392,6 +392,23 @@ def test_those_used_last_are_listed_first_and_kept(store: TemplateStore) -> None
     assert sorted(store.gc(wanted, 0)) == [key(1), key(3)]
 
 
+def test_one_more_is_made_where_there_is_room_or_one_that_nobody_uses(store: TemplateStore) -> None:
+    """Tenants may choose shapes: neither may they fill the disk, nor take others' templates away."""
+    for number in range(3):
+        make(store, key(number))
+    assert store.make_room(4, 3600)
+    assert not store.make_room(3, 3600)
+    assert len(store.keys()) == 3
+    for number, age_s in ((1, 7200), (2, 5400)):
+        then = time.time() - age_s
+        os.utime(store.root / key(number), (then, then))
+    assert store.make_room(3, 3600)
+    assert sorted(store.keys()) == [key(0), key(2)]
+    (store.root / key(4)).mkdir()  # which no pod can read
+    assert not store.make_room(1, 3600)  # the last one is in use
+    assert store.keys() == (key(0),)
+
+
 def test_what_no_pod_can_read_is_collected(store: TemplateStore) -> None:
     """A format of before an upgrade has keys of its own: nobody would ever come across it."""
     make(store, KEY)
