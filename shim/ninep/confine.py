@@ -44,10 +44,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def enter(directory: str) -> int:
     """Makes it the root of all there is, /proc/self/fd the working directory. What is mounted in it later, by
-    whoever shares its mounts, appears. Returns a descriptor of the directory. Raises OSError."""
+    whoever shares its mounts, appears. Returns a descriptor of the directory. Raises OSError.
+
+    /proc/self/fd is a mount of its own, above which there is nothing: from the working directory, ../.. would
+    be /proc otherwise, and what root may write there (sys/kernel/core_pattern) is the host's.
+    """
     system.unshare(system.CLONE_NEWNS | system.CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
     system.mount("none", "/", None, system.MS_REC | system.MS_SLAVE)
-    numbers = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    system.mount("/proc/self/fd", "/proc", None, system.MS_BIND)
+    numbers = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.chdir(directory)
     system.check(_libc.syscall(_SYS_PIVOT_ROOT, b".", b"."), "pivot_root")
     system.umount(".", system.MNT_DETACH)

@@ -104,6 +104,17 @@ def test_of_the_host_there_is_the_directory_and_nothing_else(tree: Path) -> None
             assert os.readlink(proc / f"ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
 
 
+def test_nothing_is_above_its_working_directory(tree: Path) -> None:
+    """It is uid 0, and what may be written in /proc without a capability is the host's (core_pattern)."""
+    with served(tree) as server:
+        server.client()
+        cwd = Path(f"/proc/{server.process.pid}/cwd")
+        # As the process itself would be led: a path that passes a mount's root stays there.
+        for above in ("..", "../..", "../../.."):
+            assert os.path.samefile(cwd, cwd / above)
+        assert sorted(os.listdir(cwd)) == sorted(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+
 def test_it_has_root_s_powers_over_files_alone_and_a_filter(tree: Path) -> None:
     with served(tree) as server:
         server.client()
