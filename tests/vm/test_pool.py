@@ -411,3 +411,36 @@ def self_records(pool: Pool) -> Iterator[int]:
             record = json.loads(path.read_text())
             if "namespace" not in record:
                 yield record["pid"]
+
+
+IDLE_S = 5.0
+OTHERS = ("containerd", "qemu-system-x86", "python")
+"""Go's, a guest's own clock, and what holds the test's namespaces."""
+
+
+def switches(pool: Pool) -> dict[tuple[int, str], int]:
+    """Of every thread that is neither containerd's nor QEMU's: how often it has had a processor (proc(5))."""
+    found = {}
+    for pid in pool.instance.descendants():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            for task in Path(f"/proc/{pid}/task").iterdir() if name not in OTHERS else ():
+                lines = (task / "status").read_text().splitlines()
+                found[int(task.name), name] = sum(int(line.split()[1]) for line in lines if "ctxt" in line)
+    return found
+
+
+def test_what_is_idle_wakes_for_nothing(pods: Pods, pool: Pool) -> None:
+    """Neither a pod's processes nor a waiting machine's nor casemated; what they do first ends by itself."""
+    pool.start()
+    with pods.detached("sleep", "1000000"):
+        pool.wait_full(1)
+        deadline = time.monotonic() + FILLED_S
+        before: dict[tuple[int, str], int] = {}
+        while (after := switches(pool)) != before:
+            assert time.monotonic() < deadline, {
+                key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key)
+            }
+            before = after
+            time.sleep(IDLE_S)  # nothing tells that nothing happens
+    assert {name for _, name in after} >= {"casemated", "casemate-shim", "casemate-spare", "casemate-anchor"}
