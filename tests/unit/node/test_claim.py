@@ -68,6 +68,7 @@ class Host:
         self.alike = Likeness(os.getpid(), system.start_time("self"))
         self.casemated, self.lifeline = socket.socketpair()
         self.refusal: Exception | None = None
+        self.hangs = False
         self.machines: list[Machine] = []
         self.claims: list[Claim] = []
 
@@ -83,6 +84,9 @@ class Host:
         return order
 
     async def _machine(self) -> Machine:
+        if self.hangs:
+            self.casemated.close()
+            await asyncio.Event().wait()
         machine = Machine()
         machine.refusal = self.refusal
         self.machines.append(machine)
@@ -113,8 +117,9 @@ class Host:
 
     def _when_ready(self, path: Path, taking: Callable[[], None], failed: list[BaseException]) -> None:
         try:
-            words, _ = forkserver.receive(self.casemated, time.monotonic() + SOON_S)
-            assert words == {"ready": path.parent.name}
+            if not self.hangs:
+                words, _ = forkserver.receive(self.casemated, time.monotonic() + SOON_S)
+                assert words == {"ready": path.parent.name}
             taking()
         except BaseException as error:  # noqa: BLE001 - raised by live()
             failed.append(error)
@@ -267,6 +272,12 @@ def test_what_waits_ends_with_casemated(host: Host) -> None:
     host.live(host.casemated.close)
     assert host.claims == []
     assert [machine.ended for machine in host.machines] == [True]
+
+
+def test_what_is_being_made_ends_with_casemated(host: Host) -> None:
+    host.hangs = True
+    host.live(lambda: None)
+    assert (host.claims, host.machines) == ([], [])
 
 
 def test_another_tenants_machine_is_not_to_be_had(host: Host) -> None:
