@@ -146,7 +146,9 @@ async def _restore(setting: Setting, trace: Trace, line: CommandLine | None) -> 
 
 
 def _connecting(hand: ByHand | None, agent: AgentLine) -> "Coroutine[Any, Any, Any]":
-    return dial(hand.cid, None) if hand is not None and hand.cid else agent.connect(waits_already=True)
+    return (
+        dial(hand.cid, None, ANSWER_S) if hand is not None and hand.cid else agent.connect(waits_already=True)
+    )
 
 
 def _give_ram(setting: Setting, template: Opened, undo: AsyncExitStack) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 import time
 
 from rpc.api import agent as api
@@ -16,6 +17,8 @@ from rpc.errors import FailedPrecondition, ResourceExhausted, Unavailable
 
 ENTROPY_BYTES = 64
 RESERVED_PORTS = 1024
+CONNECT_TIMEOUT = 6
+"""SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h, a struct timeval. Python has no name for it."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,9 +68,11 @@ async def accept(listener: socket.socket) -> socket.socket:
     return connection
 
 
-async def dial(cid: int, waits: asyncio.Event | None, port: int = api.VSOCK_PORT) -> socket.socket:
+async def dial(
+    cid: int, waits: asyncio.Event | None, limit_s: float, port: int = api.VSOCK_PORT
+) -> socket.socket:
     """A vsock connection to a port of the agent of context cid. waits: set once the agent says that it waits
-    for one; None: it does already.
+    for one; None: it does already. limit_s: how long a guest may take then.
 
     From a reserved port, which takes CAP_NET_BIND_SERVICE: an agent takes no other, so that nobody but the
     host's root can be its shim. Raises Unavailable.
@@ -77,6 +82,7 @@ async def dial(cid: int, waits: asyncio.Event | None, port: int = api.VSOCK_PORT
     connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _bind_reserved(connection)
+        _wait_up_to(connection, limit_s)
         await asyncio.get_running_loop().sock_connect(connection, (cid, port))
     except OSError as error:
         connection.close()
@@ -87,6 +93,18 @@ async def dial(cid: int, waits: asyncio.Event | None, port: int = api.VSOCK_PORT
         connection.close()
         raise
     return connection
+
+
+def _wait_up_to(connection: socket.socket, limit_s: float) -> None:
+    """The kernel itself gives up after 2 s, which a guest on a crowded host may not run for."""
+    seconds, rest = divmod(limit_s, 1)
+    # To a socket of this family Python gives integers only.
+    nameless = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
+    try:
+        timeval = struct.pack("ll", int(seconds), int(rest * 1e6))
+        nameless.setsockopt(socket.AF_VSOCK, CONNECT_TIMEOUT, timeval)
+    finally:
+        nameless.detach()
 
 
 def _bind_reserved(connection: socket.socket) -> None:

@@ -237,11 +237,12 @@ class AgentLine:
         if self._listener is not None:
             return await accept(self._listener)
         self._cid = await asyncio.to_thread(self._setting.host.vsock_cid, designer.NAME)
-        return await dial(self._cid, None if waits_already else self._console.agent_waits)
+        waits = None if waits_already else self._console.agent_waits
+        return await dial(self._cid, waits, self._setting.boot_s)
 
     async def connect_files(self) -> "socket.socket":
         """Once connect() has. One more, for files. Raises Unavailable."""
-        return await dial(self._cid, None, api.FILES_PORT)
+        return await dial(self._cid, None, self._setting.boot_s, api.FILES_PORT)
 
 
 async def run_qemu(

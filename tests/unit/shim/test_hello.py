@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -147,11 +148,23 @@ def test_the_shim_dials_from_a_port_that_takes_privilege() -> None:
 
 
 @pytest.mark.usefixtures("vsock")
+def test_how_long_a_guest_may_take_is_not_the_kernels_to_say() -> None:
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as connection:
+        hello._wait_up_to(connection, 600.25)
+        assert connection.family == socket.AF_VSOCK
+        seen = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(connection.fileno()))
+        with seen:
+            timeval = seen.getsockopt(socket.AF_VSOCK, hello.CONNECT_TIMEOUT, struct.calcsize("ll"))
+    seconds, micros = struct.unpack("ll", timeval)
+    assert seconds + micros / 1e6 == pytest.approx(600.25, abs=0.02)  # the kernel counts in ticks
+
+
+@pytest.mark.usefixtures("vsock")
 def test_a_guest_that_cannot_be_dialled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async def life() -> None:
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(Unavailable, match="vsock context 4294967290"):
-            await hello.dial(4294967290, None)
+            await hello.dial(4294967290, None, 1.0)
         assert len(os.listdir("/proc/self/fd")) == before
 
     run(life())
@@ -166,7 +179,7 @@ def test_a_guest_is_not_dialled_before_it_says_that_it_waits(monkeypatch: pytest
 
     async def life() -> None:
         waits = asyncio.Event()
-        dialling = asyncio.create_task(hello.dial(7, waits))
+        dialling = asyncio.create_task(hello.dial(7, waits, 1.0))
         await asyncio.sleep(0)
         assert not dialled
         waits.set()
