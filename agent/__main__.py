@@ -108,6 +108,7 @@ def boot_machine(spans: Spans) -> dict[str, str]:
     boot.mount_all()
     boot.enable_controllers()
     boot.raise_limits()
+    boot.rest()
     boot.loopback_up()
     settings = boot.command_line()
     if settings.get("transport") == "vsock":

@@ -168,6 +168,11 @@ def test_update_changes_the_limits_in_the_guest(pods: Pods) -> None:
         assert limits == [str(96 << 20), "77"]
 
 
+def test_the_guests_kernel_looks_for_no_work_when_it_is_idle(pods: Pods) -> None:
+    """Twice a second it would compact memory, ahead of who might want large pieces of it."""
+    assert pods.run("cat", "/proc/sys/vm/compaction_proactiveness").ok().out == "0\n"
+
+
 def test_limits_beyond_the_vm_are_named_in_the_log_with_the_way_out(pods: Pods) -> None:
     """It runs all the same: to be smaller than the limits may be meant, and the host's CPUs are not in it."""
     pods.ctr.instance.configure('[profiles.default]\nmax_vcpus = 1\nmax_memory = "256MiB"\n')
