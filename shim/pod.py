@@ -430,7 +430,7 @@ class Pod:
             await container.release(None if last else machine)
         if last:
             await self.means.devices.give_back()  # before the answer: who has it may want them for another
-        del self.containers[container.id]
+        self.containers.pop(container.id, None)  # stop() may have been faster
         self.occupancy.now(len(self.containers) + len(self._creating))
 
     def _result(self) -> Machine | None:

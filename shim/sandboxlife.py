@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,8 +88,17 @@ class SandboxLife:
         return kind(f"sandbox {self._pod.identity.pod_id} was not created")
 
     @property
+    def is_created(self) -> bool:
+        return self._made is not None
+
+    @property
     def is_ready(self) -> bool:
         return self.pid != 0
+
+    @property
+    def is_ending_or_ready(self) -> bool:
+        """Whether stop() has something to wait for."""
+        return self._container is not None and not self._over.is_set()
 
     @property
     def pid(self) -> int:
@@ -166,7 +176,8 @@ class SandboxLife:
         """However it ended: asked to, with its machine, or by its pid. Nothing of it runs on."""
         await container.init.exited.wait()
         try:
-            await self._pod.delete(container.id)
+            with suppress(NotFound):  # the whole pod ends
+                await self._pod.delete(container.id)
             await self._pod.end_machine()
         finally:
             self._is_over(container.init.end)

@@ -58,7 +58,8 @@ class SandboxService:
             raise NotFound(f"sandbox {sandbox_id}: this is the shim of {self._pod.identity.pod_id}")
 
     async def create(self, request: api.CreateSandboxRequest, _: Context) -> api.CreateSandboxResponse:
-        self._check(request.sandbox_id)
+        if not self._life.is_created:  # of two ids, the second is one sandbox too many
+            self._check(request.sandbox_id)
         new = NewSandbox(
             bundle=request.bundle_path,
             mounts=tuple(request.rootfs),
@@ -138,7 +139,7 @@ class SandboxService:
         """Also of one that is being started: nobody waits for it any more."""
         self._check(request.sandbox_id)
         try:
-            if self._life.is_ready:
+            if self._life.is_ending_or_ready:
                 await self._settled(self._life.stop(0))
         finally:
             self._on_shutdown()

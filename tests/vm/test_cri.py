@@ -19,6 +19,9 @@ from tests.vm.test_pool import Pool
 
 every_cri = pytest.mark.parametrize("cri_instance", list(builds.VERSIONS), indirect=True)
 """What depends on how a line of containerd says it, or asks for it."""
+of_podsandbox = pytest.mark.skipif(
+    support.HANDLER == support.SHIM_HANDLER, reason="by the Sandbox API: no task, no machine of the pool"
+)
 
 
 @every_cri
@@ -139,7 +142,7 @@ def test_what_a_pod_may_not_have_is_refused_with_a_reason(cri: Cri) -> None:
         config = cri.write(
             f"host-{kind}", metadata=support.metadata(f"host-{kind}"), linux={"security_context": namespaces}
         )
-        said = failure(cri("runp", "--runtime=casemate", str(config)))
+        said = failure(cri("runp", f"--runtime={support.HANDLER}", str(config)))
         assert words in said
 
 
@@ -181,6 +184,7 @@ def test_a_container_beyond_its_memory_is_killed_and_said_to_have_been(cri: Cri)
         assert pod.status(steady)["state"] == "CONTAINER_RUNNING"
 
 
+@of_podsandbox
 def test_a_pod_takes_a_machine_that_waited_for_pods_like_it(cri: Cri) -> None:
     """On a host whose mounts are shared, as systemd has it: what CNI mounts reaches a machine that waits."""
     propagate = cri.instance.inside("mount", "--make-rshared", "/")
@@ -212,6 +216,7 @@ def test_a_pod_whose_machine_dies_is_over_and_can_be_removed(cri: Cri) -> None:
         pod.over()
 
 
+@of_podsandbox
 @pytest.mark.client(
     "crictl runp (the sandbox container)", "differs", "its program is not run, only accounted for"
 )

@@ -161,6 +161,8 @@ def test_every_step_has_its_turn_once(tmp_path: Path) -> None:
             await asking.create()
             with pytest.raises(AlreadyExists, match=POD):
                 await asking.create()
+            with pytest.raises(AlreadyExists, match=POD):
+                await asking.ask(api.CREATE, "other")
             await asking.ask(api.START)
             with pytest.raises(FailedPrecondition, match="before"):
                 await asking.ask(api.START)
@@ -291,6 +293,24 @@ def test_a_machine_that_is_lost_ends_the_sandbox(tmp_path: Path) -> None:
             assert (status.state, status.pid) == (api.NOT_READY, 0)
             await asking.ask(api.STOP)
             await asking.ask(api.SHUTDOWN)
+
+    run(life())
+
+
+def test_a_shutdown_in_the_middle_of_an_end_waits_for_it(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with containerd(tmp_path) as asking:
+            await asking.run()
+            asking.tested.agent.hold(agent_api.SYNC)
+            stopping = asyncio.ensure_future(asking.ask(api.STOP))
+            await until(lambda: "Sync" in asking.tested.agent.calls)
+            ending = asyncio.ensure_future(asking.ask(api.SHUTDOWN))
+            await asyncio.wait([ending], timeout=0.1)
+            assert not asking.shutdown.is_set()
+            asking.tested.guest.machine.qemu.kill()
+            await asyncio.gather(stopping, ending)
+            assert asking.shutdown.is_set()
+            assert asking.tested.pod.containers == {}
 
     run(life())
 
