@@ -79,12 +79,12 @@ class Runner:
         return name
 
     @contextlib.contextmanager
-    def sleeping(self) -> Iterator[str]:
-        """The id of a container that sleeps; gone without a trace after the block."""
+    def sleeping(self, options: Sequence[str] = ()) -> Iterator[str]:
+        """The id of a container that sleeps; gone without a trace after the block. options: of `ctr run`."""
         before = self.look()
         name = self.ctr.new_id("b")
         try:
-            detached = self.argv(name, "sleep", "1000000", options=("--detach",))
+            detached = self.argv(name, "sleep", "1000000", options=("--detach", *options))
             self.ctr(*detached, timeout_s=RUN_S).ok()
             self.note(name)
             yield name

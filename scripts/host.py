@@ -40,6 +40,7 @@ TEST_PACKAGES = {
     "busybox-static": 12,
     "containernetworking-plugins": 12,
     "crun": 12,
+    "e2fsprogs": 12,
     "iproute2": 12,
     "iptables": 12,
     "procps": 12,
