@@ -100,7 +100,9 @@ def _judge(target: Target, documents: Sequence[Document]) -> Judged:
 
 
 def _newest(documents: Sequence[Document], kind: str) -> list[Document]:
-    found = sorted((one for one in documents if one.kind == kind), key=lambda one: -one.began_at)
+    """Those of more rounds first: a crowd's run, kept beside, has few starts to compare it with."""
+    of_kind = [one for one in documents if one.kind == kind]
+    found = sorted(of_kind, key=lambda one: (-one.options.get("rounds", 0), -one.began_at))
     if not found:
         raise NotMeasured(f"no run of `casemate bench {kind}`")
     return found

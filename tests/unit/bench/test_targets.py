@@ -62,6 +62,14 @@ def test_a_shim_of_casemateds_is_judged_and_its_starts_are_not_those_without_a_d
     assert verdicts(beside(boot(0.1, "restore")))["start.restored"].verdict is Verdict.NOT_MEASURED
 
 
+def test_a_newer_run_of_fewer_rounds_is_no_answer_where_there_is_one_of_more() -> None:
+    """As a crowd's, which is kept beside the starts."""
+    fewer = replace(boot(9.0, "restore"), options={"rounds": 2}, began_at=2_000_000_000.0)
+    judged = verdicts(boot(2.0, "restore"), fewer)["start.restored"]
+    assert judged.found is not None
+    assert judged.found.value == pytest.approx(20.0)
+
+
 def test_a_mixture_of_sources_is_no_restored_start() -> None:
     found = list(boot(0.1, "restore").samples)
     found[-1] = boot(0.1, "boot").samples[-1]
