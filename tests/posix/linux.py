@@ -19,6 +19,7 @@ from contextlib import contextmanager
 LIBC = ctypes.CDLL(None, use_errno=True)
 BLOCK = 4096
 MIB = 1 << 20
+APPENDS = 50
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD, AT_SYMLINK_FOLLOW = -100, 0x400
@@ -419,7 +420,7 @@ def what_is_sent_is_the_file() -> None:
 def appends_do_not_overwrite_each_other() -> None:
     def append(letter: bytes) -> None:
         with opened("file", os.O_WRONLY | os.O_APPEND | os.O_CREAT) as fd:
-            for _ in range(200):
+            for _ in range(APPENDS):
                 os.write(fd, letter * 50)
 
     threads = [threading.Thread(target=append, args=(letter,)) for letter in (b"a", b"b", b"c", b"d")]
@@ -429,7 +430,7 @@ def appends_do_not_overwrite_each_other() -> None:
         thread.join()
     with open("file", "rb") as file:
         content = file.read()
-    assert len(content) == 4 * 200 * 50
+    assert len(content) == 4 * APPENDS * 50
     assert all(len(set(content[at : at + 50])) == 1 for at in range(0, len(content), 50))
 
 
