@@ -147,6 +147,7 @@ def run() -> None:
 
 def die(error: BaseException) -> None:
     """The end of PID 1 is a kernel panic: say why where the panic will be read, and be quick about it."""
+    import termios
     import traceback
 
     text = "casemate agent: PID 1 failed\n" + "".join(traceback.format_exception(error))
@@ -156,6 +157,8 @@ def die(error: BaseException) -> None:
         except OSError:
             continue
         os.write(fd, text.encode(errors="replace"))
+        if os.isatty(fd):
+            termios.tcdrain(fd)  # a kernel that panics sends nothing any more that it still held
         break
     os._exit(1)
 

@@ -73,18 +73,20 @@ def features(list_path: str = MODULE_LIST) -> dict[str, list[str]]:
         return {feature: paths.split() for feature, colon, paths in lines if colon}
 
 
-def load_feature(name: str, list_path: str = MODULE_LIST) -> None:
-    """Loads the kernel modules of a feature, in order; none if it is built in. Raises FailedPrecondition."""
+def load_feature(name: str, list_path: str = MODULE_LIST, options: dict[str, str] | None = None) -> None:
+    """Loads the kernel modules of a feature, in order; none if it is built in. options: parameters, by the
+    module's name. Raises FailedPrecondition."""
     known = features(list_path)
     if name not in known:
         raise FailedPrecondition(f"this guest image's kernel has no {name}")
     for path in known[name]:
-        _load_module(path)
+        module = path.rpartition("/")[2].partition(".")[0]
+        _load_module(path, (options or {}).get(module, ""))
 
 
-def _load_module(path: str) -> None:
+def _load_module(path: str, options: str) -> None:
     try:
-        libc.load_module(path)
+        libc.load_module(path, options)
     except OSError as error:
         if error.errno != errno.EEXIST:
             raise FailedPrecondition(

@@ -74,6 +74,7 @@ class Container:
         executables.check_arguments(process_spec)
         network = sysctls.take_network(spec)
         self._guest.resolve_namespaces(spec)
+        self._guest.name_host(spec)
         hooks.check(spec, "createContainer", "/")
         hooks.keep_words(spec, self._hooks_log)
         process_spec["terminal"] = terminal

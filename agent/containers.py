@@ -57,6 +57,7 @@ class Guest:
         self.events = EventQueue()
         self.directory = directory
         self.cgroup_root = cgroup_root
+        self.hostname = ""  # the pod's, whatever its containers make of it
         self.share = ""  # where the host's files are, once they are
         self.writes_back = True  # whether files that nobody has open may be newer here than on the host
         self.volumes = ""  # the same files, if what is bound into a container is cached less than its root
@@ -128,6 +129,16 @@ class Guest:
             if isinstance(path, str) and path.startswith(f"{NAMESPACES}/"):
                 container_id, _, kind = path.removeprefix(f"{NAMESPACES}/").partition("/")
                 entry["path"] = self._namespace(container_id, kind)
+
+    def name_host(self, spec: dict[str, Any]) -> None:
+        """A container with a host name of its own, and none given, begins with the pod's.
+
+        The kernel would give it the one that the pod's containers have made of that (uts_namespaces(7)).
+        """
+        entries = (spec.get("linux") or {}).get("namespaces") or ()
+        own = any(entry.get("type") == "uts" and not entry.get("path") for entry in entries)
+        if own and self.hostname and not spec.get("hostname"):
+            spec["hostname"] = self.hostname
 
     def _namespace(self, container_id: str, kind: str) -> str:
         if self._pod is not None and container_id == self._pod.id and kind == "pid":

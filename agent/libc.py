@@ -60,13 +60,14 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags))
 
 
-def load_module(path: str) -> None:
-    """Inserts a kernel module; a compressed one is decompressed by the kernel (Linux 5.17)."""
+def load_module(path: str, options: str = "") -> None:
+    """Inserts a kernel module; a compressed one is decompressed by the kernel (Linux 5.17). options: its
+    parameters, as NAME=VALUE NAME=VALUE."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         flags = 0 if path.endswith(".ko") else _MODULE_INIT_COMPRESSED_FILE
         number = _FINIT_MODULE[os.uname().machine]
-        _check(_libc.syscall(number, fd, b"", flags), path)
+        _check(_libc.syscall(number, fd, options.encode(), flags), path)
     finally:
         os.close(fd)
 

@@ -74,6 +74,8 @@ class AgentService:
                 f"the shim speaks agent protocol {request.protocol}, this guest image {api.PROTOCOL}",
                 hint="build the guest image anew: casemate image build",
             )
+        if request.hostname:
+            self._guest.hostname = request.hostname
         if self._line is not None:
             if request.entropy:
                 system.add_entropy(request.entropy)

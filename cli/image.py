@@ -14,6 +14,7 @@ from config.load import load
 from images.image import GuestImage
 from images.kernel import KernelKind
 from images.store import ImageStore, Listed
+from images.variant import Variant
 from rpc.errors import CasemateError
 
 app = typer.Typer(no_args_is_help=True, help="Guest images: the kernel and root file system of the VMs.")
@@ -37,6 +38,13 @@ def build(
             "If not given, the kind that the image of that name has, or else cloud."
         ),
     ] = None,
+    variant: Annotated[
+        Variant | None,
+        typer.Option(
+            help="nvidia: with NVIDIA's driver, for pods that are given its GPUs. The store has it as "
+            "NAME-nvidia, beside the image NAME."
+        ),
+    ] = None,
     suite: Annotated[str, typer.Option(help="The Debian suite it is made of.")] = "trixie",
     mirror: Annotated[str, typer.Option(help="A Debian mirror, instead of the one in the apt sources.")] = "",
     if_needed: Annotated[
@@ -48,7 +56,7 @@ def build(
     from images import builder
 
     store = _store()
-    options = builder.Options(name=name, kernel=kernel, suite=suite, mirror=mirror)
+    options = builder.Options(name=name, kernel=kernel, variant=variant, suite=suite, mirror=mirror)
     current = builder.current(store, options) if if_needed else None
     if current is not None:
         _print_built(current, {}, as_json)
@@ -77,13 +85,16 @@ def show(reference: Reference = "default", as_json: Json = False) -> None:
         return
     print_line(f"digest        {image.digest}")
     print_line(f"directory     {image.directory}")
-    for key in ("suite", "architecture", "kernel", "kernel_kind", "python", "crun", "cmdline"):
+    of_variants = [key for key in ("variant", "driver") if key in about]
+    for key in ("suite", "architecture", "kernel", "kernel_kind", "python", "crun", *of_variants, "cmdline"):
         print_line(f"{key:13} {about.get(key, '')}")
     for name, entry in about["files"].items():
         print_line(f"{name:13} {entry['bytes']} bytes, sha256:{entry['sha256']}")
     print_table(("PACKAGE", "VERSION"), list(about.get("packages", {}).items()))
     if tools := about.get("kernel_packages"):
         print_table(("THE KERNEL WAS BUILT WITH", "VERSION"), list(tools.items()))
+    if packages := about.get("driver_packages"):
+        print_table(("THE DRIVER IS MADE OF", "VERSION"), list(packages.items()))
 
 
 @app.command()

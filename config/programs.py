@@ -14,6 +14,7 @@ LIBVIRT_LEAST = (9, 0)
 
 VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
 QBOOT_PLACES = ("/usr/share/qemu/qboot.rom", "/usr/share/qemu-kvm/qboot.rom")
+SEABIOS_PLACES = ("/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/bios-256k.bin")
 
 
 def virtiofsd(settings: Settings) -> str:
@@ -21,8 +22,14 @@ def virtiofsd(settings: Settings) -> str:
     return _find("virtiofsd", settings.virtiofsd, VIRTIOFSD_PLACES, "apt-get install virtiofsd")
 
 
-def firmware(settings: Settings) -> str:
-    """The path of the guests' firmware. Raises NotFound."""
+def firmware(settings: Settings, *, several_roots: bool = False) -> str:
+    """The path of the guests' firmware. Raises NotFound.
+
+    several_roots: a guest has more than one PCI root bus. qboot leaves all of PCI to the guest's kernel, and
+    that knows no windows of another root bus but what a firmware has set up (QEMU, hw/i386/acpi-build.c).
+    """
+    if several_roots and settings.firmware == "auto":
+        return _find("SeaBIOS", "auto", SEABIOS_PLACES, "apt-get install seabios")
     return _find("qboot firmware", settings.firmware, QBOOT_PLACES, "apt-get install qemu-system-data")
 
 

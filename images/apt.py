@@ -44,10 +44,11 @@ def read_sources(etc: Path = ETC) -> list[Source]:
     return found
 
 
-def source_lines(suite: str, sources: Iterable[Source]) -> list[str]:
+def source_lines(suite: str, sources: Iterable[Source], components: Sequence[str] = ("main",)) -> list[str]:
     """sources.list lines for a Debian suite, from the mirrors by which the machine gets its own.
 
     The suite itself, and its updates and security fixes where the machine uses those of its own suite.
+    components: of the archive, whatever the machine itself uses of it.
     """
     known = list(sources)
     main = _best(s for s in known if s.suite in _DEBIAN_SUITES)
@@ -57,7 +58,7 @@ def source_lines(suite: str, sources: Iterable[Source]) -> list[str]:
             f"looked for a suite of Debian in {ETC}/sources.list and {ETC}/sources.list.d",
             hint="add one, or name it with --mirror",
         )
-    lines = [_line(main, suite)]
+    lines = [_line(main, suite, components)]
     if suite in ("sid", "unstable"):
         return lines
     for kind in ("updates", "security"):
@@ -65,17 +66,17 @@ def source_lines(suite: str, sources: Iterable[Source]) -> list[str]:
             s for s in known if s.suite.removesuffix(f"-{kind}") in _DEBIAN_SUITES and s.suite.endswith(kind)
         )
         if extra is not None:
-            lines.append(_line(extra, f"{suite}-{kind}"))
+            lines.append(_line(extra, f"{suite}-{kind}", components))
     return lines
 
 
-def mirror_lines(suite: str, mirror: str) -> list[str]:
+def mirror_lines(suite: str, mirror: str, components: Sequence[str] = ("main",)) -> list[str]:
     """The same for a mirror that was named: it is not asked for updates and security fixes."""
-    return [_line(Source(mirror, suite, ("main",)), suite)]
+    return [_line(Source(mirror, suite, ("main",)), suite, components)]
 
 
-def _line(source: Source, suite: str) -> str:
-    return f"deb [signed-by={KEYRING}] {source.uri} {suite} main"
+def _line(source: Source, suite: str, components: Sequence[str]) -> str:
+    return f"deb [signed-by={KEYRING}] {source.uri} {suite} {' '.join(components)}"
 
 
 def _best(candidates: Iterable[Source]) -> Source | None:

@@ -20,10 +20,12 @@ from images.image import INITRD, KERNEL, ROOTFS, GuestImage
 from images.initramfs import initramfs
 from images.kernel import CMDLINE, KernelKind, find_kernel, vmlinux
 from images.modules import BOOT, ModuleTree, feature_list
+from images.nvidia import driver as nvidia
 from images.packages import Fetched, Request, fetch
 from images.store import ImageStore
 from images.tuned import kernel as tuned
-from rpc.errors import CasemateError, DataLoss, FailedPrecondition, NotFound
+from images.variant import Variant
+from rpc.errors import CasemateError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +46,21 @@ CLOUD_CMDLINE = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """name: under which the store will have it. source: where agent/ and rpc/ are.
+    """name: under which the store will have it; a variant's is made of it. source: where agent/ and rpc/ are.
 
-    kernel: None is the kind that the image of this name has, or else the cloud's.
+    kernel: None is the kind that the image of this name has, or else the cloud's. A variant's is the cloud's.
     """
 
     name: str = "default"
     kernel: KernelKind | None = None
+    variant: Variant | None = None
     suite: str = "trixie"
     mirror: str = ""
     source: Path = field(default_factory=lambda: Path(__file__).resolve().parent.parent)
+
+    @property
+    def stored_as(self) -> str:
+        return self.variant.of(self.name) if self.variant else self.name
 
 
 Progress = Callable[[str], None]
@@ -95,10 +102,15 @@ def build(
         kernel = tree if cloud else tuned.ensure(options.suite, options.mirror, cache, progress)
     with phases.phase("crun"):
         static = own_crun(tree, options, cache, progress)
+    driver = None
+    if options.variant is Variant.NVIDIA:
+        with phases.phase("driver"):
+            release = find_kernel(kernel.path).release
+            driver = nvidia.ensure(release, options.suite, options.mirror, cache, progress)
     with tempfile.TemporaryDirectory(prefix="casemate-image-") as scratch:
-        files, about = assemble(tree, kernel, options, Path(scratch), phases, static)
+        files, about = assemble(tree, kernel, options, Path(scratch), phases, static, driver)
         with phases.phase("store"):
-            image = store.add(options.name, files, about)
+            image = store.add(options.stored_as, files, about)
     return Built(image, phases.seconds)
 
 
@@ -118,16 +130,17 @@ def assemble(
     scratch: Path,
     phases: _Phases | None = None,
     static: Path | None = None,
+    driver: nvidia.Driver | None = None,
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Makes the image's files in scratch. Returns them and what the manifest says of them.
 
-    static: a tree with a crun instead of that of the packages.
+    static: a tree with a crun instead of that of the packages. driver: what a variant adds.
     """
     phase = (phases or _Phases()).phase
     files = {KERNEL: scratch / KERNEL, ROOTFS: scratch / ROOTFS}
     kind = options.kernel or KernelKind.CLOUD
     kernel = find_kernel(kernel_tree.path)
-    modules = ModuleTree(kernel.modules)
+    modules = ModuleTree(kernel.modules, driver.modules if driver else ())
     start = Root("/dev/vda", "erofs", rootfs.PROGRAM, rootfs.WANTED)
     with phase("vmlinux"):
         files[KERNEL].write_bytes(vmlinux(kernel.image.read_bytes()))
@@ -139,6 +152,8 @@ def assemble(
         rootfs.populate(tree.path, python, root, static)
         features, module_files = feature_list(modules, rootfs.MODULES)
         rootfs.add_modules(root, features, module_files)
+        if driver is not None:
+            nvidia.add(driver, root)
     if kind is KernelKind.TUNED:
         rootfs.add_init(root, initprogram.build(from_root(start)))
         cmdline = [*CMDLINE, *tuned.CMDLINE, f"init={rootfs.INIT}"]
@@ -165,6 +180,10 @@ def assemble(
     }
     if kernel_tree is not tree:
         about["kernel_packages"] = dict(kernel_tree.versions)
+    if driver is not None:
+        about["variant"] = Variant.NVIDIA.value
+        about["driver"] = driver.version
+        about["driver_packages"] = dict(driver.versions)
     return files, about
 
 
@@ -190,10 +209,10 @@ def _sources_digest(root: Path, paths: Iterable[Path]) -> str:
 def current(store: ImageStore, options: Options) -> GuestImage | None:
     """The image of that name if it is whole and made from the same agent for the same suite and kernel."""
     try:
-        image = store.resolve(options.name)
+        image = store.resolve(options.stored_as)
         store.verify(image)
     except (NotFound, DataLoss, FailedPrecondition) as reason:
-        log.info("image %s must be built: %s", options.name, reason)
+        log.info("image %s must be built: %s", options.stored_as, reason)
         return None
     wanted = {
         "agent": _code_digest(options.source),
@@ -201,11 +220,18 @@ def current(store: ImageStore, options: Options) -> GuestImage | None:
         "kernel_kind": _kernel_kind(store, options).value,
         "builder": _builder_digest(),
     }
+    if options.variant is not None:
+        wanted["variant"] = options.variant.value
     return image if wanted.items() <= image.manifest.items() else None
 
 
 def _kernel_kind(store: ImageStore, options: Options) -> KernelKind:
-    """A rebuild without a word about the kernel keeps the one that was chosen."""
+    """A rebuild without a word about the kernel keeps the one that was chosen. Raises InvalidArgument for a
+    variant with another than the cloud's, whose headers Debian has."""
+    if options.variant is not None:
+        if options.kernel not in (None, KernelKind.CLOUD):
+            raise InvalidArgument(f"the variant {options.variant} is built for the cloud kernel alone")
+        return KernelKind.CLOUD
     if options.kernel is not None:
         return options.kernel
     try:

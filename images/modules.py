@@ -30,6 +30,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "tun": ("tun",),
     "veth": ("veth",),
     "fuse": ("fuse",),
+    "nvidia": ("nvidia", "nvidia_uvm", "nvidia_modeset"),  # of the variant; no kernel of Debian's has them
 }
 _SIGNATURE = b"~Module signature appended~\n"
 _SIGNATURE_INFO_BYTES = 12  # struct module_signature; its last four bytes are the signature's length
@@ -42,13 +43,15 @@ class Module:
 
 
 class ModuleTree:
-    """The modules of one kernel as its package installs them (/usr/lib/modules/RELEASE)."""
+    """The modules of one kernel as its package installs them (/usr/lib/modules/RELEASE).
 
-    def __init__(self, directory: Path) -> None:
+    others: files of modules that were built for it.
+    """
+
+    def __init__(self, directory: Path, others: Iterable[Path] = ()) -> None:
         self._directory = directory
-        self._files = {
-            _name(path): path for path in sorted((directory / "kernel").rglob("*.ko*")) if path.is_file()
-        }
+        own = (path for path in sorted((directory / "kernel").rglob("*.ko*")) if path.is_file())
+        self._files = {_name(path): path for path in (*own, *others)}
         builtin = (directory / "modules.builtin").read_text().split()
         self._builtin = {_name(Path(line)) for line in builtin}
 

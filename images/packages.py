@@ -38,6 +38,9 @@ _KEPT_PER_REQUEST = 2  # what the mirror has now, and what it had before
 _FORMAT = 2  # of the cache; raised when an older entry cannot be used
 
 
+MAIN = ("main",)
+
+
 class Form(StrEnum):
     """How packages are delivered."""
 
@@ -52,6 +55,7 @@ class Request:
     suite: str = "trixie"
     architecture: str = "amd64"
     mirror: str = ""  # instead of the machine's own
+    components: tuple[str, ...] = MAIN  # of Debian's archive
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None =
     home = (cache or cache_dir()) / "packages"
     make_directory(home)
     lines = _lines(request, apt_etc)
-    recipe = _digest([_FORMAT, asdict(request)])
+    recipe = _recipe(request)
     with locked(home / f"{recipe}.lock"):
         try:
             entry = home / f"{recipe}-{_digest([lines, _index_digests(lines)])}"
@@ -101,10 +105,20 @@ def sources_of(request: Request) -> list[str]:
     return _lines(request, None)
 
 
+def _recipe(request: Request) -> str:
+    """Names what is kept of a request. What is fetched from main alone is named as it was before there was a
+    choice."""
+    fields = asdict(request)
+    if request.components == MAIN:
+        del fields["components"]
+    return _digest([_FORMAT, fields])
+
+
 def _lines(request: Request, apt_etc: Path | None) -> list[str]:
     if request.mirror:
-        return mirror_lines(request.suite, request.mirror)
-    return source_lines(request.suite, read_sources(apt_etc) if apt_etc else read_sources())
+        return mirror_lines(request.suite, request.mirror, request.components)
+    sources = read_sources(apt_etc) if apt_etc else read_sources()
+    return source_lines(request.suite, sources, request.components)
 
 
 def _unpack(request: Request, lines: Sequence[str], entry: Path) -> None:

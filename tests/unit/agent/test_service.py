@@ -134,6 +134,26 @@ def run(tmp_path: Path) -> Callable[[Scenario], None]:
     return lambda scenario: asyncio.run(main(scenario))
 
 
+def test_a_host_name_of_a_containers_own_begins_as_the_pods(run: Callable[[Scenario], None]) -> None:
+    async def made_of(shim: Shim, *namespaces: dict[str, str]) -> Any:
+        await shim.create("c", "sleep", "100", linux={"namespaces": list(namespaces)})
+        spec = json.loads((shim.directory / "bundles/c/config.json").read_text())
+        await end(shim, "c")
+        return spec.get("hostname")
+
+    async def scenario(shim: Shim) -> None:
+        assert await made_of(shim, {"type": "uts"}) is None
+        await shim.call(api.HELLO, protocol=api.PROTOCOL, hostname="pod")
+        assert await made_of(shim, {"type": "ipc"}, {"type": "uts"}) == "pod"
+        assert await made_of(shim, {"type": "uts", "path": "/proc/1/ns/uts"}) is None
+        assert await made_of(shim, {"type": "ipc"}) is None
+        given: dict[str, Any] = {"hostname": "own", "linux": {"namespaces": [{"type": "uts"}]}}
+        shim.guest.name_host(given)
+        assert given["hostname"] == "own"
+
+    run(scenario)
+
+
 def test_a_containers_life(run: Callable[[Scenario], None]) -> None:
     async def scenario(shim: Shim) -> None:
         pid = await shim.create("c", "sh", "-c", "echo out; echo err >&2; exit 9")

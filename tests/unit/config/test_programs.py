@@ -35,3 +35,20 @@ def test_auto_takes_the_first_usual_place_that_has_it(
     assert programs.virtiofsd(settings) == str(second)
     first.write_text("")
     assert programs.virtiofsd(settings) == str(first)
+
+
+def test_a_guest_of_several_root_buses_has_a_firmware_that_sets_them_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qboot, seabios = tmp_path / "qboot", tmp_path / "seabios"
+    for name, path in (("QBOOT_PLACES", qboot), ("SEABIOS_PLACES", seabios)):
+        monkeypatch.setattr(programs, name, (str(path),))
+    settings = read_defaults().settings
+    qboot.write_text("")
+    assert programs.firmware(settings) == str(qboot)
+    with pytest.raises(NotFound, match="SeaBIOS is not at"):
+        programs.firmware(settings, several_roots=True)
+    seabios.write_text("")
+    assert programs.firmware(settings, several_roots=True) == str(seabios)
+    own = settings.replace(firmware=str(qboot))
+    assert programs.firmware(own, several_roots=True) == str(qboot)

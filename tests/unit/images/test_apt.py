@@ -114,6 +114,16 @@ def test_every_line_is_verified_with_debians_keyring(etc: Path) -> None:
     assert "signed-by=" in mirror_lines("trixie", "http://named.example/debian")[0]
 
 
+def test_other_components_are_asked_for_whatever_the_machine_uses(etc: Path) -> None:
+    (etc / "sources.list").write_text("deb http://mirror.example/debian bookworm main\n")
+    wanted = ("main", "non-free-firmware")
+    for lines in (
+        source_lines("trixie", read_sources(etc), wanted),
+        mirror_lines("trixie", "http://mirror.example/debian", wanted),
+    ):
+        assert lines[0].endswith(" http://mirror.example/debian trixie main non-free-firmware")
+
+
 def test_unstable_has_no_updates(etc: Path) -> None:
     (etc / "sources.list.d/debian.sources").write_text(DEB822)
     assert uris(source_lines("sid", read_sources(etc))) == [("http://mirror.example/debian/", "sid")]

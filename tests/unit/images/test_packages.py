@@ -168,6 +168,18 @@ def test_other_packages_are_another_entry(tmp_path: Path, etc: Path, mmdebstrap:
     assert first.path.exists()
 
 
+def test_other_components_are_another_entry_and_on_apts_lines(
+    tmp_path: Path, etc: Path, mmdebstrap: Mmdebstrap
+) -> None:
+    first = fetch(REQUEST, tmp_path / "cache", apt_etc=etc)
+    request = Request(REQUEST.packages, components=("main", "non-free"))
+    assert fetch(request, tmp_path / "cache", apt_etc=etc).path != first.path
+    said = [str(call["arguments"]).split("'") for call in mmdebstrap.calls()]
+    lines = [[word for word in words if word.startswith("deb ")] for words in said]
+    assert all(line.endswith(" main") for line in lines[0])
+    assert all(line.endswith(" main non-free") for line in lines[1])
+
+
 def test_old_entries_are_dropped(tmp_path: Path, etc: Path, mmdebstrap: Mmdebstrap, mirror: Mirror) -> None:
     paths = []
     for content in ("one", "two", "three"):

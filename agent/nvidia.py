@@ -1,0 +1,158 @@
+"""NVIDIA's driver in this guest: its modules, its nodes, its GPUs initialised, which has which number.
+
+Imported by guests that were given such a GPU alone. Numbers of devices are those of NVIDIA's own sources
+(nvidia-modprobe, and /proc/driver/nvidia of its open kernel modules, 550). Must not know of containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from _thread import start_new_thread
+
+from agent import boot
+from agent.files import read
+from agent.uevents import appearance
+from rpc.errors import FailedPrecondition, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+FEATURE = "nvidia"
+# Nodes are made here: neither the driver's libraries nor its set-uid helper shall make or change any.
+OPTIONS = {"nvidia": "NVreg_ModifyDeviceFiles=0"}
+SAYS = ("NVRM",)  # what its lines in the kernel's log have that matter
+_MAJOR, _CONTROL, _MODESET = 195, 255, 254  # Documentation/admin-guide/devices.txt; nvidia-modprobe
+_UVM, _CAPS = "nvidia-uvm", "nvidia-caps"  # in /proc/devices
+_MODE = 0o666  # NVreg_DeviceFileMode's default: who may use a GPU is a matter of who has its node
+_MIG = ("mig/config", "mig/monitor")
+
+
+class Driver:
+    """Of one guest. root: where proc, dev and sys are looked at."""
+
+    def __init__(self, root: str = "") -> None:
+        self._proc = f"{root}/proc"
+        self._dev = f"{root}/dev"
+        self._loading: asyncio.Task[None] | None = None
+        self._held: dict[str, int] = {}
+        self.minors: dict[str, int] = {}
+        """Of GPUs that are initialised, by their addresses in the guest."""
+
+    async def come_up(self, directory: str, limit_s: float) -> None:
+        """The GPU of this directory of sysfs is the driver's, and initialised. All nodes are there.
+
+        Raises FailedPrecondition where the driver cannot be loaded or cannot initialise it, Unavailable where
+        that takes too long, with what was waited for.
+        """
+        address = os.path.basename(directory)
+        waiting = "the driver was not loaded"
+        try:
+            async with asyncio.timeout(limit_s):
+                if self._loading is None:
+                    self._loading = asyncio.create_task(_in_thread(self._load))
+                await asyncio.shield(self._loading)
+                waiting = "the driver did not take it"
+                minor = await appearance(lambda: self._minor(address), f"GPU {address}", limit_s)
+                waiting = "it was not initialised"
+                make_node(f"{self._dev}/nvidia{minor}", _MAJOR, minor)
+                self._held[address] = await self._initialise(address, f"{self._dev}/nvidia{minor}")
+        except TimeoutError:
+            raise Unavailable(f"GPU {address}: {waiting} within {limit_s:g} s") from None
+        self.minors[address] = minor
+
+    def _load(self) -> None:
+        """The modules, and the nodes that are not one GPU's."""
+        boot.load_feature(FEATURE, options=OPTIONS)
+        make_node(f"{self._dev}/nvidiactl", _MAJOR, _CONTROL)
+        make_node(f"{self._dev}/nvidia-modeset", _MAJOR, _MODESET)
+        majors = dict(self._majors())
+        if _UVM in majors:
+            make_node(f"{self._dev}/nvidia-uvm", majors[_UVM], 0)
+            make_node(f"{self._dev}/nvidia-uvm-tools", majors[_UVM], 1)
+        if _CAPS in majors:
+            for name in _MIG:
+                self._make_capability(majors[_CAPS], name)
+
+    def _make_capability(self, major: int, name: str) -> None:
+        """What a process needs to have open to divide GPUs, or to watch their parts; a driver without it has
+        no file for it."""
+        try:
+            fields = _fields(f"{self._proc}/driver/nvidia/capabilities/{name}")
+        except FileNotFoundError:
+            return
+        os.makedirs(f"{self._dev}/nvidia-caps", exist_ok=True)
+        minor = int(fields["DeviceFileMinor"])
+        path = f"{self._dev}/nvidia-caps/nvidia-cap{minor}"
+        make_node(path, major, minor, int(fields["DeviceFileMode"]))
+
+    async def _initialise(self, address: str, path: str) -> int:
+        """Opens the GPU, which initialises it (seconds), to keep it open, so that it stays so: as
+        nvidia-persistenced does. Each in a thread of its own: they wait for each other as far as the driver
+        has them wait."""
+        try:
+            return await _in_thread(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            raise FailedPrecondition(
+                f"GPU {address} cannot be initialised", os.strerror(error.errno or 0)
+            ) from error
+
+    def _minor(self, address: str) -> int | None:
+        """The driver's number of a GPU, once it has taken it."""
+        try:
+            fields = _fields(f"{self._proc}/driver/nvidia/gpus/{address}/information")
+            return int(fields["Device Minor"])
+        except (FileNotFoundError, KeyError):
+            return None
+
+    def _majors(self) -> Iterator[tuple[str, int]]:
+        text = read(f"{self._proc}/devices").decode()
+        for line in text.partition("Block devices:")[0].splitlines():
+            number, _, name = line.strip().partition(" ")
+            if number.isdigit():
+                yield name, int(number)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """One that nothing waits for at the end: the driver may keep it for ever."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():  # nobody waits any more
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told
+            loop.call_soon_threadsafe(settle, None, error)
+        else:
+            loop.call_soon_threadsafe(settle, result, None)
+
+    start_new_thread(run, ())
+    return await done
+
+
+def make_node(path: str, major: int, minor: int, mode: int = _MODE) -> None:
+    """A character device, if there is none yet."""
+    try:
+        os.mknod(path, stat.S_IFCHR | mode, os.makedev(major, minor))
+    except FileExistsError:
+        return
+    os.chmod(path, mode)
+
+
+def _fields(path: str) -> dict[str, str]:
+    """Of a file of lines "NAME: VALUE"."""
+    lines = (line.partition(":") for line in read(path).decode(errors="replace").splitlines())
+    return {name.strip(): value.strip() for name, found, value in lines if found}
