@@ -1,7 +1,8 @@
 """Devices of the host's that this machine was given: found behind their root ports, waited for, given on.
 
-What is to become of a kind of device is one function of _PLUGINS; of any other kind, whatever a driver of
-this kernel's makes of it by itself, or nothing but its entry in sysfs. Must not know whose devices they are.
+What is to become of a kind of device is one function of _PLUGINS; of NVIDIA's GPUs, what nvidia.py makes of
+them; of any other, whatever a driver of this kernel's makes of it by itself, or nothing but its entry in
+sysfs. Must not know whose devices they are.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import os
 import re
 
 from agent import boot
-from agent.files import read
+from agent.files import read, write
 from agent.uevents import appearance
 from rpc.api.agent import FoundDevice
-from rpc.errors import CasemateError, NotFound
+from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
+    from agent.nvidia import Driver
     from rpc.api.agent import GivenDevice, PciDevice
 
 SYSFS = "/sys"
 KMSG = "/dev/kmsg"
+NVIDIA = 0x10DE
 MOST_WORDS = 12
 MOST_NODES = 64
 # nvme0n1; nvme0c1n1 is one of several ways to nvme0n1, which has a name of its own below (drivers/nvme/host).
@@ -32,11 +35,13 @@ _NAMESPACE = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
 
 
 class Passthrough:
-    """Those of one machine. sysfs: where it is looked at."""
+    """Those of one machine. sysfs: where it is looked at. root: of the guest's files."""
 
-    def __init__(self, sysfs: str = SYSFS) -> None:
+    def __init__(self, sysfs: str = SYSFS, root: str = "") -> None:
         self._sysfs = sysfs
+        self._root = root
         self._addresses: dict[str, str] = {}
+        self._nvidia: Driver | None = None
 
     async def come_up(self, devices: Sequence[PciDevice], limit_s: float) -> list[FoundDevice]:
         """What has become of each, all waited for at once."""
@@ -44,6 +49,7 @@ class Passthrough:
 
     async def _come_up(self, device: PciDevice, limit_s: float) -> FoundDevice:
         found = FoundDevice(name=device.name)
+        about: tuple[str, ...] = ()
         try:
             found.address = at = await appearance(
                 lambda: self._behind(device.port, device.function),
@@ -51,24 +57,69 @@ class Passthrough:
                 limit_s,
             )
             self._addresses[device.name] = at
-            await _PLUGINS.get(device.kind, _wait_for_nothing)(self._directory(at), limit_s)
+            self._move(at, device.node)
+            if self._is_nvidias(device.kind, at):
+                driver, about = self._driver_of_nvidia()
+                await driver.come_up(self._directory(at), limit_s)
+            else:
+                await _PLUGINS.get(device.kind, _wait_for_nothing)(self._directory(at), limit_s)
         except CasemateError as error:
             found.problem = str(error)
-            found.words = kernel_words((found.address or device.port,))
+            others = {at[:-2] for at in self._addresses.values()} - {found.address[:-2]}
+            names = (found.address or device.port, *about)
+            found.words = kernel_words(names, sorted(others) if about else ())
         if found.address:
             found.driver = self._driver(found.address)
             found.nodes = [path for path, *_ in self._nodes(found.address)]
+            if self._nvidia is not None and found.address in self._nvidia.minors:
+                found.nodes.append(f"nvidia{self._nvidia.minors[found.address]}")
         return found
 
+    def _move(self, address: str, node: int) -> None:
+        """To its NUMA node, before a driver takes it, where no root bus of that node's says so already.
+
+        The kernel takes that for a mended fault of the firmware's, and says so (drivers/pci/pci-sysfs.c).
+        """
+        path = f"{self._directory(address)}/numa_node"
+        try:
+            if node >= 0 and int(read(path)) != node:
+                write(path, str(node).encode())
+        except FileNotFoundError:
+            pass  # of a kernel without NUMA
+        except OSError as error:
+            raise FailedPrecondition(f"it cannot be on NUMA node {node}: {error.strerror}") from error
+
+    def _is_nvidias(self, kind: str, address: str) -> bool:
+        """Whether it is a GPU of NVIDIA's in a guest that has the driver."""
+        if kind != "gpu" or "nvidia" not in boot.features():
+            return False
+        try:
+            return int(read(f"{self._directory(address)}/vendor"), 16) == NVIDIA
+        except OSError:  # it has just gone
+            return False
+
+    def _driver_of_nvidia(self) -> tuple[Driver, tuple[str, ...]]:
+        """And what the kernel's lines about it begin with."""
+        from agent import nvidia
+
+        if self._nvidia is None:
+            self._nvidia = nvidia.Driver(self._root)
+        return self._nvidia, nvidia.SAYS
+
     def add(self, spec: dict[str, Any], devices: Iterable[GivenDevice]) -> None:
-        """Their nodes, to an OCI config.json. Raises NotFound for one that is not there (any more)."""
+        """To an OCI config.json: their nodes, and what else programs need of their drivers. Raises NotFound
+        for one that is not there (any more)."""
         linux = spec.setdefault("linux", {})
         entries = linux.setdefault("devices", [])
         rules = linux.setdefault("resources", {}).setdefault("devices", [])
+        gpus: list[GivenDevice] = []
         for device in devices:
             at = self._addresses.get(device.name)
             if at is None or not os.path.exists(self._directory(at)):
                 raise NotFound(f"device {device.name} is not in this guest")
+            if self._nvidia is not None and at in self._nvidia.minors:
+                gpus.append(device)
+                continue
             nodes = list(self._nodes(at))
             if device.path and not nodes:
                 raise NotFound(
@@ -80,6 +131,23 @@ class Passthrough:
                 rights = {"fileMode": device.mode, "uid": device.uid, "gid": device.gid}
                 entries.append({"path": wanted, **rights, **number})
                 rules.append({"allow": True, "access": "rwm", **number})
+        if gpus:
+            self._add_nvidias(spec, gpus)
+
+    def _add_nvidias(self, spec: dict[str, Any], gpus: Sequence[GivenDevice]) -> None:
+        from agent import cdi, nvidiacdi
+
+        assert self._nvidia is not None
+        numbers = self._nvidia.minors
+        names = {minor: str(index) for index, minor in enumerate(sorted(numbers.values()))}
+        specification = nvidiacdi.specification(numbers.values(), self._root)
+        for gpu in gpus:
+            minor = numbers[self._addresses[gpu.name]]
+            if gpu.path and gpu.path != f"/dev/nvidia{minor}":
+                raise InvalidArgument(
+                    f"device {gpu.name} cannot be at {gpu.path}: libraries look for it at /dev/nvidia{minor}"
+                )
+        cdi.apply(spec, specification, [names[numbers[self._addresses[gpu.name]]] for gpu in gpus])
 
     def _directory(self, address: str) -> str:
         return f"{self._sysfs}/bus/pci/devices/{address}"
@@ -87,7 +155,7 @@ class Passthrough:
     def _behind(self, port: str, function: int) -> str | None:
         """The address of what has this number of a function behind a root port."""
         try:
-            names = os.listdir(self._directory(f"0000:00:{port}"))
+            names = os.listdir(self._directory(f"0000:{port}"))
         except FileNotFoundError:
             return None
         return next(
@@ -149,8 +217,8 @@ async def _wait_for_namespace(directory: str, limit_s: float) -> None:
 _PLUGINS: dict[str, Callable[[str, float], Any]] = {"nvme": _wait_for_namespace}
 
 
-def kernel_words(about: Sequence[str], path: str = KMSG) -> list[str]:
-    """The last lines of the kernel's log that name any of these."""
+def kernel_words(about: Sequence[str], unless: Sequence[str] = (), path: str = KMSG) -> list[str]:
+    """The last lines of the kernel's log that name any of these, and none of those."""
     try:
         kmsg = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -168,8 +236,8 @@ def kernel_words(about: Sequence[str], path: str = KMSG) -> list[str]:
                 break
             # "6,339,5140900,-;text\n KEY=value\n" (Documentation/ABI/testing/dev-kmsg)
             text = record.decode(errors="replace").partition(";")[2].partition("\n")[0]
-            if any(word and word in text for word in about):
-                lines.append(text)
+            if any(word and word in text for word in about) and not any(word in text for word in unless):
+                lines += text.split("\\x0a")  # a record of several lines
     finally:
         os.close(kmsg)
     return lines[-MOST_WORDS:]

@@ -69,11 +69,11 @@ def _row(pod: pods.Pod) -> tuple[object, ...]:
 
 
 def _devices(record: dict[str, object]) -> str:
-    """How many of the host's, and by which way of VFIO's."""
-    devices = record.get("devices")
-    return (
-        f"{len(devices)} by {record.get('device_access')}" if isinstance(devices, list) and devices else "-"
-    )
+    """How many of the host's, by which way of VFIO's, and of which huge pages RAM is."""
+    devices, pages = record.get("devices"), record.get("hugepage_bytes")
+    if not isinstance(devices, list) or not devices:
+        return "-"
+    return f"{len(devices)} by {record.get('device_access')}" + (f", {size(pages)} pages" if pages else "")
 
 
 def _containers(containers: list[dict[str, object]]) -> str:

@@ -32,6 +32,11 @@ def known(name: str) -> str:
     return name
 
 
+def of_machine(annotations: "Mapping[str, str]") -> dict[str, str]:
+    """Those that say what a pod's VM is to be."""
+    return {name: value for name, value in annotations.items() if name.startswith(PREFIX)}
+
+
 def apply(settings: Settings, profile: Profile, annotations: "Mapping[str, str]") -> Profile:
     """profile as the annotations change it; others than ours (PREFIXES) are not looked at.
 

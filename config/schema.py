@@ -33,6 +33,7 @@ class ProfileTable(_Table):
     cpu_model: Annotated[str, AfterValidator(values.cpu_model)]
     template: Literal["shared", "tenant", "off"]
     files: Literal["auto", "virtiofs", "9p"]
+    hugepages: Literal["auto", "required", "never"]
 
     def profile(self, name: str) -> Profile:
         return Profile(
@@ -46,6 +47,7 @@ class ProfileTable(_Table):
             cpu_model=self.cpu_model,
             template=self.template,
             files=self.files,
+            hugepages=self.hugepages,
         )
 
 

@@ -26,6 +26,7 @@ class Profile(Record):
     cpu_model: str
     template: str
     files: str
+    hugepages: str
 
 
 class Timeouts(Record):

@@ -4,7 +4,7 @@ It must not know what is in them.
 """
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack
 
 
 def write_whole(
@@ -18,15 +18,14 @@ def write_whole(
     """
     directory, name = os.path.split(path)
     partial = os.path.join(directory, f".{name}.{os.urandom(8).hex()}")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), mode)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with ExitStack() as undo:
+        undo.callback(os.unlink, partial)
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
             file.write(content)
             if lasting:
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
         os.replace(partial, path)
-    except BaseException:  # a cancelled thread's, too: nothing half written stays
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
-        raise
+        undo.pop_all()

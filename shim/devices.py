@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from shim.giving import Giver
+    from shim.giving import Given, Giver
     from shim.vm.guest import Machine
     from shim.vm.passthrough import Function
 
@@ -34,13 +34,10 @@ log = logging.getLogger("casemate")
 class Held:
     """What the pod has, and had asked for."""
 
-    def __init__(
-        self, giver: "Giver", claim: int, wishes: DeviceWishes, functions: "tuple[Function, ...]"
-    ) -> None:
+    def __init__(self, giver: "Giver", wishes: DeviceWishes, given: "Given") -> None:
         self.giver = giver
-        self.claim = claim
         self.wishes = wishes
-        self.functions = functions
+        self.given = given
 
 
 class Devices:
@@ -57,39 +54,40 @@ class Devices:
         self._changing = asyncio.Lock()
 
     async def in_a_machine(
-        self, wants: Wants, obtain: "Callable[[tuple[Function, ...]], Awaitable[Machine]]"
+        self, wants: Wants, obtain: "Callable[[Given | None], Awaitable[Machine]]"
     ) -> "Machine":
         """The machine that has what is wanted. Where it cannot be made they are given back: nothing of it is
         left. Raises as take() and obtain() do, and ResourceExhausted where there is no room for it."""
-        # Of one with devices all RAM is there from its first moment on.
-        shortage.check_room(wants.profile.memory_bytes if wants.devices else 0)
+        shortage.check_room()
         try:
-            self._machine = machine = await obtain(await self.take(wants.devices, wants.owner))
+            self._machine = machine = await obtain(await self.take(wants))
         except CasemateError:
             await self.give_back()
             raise
         return machine
 
-    async def take(self, wishes: DeviceWishes, tenant: str) -> "tuple[Function, ...]":
+    async def take(self, wants: Wants) -> "Given | None":
         """All of them, bound and this pod's, or an error and nothing. Raises what is wrong with the wish, who
-        has what of it, and what speaks against giving it away."""
-        if not wishes:
-            return ()
+        has what of it, and what speaks against giving it away. None where nothing is wanted."""
+        if not wants.devices:
+            return None
         # Before anything is claimed: whoever cleans up after this process looks into the ledger then.
         self._journal.add(Entry(Kind.DEVICES, self._settings.ledger_dir))
         with self._trace.span(phases.DEVICES_CLAIM, phases.POD_READY):
-            self._taking = in_thread(partial(self._take, wishes, tenant))
+            self._taking = in_thread(partial(self._take, wants))
             self._held = await asyncio.shield(self._taking)
-        for each in self._held.functions:
+        given = self._held.given
+        for each in given.functions:
             log.info("the pod is given device %s (%s)", each.address, each.title)
-        return self._held.functions
+        log.info("the machine's RAM is of %s", given.backing)
+        return given
 
-    def _take(self, wishes: DeviceWishes, tenant: str) -> Held:
+    def _take(self, wants: Wants) -> Held:
         from shim.giving import Giver
+        from shim.hugepages import Ram
 
-        giver = Giver.of(self._identity, tenant, self._settings)
-        claim, functions = giver.take(wishes)
-        return Held(giver, claim, wishes, functions)
+        giver = Giver.of(self._identity, wants.owner, self._settings)
+        return Held(giver, wants.devices, giver.take(wants.devices, Ram.of(wants.profile)))
 
     def of_container(self, container_id: str, wishes: DeviceWishes) -> list[api.GivenDevice]:
         """Those of the pod's that a container asks for. Raises FailedPrecondition if the pod has not all."""
@@ -98,7 +96,7 @@ class Devices:
         held = self._held
         if wishes.text and (held is None or wishes.text != held.wishes.text):
             raise _too_late(container_id, wishes.text)
-        functions = held.functions if held is not None else ()
+        functions = held.given.functions if held is not None else ()
         given = {
             each.address: api.GivenDevice(name=each.address, path=each.path, mode=DEFAULT_MODE)
             for each in functions
@@ -135,7 +133,7 @@ class Devices:
             held, self._held, self._taking = self._held, None, None
             with self._trace.span(phases.DEVICES_RELEASE, phases.DELETE):
                 try:
-                    await in_thread(partial(held.giver.give_back, held.claim))
+                    await in_thread(partial(held.giver.give_back, held.given.claim))
                 except (CasemateError, OSError) as error:
                     log.error("the pod's devices are not given back; `casemate gc` tries again: %s", error)
 

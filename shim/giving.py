@@ -7,13 +7,17 @@ machine is.
 import logging
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from config.settings import Settings
 from rpc.errors import CasemateError, FailedPrecondition, NotFound, ResourceExhausted
+from shim import shortage
 from shim.devicewishes import DeviceWishes, Node, Wish, parse
+from shim.hugepages import Ram, none_would_do
 from shim.record import Identity
+from shim.vm.backing import STRICT, Backing, Cell, allowed_nodes, cells_of
 from shim.vm.passthrough import Function
 from vfio import inventory, isolation
 from vfio.address import PciAddress
@@ -21,13 +25,22 @@ from vfio.binding import Bus
 from vfio.binding import Node as Bound
 from vfio.inventory import SYSFS, Inventory
 from vfio.isolation import Audit
-from vfio.ledger.demand import Request, Same, Wanted
+from vfio.ledger.demand import Host, Request, Same, Wanted
 from vfio.ledger.ledger import Ledger
-from vfio.ledger.records import Claim, Pod, Process
+from vfio.ledger.records import Claim, NotEnough, Pod, Process
 from vfio.offer import offer
 from vfio.release import Release
 
 log = logging.getLogger("casemate")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """claim: its number in the ledger. functions: of the devices that are to be in the machine."""
+
+    claim: int
+    functions: tuple[Function, ...]
+    backing: Backing
 
 
 class Giver:
@@ -48,8 +61,9 @@ class Giver:
         me = Process.here(identity.pid, identity.start_time)
         return cls(settings, pod, me, f"/proc/self/fd/{identity.host_proc}")
 
-    def take(self, wishes: DeviceWishes) -> tuple[int, tuple[Function, ...]]:
-        """The claim, and what is to be in the machine. Nothing is claimed or bound if it raises.
+    def take(self, wishes: DeviceWishes, ram: Ram) -> Given:
+        """What is to be in the machine, and what its RAM is to be of. Nothing is claimed or bound if it
+        raises, as shortage.check_room() where that is ordinary pages.
 
         Judged are the devices that were claimed, so that nobody else can have them meanwhile: before that
         only which ones are no candidates for a request that names none.
@@ -59,18 +73,46 @@ class Giver:
         named = {address for request in wanted.requests for address in request.addresses}
         refused = {} if _names_all(wanted) else self._refused(found)
         host = offer(found, refused=refused.keys() - named, sys=self._bus.root)
+        allowed = allowed_nodes(self._proc)
         with self._ledger() as ledger, ExitStack() as undo:
             try:
-                claim = ledger.claim(self._pod, self._me, wanted, host)
+                claim, why = self._claim(ledger, wanted, _within(host, allowed), ram)
+            except NotEnough:
+                raise
             except (FailedPrecondition, NotFound, ResourceExhausted) as error:
                 raise _with_refused(error, wanted, found, refused) from error
             undo.callback(self._give_back, ledger, claim.id)
+            if not claim.page_bytes:
+                # Of one with devices all RAM is there from its first moment on.
+                shortage.check_room(ram.size_bytes)
             self._audit(found, claim.addresses).require()
             nodes = self._bus.bind(ledger, claim.id, claim.addresses)
             ledger.use(claim.id)
             functions = _functions(found, claim, nodes, by_node, wished)
+            given = Given(claim.id, functions, _backing(claim, why, ram, functions, host, allowed))
             undo.pop_all()
-        return claim.id, functions
+        return given
+
+    def _claim(self, ledger: Ledger, wanted: Wanted, host: Host, ram: Ram) -> tuple[Claim, str]:
+        """With huge pages where that is possible, or why not."""
+        why: list[str] = []
+        lacking: list[NotEnough] = []
+        for choice in ram.choices(host.nodes, shortage.huge_pages_limit):
+            if isinstance(choice, str):
+                why.append(choice)
+                continue
+            try:
+                more = replace(wanted, pages=choice, nearest=not ram.must)
+                return ledger.claim(self._pod, self._me, more, host), ""
+            except NotEnough as error:
+                lacking.append(error)
+                why.append(error.brief)
+        if not ram.must:
+            return ledger.claim(self._pod, self._me, wanted, host), "; ".join(why)
+        if not lacking:
+            raise none_would_do(why)
+        details = "\n".join(error.details for error in lacking if error.details)
+        raise NotEnough("; ".join(why), details or None, lacking[-1].hint)
 
     def give_back(self, claim: int) -> None:
         """No machine has them any more. Each is free or quarantined afterwards."""
@@ -190,6 +232,34 @@ def _functions(
                     bar_bytes=sum(bar.size_bytes for bar in device.bars if bar.is_64_bit and not bar.is_rom),
                     path=paths.get(address, ""),
                     by_text=any(each in by_text for each in card),
+                    vendor=device.vendor_id,
+                    node=device.numa_node,
                 )
             )
     return tuple(functions)
+
+
+def _within(host: Host, allowed: Collection[int]) -> Host:
+    """Without huge pages that the pod's cgroup (cpuset) keeps from it."""
+    return replace(
+        host, nodes=tuple(each if each.node in allowed else replace(each, pages={}) for each in host.nodes)
+    )
+
+
+def _backing(
+    claim: Claim,
+    why: str,
+    ram: Ram,
+    functions: Iterable[Function],
+    host: Host,
+    allowed: Collection[int],
+) -> Backing:
+    """A host of one node, or whose devices name none, has nothing to tell a guest of; but huge pages are
+    taken where they were promised."""
+    several = len(host.nodes) > 1
+    if claim.page_bytes:
+        cells = [Cell(node, count * claim.page_bytes, STRICT) for node, count in sorted(claim.pages.items())]
+        return Backing(claim.page_bytes, cells=tuple(cells) if several else ())
+    known = {node.node for node in host.nodes}
+    named = sorted({each.node for each in functions if each.node is not None} & known) if several else []
+    return Backing(0, why, cells_of(ram.size_bytes, named, allowed))

@@ -21,6 +21,8 @@ LEAST_BYTES = 64 * MIB
 # cgroup-v2.rst).
 LIMITS = ("memory.limit_in_bytes", "memory.max")
 KILLS = ("memory.oom_control", "memory.events")
+# Sizes of huge pages in the names of their files (mm/hugetlb_cgroup.c, mem_fmt).
+_UNITS = (("GB", 1 << 30), ("MB", MIB), ("KB", 1 << 10))
 HINT = "a limit on a pod holds for its whole machine, guest and QEMU, and not only for what runs in it"
 
 
@@ -63,25 +65,51 @@ def has_killed(hierarchies: Sequence[Hierarchy] | None = None) -> bool:
 
 
 def limit_of(hierarchies: Sequence[Hierarchy] | None = None) -> Limit | None:
-    """What all of this process's cgroup may have at most; None where nothing is said."""
+    """Where the least is said of what all of this process's cgroup may have; None where nothing is."""
     place = _counted(hierarchies)
-    if place is None:
-        return None
+    return None if place is None else _least(place, LIMITS)
+
+
+def huge_pages_limit(page_bytes: int, hierarchies: Sequence[Hierarchy] | None = None) -> Limit | None:
+    """What all of this process's cgroup may have at most of huge pages of a size; None where nothing is said.
+
+    A kubelet lets a pod that asks for none have none (hugetlb.rst).
+    """
+    size = next(f"{page_bytes // unit}{name}" for name, unit in _UNITS if page_bytes >= unit)
+    names = (f"hugetlb.{size}.limit_in_bytes", f"hugetlb.{size}.max")
+    found: Limit | None = None
+    for place in cgroup.hierarchies() if hierarchies is None else hierarchies:
+        if _is_inside(place) and (limit := _least(place, names)) is not None:
+            found = limit
+    return found
+
+
+def _is_inside(place: Hierarchy) -> bool:
+    return posixpath.commonpath((place.mounted, place.origin)) == str(place.mounted)
+
+
+def _least(place: Hierarchy, names: Sequence[str]) -> Limit | None:
+    """Of all from the hierarchy's root on."""
     found: Limit | None = None
     chain = [place.origin, *place.origin.parents]
     for directory in chain[: chain.index(place.mounted) + 1]:
-        said = _read(directory, LIMITS).strip()
+        said = _read(directory, names).strip()
         # v1 has a number of pages near 2^63 for "none".
         if said.isdigit() and int(said) < 1 << 60 and (found is None or int(said) < found.size_bytes):
             found = Limit(int(said), directory)
     return found
 
 
+def room_bytes() -> int | None:
+    """What all of this process's cgroup may have at most; None where nothing is said."""
+    limit = limit_of()
+    return None if limit is None else limit.size_bytes
+
+
 def _counted(hierarchies: Sequence[Hierarchy] | None) -> Hierarchy | None:
     """The hierarchy that has the memory controller, if this process is somewhere in it."""
     for one in cgroup.hierarchies() if hierarchies is None else hierarchies:
-        inside = posixpath.commonpath((one.mounted, one.origin)) == str(one.mounted)
-        if inside and any((one.origin / name).exists() for name in KILLS):
+        if _is_inside(one) and any((one.origin / name).exists() for name in KILLS):
             return one
     return None
 

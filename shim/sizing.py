@@ -11,7 +11,7 @@ from shim.oci import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
 # What a guest has for itself before a container has anything: 77 MiB of 256, 347 of 4096 (MemAvailable of
@@ -35,13 +35,13 @@ def grown(
     *,
     vcpus: bool = True,
     memory: bool = True,
-    room_bytes: int | None = None,
+    room: "Callable[[], int | None]" = lambda: None,
 ) -> Profile:
     """The profile, with as many CPUs as the limits have, and memory for them and the guest's own needs.
 
     At most what the profile lets it (`max_vcpus`, `max_memory`), and what the host has. vcpus, memory:
-    whether that may change. room_bytes: what the pod's cgroup may have, which a machine that fills its
-    memory has to fit into: the kernel would end the whole pod, where a guest ends one process.
+    whether that may change. room: what bytes the pod's cgroup may have, asked where it matters. A machine
+    that fills its memory has to fit into that: the kernel would end all of it, where a guest ends a process.
     """
     if vcpus:
         most = profile.max_vcpus or os.sysconf("SC_NPROCESSORS_ONLN")
@@ -49,7 +49,7 @@ def grown(
     if memory and 0 < limits.memory_bytes < UNLIMITED_BYTES:
         most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         most = min(most, profile.max_memory_bytes or most)
-        if room_bytes is not None:
+        if (room_bytes := room()) is not None:
             most = min(most, room_bytes - HOST_BYTES)
         wanted = limits.memory_bytes + limits.memory_bytes // GUEST_SHARE + GUEST_BYTES
         profile = profile.replace(memory_bytes=max(profile.memory_bytes, _step(wanted, most)))

@@ -17,6 +17,7 @@ from rpc.codec import (
     enum_,
     int64,
     messages,
+    sint32,
     string,
     string_map,
     strings,
@@ -26,7 +27,7 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
@@ -144,14 +145,16 @@ class Disk(Message):
 
 class PciDevice(Message):
     """A function of a device that the machine was given. name: whatever the shim calls it. It is behind the
-    root port at `port` (slot and function on the guest's root bus, "06.0"), with this number there.
-    kind: "nvme" and so on, by which the agent knows what is to become of it; "" is any other.
+    root port at `port` (bus, slot and function in the guest, "00:06.0"), with this number there.
+    kind: "nvme" and so on, by which the agent knows what is to become of it; "" is any other. node: of the
+    guest's NUMA nodes, the one that it is on; -1 where the host names none.
     """
 
     name: str = string(1)
     port: str = string(2)
     function: int = uint32(3)
     kind: str = string(4)
+    node: int = sint32(5)
 
 
 class DevicesRequest(Message):
@@ -293,10 +296,10 @@ class Address(Message):
 
 
 class Interface(Message):
-    """mac: by which the guest finds its device; empty for lo, which has none. mtu: bytes, 0 for lo."""
+    """port: of its device, as PciDevice says it; empty for lo, which has none. mtu: bytes, 0 for lo."""
 
     name: str = string(1)
-    mac: bytes = bytes_(2)
+    port: str = string(2)
     mtu: int = uint32(3)
     addresses: list[Address] = messages(4, Address)
 

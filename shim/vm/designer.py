@@ -16,10 +16,12 @@ from shim.vm.domain import (
     Console,
     Disk,
     Domain,
+    Expander,
     FileSystem,
     HostDevice,
     Memory,
     Nic,
+    NumaCell,
     RootPort,
     Vsock,
 )
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from images.image import GuestImage
+    from shim.vm.backing import Backing
     from shim.vm.passthrough import Access, Function
 
 NAME = "vm"
@@ -52,9 +55,6 @@ VHOST_NET_DEVICE = "/dev/vhost-net"
 LAST_BUS = PORT_BUSES[
     -1
 ]  # the guest looks for no 255 others: 1.1 s of a boot in an emulated host (facts/measured.md)
-
-# Root ports of the host's devices, one for each: from these on, eight to a slot.
-DEVICE_BUS, DEVICE_SLOT, MOST_DEVICE_PORTS = LAST_BUS + 1, 6, 8 * 25
 
 
 MAPPED_SINCE = (8, 2)  # QEMU that takes a read-only file for RAM that is written to (rom=off)
@@ -141,10 +141,12 @@ def design(
     way: Way = Way.BOOT,
     functions: "Sequence[Function]" = (),
     access: "Access | None" = None,
+    backing: "Backing | None" = None,
 ) -> Domain:
     """The machine of a pod, or that of the template which it may come from: but for what `way` says they are
     one. functions: of the host's devices, which only a machine that boots can have; access: the way to them.
-    ResourceExhausted if the host has not the memory, or the machine no room for the devices.
+    backing: what its RAM is of then. ResourceExhausted if the host has not the memory, or the machine no room
+    for the devices.
     """
     check_memory(profile.memory_bytes)
     agent = (
@@ -156,16 +158,29 @@ def design(
         if way is Way.BOOT:
             shared.append(share(places))
     memory = MEMORY[files, way]
-    ports = device_ports(functions)
-    hole_bytes = threads = 0
+    passed: tuple[Expander | RootPort | HostDevice, ...] = ()
+    cells: tuple[NumaCell, ...] = ()
+    hole_bytes = threads = page_bytes = 0
+    last_bus = LAST_BUS
     if functions:
-        from shim.vm import passthrough  # most machines have none
+        from shim.vm import passthrough, slots  # most machines have none
 
         hole_bytes = passthrough.hole_bytes(functions)
         threads = passthrough.prealloc_threads(profile.memory_bytes)
+        found = slots.layout(functions, backing, LAST_BUS)
+        iommufd = access is not None and access.is_iommufd
+        devices = (
+            HostDevice(each.address, found.ports[each.port].bus, each.function, each.several, iommufd)
+            for each in functions
+        )
+        passed, last_bus = (*found.expanders, *found.ports, *devices), found.last_bus
+    if backing is not None:
+        cells, page_bytes = _cells(backing, profile.vcpus), backing.page_bytes
+        if page_bytes:
+            memory = Memory.SHARED  # libvirt makes no other of huge pages without a mount of theirs
     parameters = [
         image.cmdline,
-        f"pci=lastbus={LAST_BUS + len(ports)}",
+        f"pci=lastbus={last_bus}",
         "console=ttyS0 quiet panic=-1",
         f"casemate.transport={transport}",
         EMULATED_CMDLINE if accel.kind == "tcg" else "",
@@ -191,17 +206,7 @@ def design(
             ),
             agent,
             Console(str(places.console)),
-            *ports,
-            *(
-                HostDevice(
-                    each.address,
-                    ports[each.port].bus,
-                    each.function,
-                    each.several,
-                    access is not None and access.is_iommufd,
-                )
-                for each in functions
-            ),
+            *passed,
         ),
         tcg_cache_bytes=TCG_CACHE_BYTES if accel.kind == "tcg" else None,
         memory=memory,
@@ -209,28 +214,19 @@ def design(
         incoming=way is Way.RESTORE,
         hole_bytes=hole_bytes,
         prealloc_threads=threads,
+        page_bytes=page_bytes,
+        cells=cells,
     )
 
 
-def device_ports(functions: "Sequence[Function]") -> list[RootPort]:
-    """By Function.port. Raises ResourceExhausted."""
-    count = max((each.port + 1 for each in functions), default=0)
-    if count > MOST_DEVICE_PORTS:
-        raise ResourceExhausted(f"{count} devices: a machine has room for {MOST_DEVICE_PORTS}")
-    return [
-        RootPort(
-            DEVICE_BUS + index,
-            DEVICE_SLOT + index // 8,
-            index % 8,
-            shares_slot=count > index - index % 8 + 1,
-        )
-        for index in range(count)
-    ]
+def _cells(backing: "Backing", vcpus: int) -> tuple[NumaCell, ...]:
+    from shim.vm.backing import cpus_of
 
-
-def device_places(functions: "Sequence[Function]") -> list[str]:
-    """The same ports as the guest finds them on its root bus, where they have the same slot.function."""
-    return [f"{port.slot:02x}.{port.function}" for port in device_ports(functions)]
+    cpus = cpus_of(vcpus, len(backing.cells))
+    return tuple(
+        NumaCell(each, cell.memory_bytes, cell.host, cell.policy)
+        for each, cell in zip(cpus, backing.cells, strict=True)
+    )
 
 
 def share(places: Places) -> FileSystem:
@@ -242,6 +238,11 @@ def nic(mac: bytes, tap: str, bus: int, profile: Profile) -> Nic:
     """A queue for each CPU of the guest, and the host's kernel to serve them where it can."""
     vhost = os.access(VHOST_NET_DEVICE, os.R_OK | os.W_OK)
     return Nic(mac, tap, bus, min(profile.vcpus, MOST_QUEUES), vhost)
+
+
+def port_place(bus: int) -> str:
+    """Where the guest finds the port of a device that came while it ran, on its root bus."""
+    return f"{PORTS_SLOT:02x}.{PORT_BUSES.index(bus)}"
 
 
 def cpu_model(profile: Profile, accel: Acceleration) -> str:

@@ -118,16 +118,19 @@ class FileSystem:
 class RootPort:
     """Bus number `bus`, with one slot that a device can be plugged into while the guest runs.
 
-    function: of a slot that several share; that of the first says so to the guest.
+    function: of a slot that several share; that of the first says so to the guest. parent: the bus that it is
+    on itself, an Expander's index or the root complex.
     """
 
     bus: int
     slot: int
     function: int = 0
     shares_slot: bool = False
+    parent: int = 0
 
     def xml(self) -> str:
-        address = pci(self.slot, 0, self.function, several=self.shares_slot and not self.function)
+        several = self.shares_slot and not self.function
+        address = pci(self.slot, self.parent, self.function, several=several)
         return element("controller", address, type_="pci", index=self.bus, model="pcie-root-port")
 
 
@@ -158,6 +161,42 @@ class HostDevice:
             type_="pci",
             managed="no",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Expander:
+    """Another root bus of the guest's, near one of its NUMA nodes: `number` there, `index` here."""
+
+    index: int
+    number: int
+    slot: int
+    cell: int
+
+    def xml(self) -> str:
+        return element(
+            "controller",
+            element("model", name="pxb-pcie"),
+            element("target", text("node", str(self.cell)), busNr=self.number),
+            pci(self.slot),
+            type_="pci",
+            index=self.index,
+            model="pcie-expander-bus",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NumaCell:
+    """A NUMA node of the guest's: its CPUs, and of which node of the host's its memory is, by which of
+    libvirt's policies; "" leaves that open."""
+
+    cpus: range
+    memory_bytes: int
+    host: int
+    policy: str
+
+    def xml(self, number: int) -> str:
+        cpus = {"cpus": f"{self.cpus[0]}-{self.cpus[-1]}"} if self.cpus else {}
+        return element("cell", id=number, **cpus, memory=self.memory_bytes >> 10, unit="KiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +296,15 @@ class Domain:
     vcpus: int
     memory_bytes: int
     cpu_model: str
-    devices: "Sequence[Disk | FileSystem | RootPort | Channel | Vsock | Console | HostDevice]"
+    devices: "Sequence[Disk | FileSystem | RootPort | Channel | Vsock | Console | Expander | HostDevice]"
     tcg_cache_bytes: int | None = None
     memory: Memory = Memory.SHARED
     ram_file: str = ""
     incoming: bool = False  # it waits for a saved state instead of booting
     hole_bytes: int = 0  # of addresses for 64-bit BARs; 0 leaves it to QEMU
     prealloc_threads: int = 0  # that fill RAM before anything else is done; 0: it is filled as it is touched
+    page_bytes: int = 0  # of huge pages that RAM is made of; 0: of ordinary ones
+    cells: "Sequence[NumaCell]" = ()
 
     def xml(self) -> str:
         return element(
@@ -272,6 +313,7 @@ class Domain:
             text("memory", str(self.memory_bytes), unit="bytes"),
             text("vcpu", str(self.vcpus)),
             self._memory_backing(),
+            self._numa_tune(),
             self._os(),
             self._features(),
             self._cpu(),
@@ -303,12 +345,22 @@ class Domain:
 
     def _memory_backing(self) -> str:
         parts = []
+        if self.page_bytes:
+            parts.append(element("hugepages", element("page", size=self.page_bytes >> 10, unit="KiB")))
         if self.memory in (Memory.SHARED, Memory.SHARED_FILE):
             parts.append(element("source", type_="file" if self.memory is Memory.SHARED_FILE else "memfd"))
             parts.append(element("access", mode="shared"))
         if self.prealloc_threads:
             parts.append(element("allocation", mode="immediate", threads=self.prealloc_threads))
         return element("memoryBacking", *parts) if parts else ""
+
+    def _numa_tune(self) -> str:
+        tuned = [
+            element("memnode", cellid=number, mode=cell.policy, nodeset=cell.host)
+            for number, cell in enumerate(self.cells)
+            if cell.policy
+        ]
+        return element("numatune", *tuned) if tuned else ""
 
     def _commandline(self) -> str:
         # libvirt tells QEMU an id of the domain's, and takes no such one. The later of two counts.
@@ -344,6 +396,8 @@ class Domain:
 
     def _cpu(self) -> str:
         without = [element("feature", policy="disable", name=name) for name in VIRTUALIZATION]
+        if self.cells:
+            without.append(element("numa", *(cell.xml(number) for number, cell in enumerate(self.cells))))
         if self.cpu_model in ("host-passthrough", "maximum"):
             return element("cpu", *without, mode=self.cpu_model, check="none", migratable="on")
         model = text("model", self.cpu_model)

@@ -26,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from shim.vm.backing import Backing
     from shim.vm.passthrough import Access, Function
 
     Q = TypeVar("Q", bound=Message)
@@ -50,6 +51,7 @@ class Facts:
     files: str
     devices: "tuple[Function, ...]" = ()
     access: "Access | None" = None
+    backing: "Backing | None" = None
 
     @property
     def restored(self) -> bool:

@@ -8,14 +8,20 @@ import logging
 import os
 import resource
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from images.variant import Variant
 from rpc.api import agent as api
 from rpc.errors import CasemateError, FailedPrecondition, ResourceExhausted, Unavailable, printable
 from shim import system
 from shim.vm import versions
+from vfio.kinds import NVIDIA, Kind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.vm.backing import Backing
 
 log = logging.getLogger("casemate")
 
@@ -32,6 +38,7 @@ MOST_PREALLOC_THREADS = 16
 # (3.5 s, Linux 6.8).
 _PER_GIB_S, _PER_FUNCTION_S = 1.0, 10.0
 _MOST_WORDS, _MOST_NAME = 2000, 64
+_VARIANTS = {(NVIDIA, Kind.GPU.value): Variant.NVIDIA}  # by vendor and kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class Function:
 
     port: which of the machine's root ports for devices it is behind, function: its number there; several:
     whether others are there too. bar_bytes: its 64-bit memory BARs. path: where a container asked to find it.
-    by_text: whether the pod's annotation asked for it.
+    by_text: whether the pod's annotation asked for it. vendor: its id. node: the host's NUMA node, where it
+    names one.
     """
 
     address: str
@@ -55,6 +63,8 @@ class Function:
     bar_bytes: int = 0
     path: str = ""
     by_text: bool = False
+    vendor: int = 0
+    node: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,25 @@ def access_of(
     return Access(LEGACY, lacking) if lacking else Access(IOMMUFD)
 
 
+def image_name(functions: Iterable[Function], name: str, known: Container[str]) -> str:
+    """Of the guest image that has the drivers of these functions: the variant of the image `name` where there
+    is one among the known, else that image itself, and then it is said."""
+    variants = {_VARIANTS[key] for each in functions if (key := (each.vendor, each.kind)) in _VARIANTS}
+    for variant in sorted(variants):
+        if name.endswith(f"-{variant}"):
+            continue  # chosen by the profile
+        if variant.of(name) in known:
+            return variant.of(name)
+        log.warning(
+            "there is no guest image %s: devices come up without their vendor's driver; "
+            "`casemate image build --variant %s --name %s` builds it",
+            variant.of(name),
+            variant,
+            name,
+        )
+    return name
+
+
 def hole_bytes(functions: Iterable[Function]) -> int:
     """Of guest addresses for 64-bit BARs: twice their sum, as each is aligned to its size; a power of two."""
     wanted = 2 * sum(function.bar_bytes for function in functions)
@@ -111,13 +140,20 @@ def lock_bytes(memory_bytes: int) -> int:
 
 
 def prepare(
-    functions: Iterable[Function], access: Access, uid: int, memory_bytes: int, dev: str = "/dev"
+    functions: Iterable[Function],
+    access: Access,
+    uid: int,
+    memory_bytes: int,
+    dev: str = "/dev",
+    *,
+    huge_pages: bool = False,
 ) -> None:
     """In this mount namespace, /dev/vfio (and /dev/iommu) have what these functions take, for this user; in
     this process and what it starts, as much memory may be locked. Raises FailedPrecondition, and
-    ResourceExhausted where the host has not the RAM, which is the guest's from its first moment on."""
+    ResourceExhausted where the host has not the RAM, which is the guest's from its first moment on.
+    huge_pages: it is of some that the ledger has for it."""
     available = available_bytes()
-    if memory_bytes > available:
+    if memory_bytes > available and not huge_pages:
         raise ResourceExhausted(
             f"the RAM of a machine with devices is there at once: {memory_bytes >> 20} MiB, and this host "
             f"has {available >> 20} MiB available",
@@ -165,12 +201,22 @@ def make_node(path: Path, number: int, uid: int) -> None:
     os.chown(path, uid, -1)
 
 
-def request_of(functions: Iterable[Function], ports: "Sequence[str]", limit_s: float) -> api.DevicesRequest:
-    """ports: of each of a machine's root ports for devices, its slot and function on the guest's root bus."""
-    devices = [
-        api.PciDevice(name=each.address, port=ports[each.port], function=each.function, kind=each.kind)
-        for each in functions
-    ]
+def request_of(
+    functions: Iterable[Function], ports: "Sequence[str]", limit_s: float, backing: "Backing | None" = None
+) -> api.DevicesRequest:
+    """ports: of each of a machine's root ports for devices, its bus, slot and function in the guest."""
+    devices = []
+    for each in functions:
+        cell = backing.cell_of(each.node) if backing is not None else None
+        devices.append(
+            api.PciDevice(
+                name=each.address,
+                port=ports[each.port],
+                function=each.function,
+                kind=each.kind,
+                node=-1 if cell is None else cell,
+            )
+        )
     return api.DevicesRequest(devices=devices, limit_ms=int(limit_s * 1000))
 
 

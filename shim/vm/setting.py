@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from shim.vm.backing import Backing
     from shim.vm.passthrough import Access, Function
 
 # From a child's last system call to the shim's knowledge of its end.
@@ -57,7 +58,8 @@ class MachineRequest:
     """What a pod wants of its machine, and where its files may be.
 
     tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have it.
-    functions: of the host's devices that it is to have, and then it is booted.
+    functions: of the host's devices that it is to have, and then it is booted; backing: what its RAM is of
+    then.
     """
 
     pod_id: str
@@ -70,6 +72,7 @@ class MachineRequest:
     own_files: bool = False
     shares_directories: bool = False
     functions: "tuple[Function, ...]" = ()
+    backing: "Backing | None" = None
 
     @classmethod
     def of_nobody(cls, profile: Profile, settings: Settings, paths: PodPaths, tenant: str = "") -> Self:
@@ -151,6 +154,7 @@ class Setting:
             way,
             self.request.functions,
             self.access,
+            self.request.backing,
         )
 
 
@@ -164,7 +168,7 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
         log.warning(f"TCG, not KVM: {accel.reason}; the guest is emulated, which is slow")
     with trace.span(phases.IMAGE, phases.POD_READY):
         store = ImageStore(Path(settings.image_dir))
-        image = undo.enter_context(store.lease(store.resolve(profile.image)))
+        image = undo.enter_context(store.lease(store.resolve(image_name(request, store))))
         store.verify(image)
     qemu = programs.qemu(settings)
     if not os.access(qemu, os.X_OK):
@@ -181,10 +185,27 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     seeds = request.cache / f"libvirt-{accel.kind}{'' if named else '-lean'}"
     host = Host(paths.libvirt, ram, user, seeds, cpu_models=named)
     transport = designer.transport_of(settings.transport)
-    firmware = programs.firmware(settings)
+    firmware = programs.firmware(settings, several_roots=_has_several_roots(request))
     wanted = "virtiofs" if profile.files == "auto" and request.shares_directories else profile.files
     way = designer.files_of(wanted, transport, image, version)
     return Setting(request, accel, image, qemu, firmware, transport, way, user, host, ram, version)
+
+
+def _has_several_roots(request: MachineRequest) -> bool:
+    if request.backing is None:
+        return False
+    from shim.vm.slots import has_expanders
+
+    return has_expanders(request.functions, request.backing)
+
+
+def image_name(request: MachineRequest, store: ImageStore) -> str:
+    """The profile's, or that of its variant with the drivers of what the machine is given."""
+    if not request.functions:
+        return request.profile.image
+    from shim.vm import passthrough
+
+    return passthrough.image_name(request.functions, request.profile.image, store.names())
 
 
 def hide_kvm(paths: PodPaths) -> None:

@@ -292,14 +292,21 @@ async def _boot(setting: Setting, trace: Trace, outer: AsyncExitStack) -> Machin
 def _create_booting(setting: Setting, trace: Trace) -> int:
     """In a thread: libvirt's calls block."""
     open_libvirt(setting.host, trace)
-    domain, access = setting.design(Way.BOOT), setting.access
+    domain, access, made_of = setting.design(Way.BOOT), setting.access, ""
     if access is not None:
         from shim.vm import passthrough
 
         log.info("the host's devices are passed by %s", access)
-        memory_bytes = setting.request.profile.memory_bytes
-        passthrough.prepare(setting.request.functions, access, setting.user.uid, memory_bytes)
-    with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
+        request, backing = setting.request, setting.request.backing
+        passthrough.prepare(
+            request.functions,
+            access,
+            setting.user.uid,
+            request.profile.memory_bytes,
+            huge_pages=backing is not None and backing.page_bytes > 0,
+        )
+        made_of = str(backing or "")
+    with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY, made_of):
         return setting.host.create(domain.xml(), designer.NAME)
 
 
@@ -363,10 +370,11 @@ class Attempt:
         setting, functions = self._setting, self._setting.request.functions
         if not functions:
             return
-        from shim.vm import passthrough
+        from shim.vm import passthrough, slots
 
         ready_s = setting.request.settings.vfio.ready_s * setting.factor * crowding()
-        request = passthrough.request_of(functions, designer.device_places(functions), ready_s)
+        ports = slots.layout(functions, setting.request.backing, designer.LAST_BUS).addresses
+        request = passthrough.request_of(functions, ports, ready_s, setting.request.backing)
         with self._trace.span(phases.DEVICES_READY, phases.POD_READY, str(setting.access)):
             passthrough.check(functions, await self._ask(client, api.DEVICES, request, 2 * ready_s))
 
@@ -405,6 +413,7 @@ class Attempt:
             setting.files.value,
             request.functions,
             setting.access,
+            request.backing,
         )
         return Machine(
             facts,

@@ -16,7 +16,7 @@ from tests.testbed.devices import TOPOLOGIES
 from tests.testbed.installation import PLACE
 
 Look = Callable[[str, str], Any]
-LIMIT_S = 900.0
+LIMIT_S = 1500.0
 
 
 @pytest.fixture(scope="session")

@@ -162,6 +162,15 @@ def _watch(process: "subprocess.Popen[bytes]", shape: Shape, exchange: Path) -> 
             return End.LATE
 
 
+def program(host: Path) -> list[str | Path]:
+    """The bed's QEMU, run where its libraries are not this machine's: the beginning of a command line."""
+    return [
+        *(host / "lib64/ld-linux-x86-64.so.2", "--library-path", host / LIBRARIES),
+        *(host / "usr/bin/qemu-system-x86_64", "-L", host / "usr/share/qemu"),
+        *("-L", host / "usr/share/seabios"),
+    ]
+
+
 def qemu(bed: Bed, shape: Shape, exchange: Path) -> list[str]:
     """The command line. TCG's CPU has AMD's SVM and nested paging: the bed has a /dev/kvm."""
     host = bed.host
@@ -177,9 +186,7 @@ def qemu(bed: Bed, shape: Shape, exchange: Path) -> list[str]:
         shares.append(("share", shape.share, ""))
         flags += " testbed.share"
     arguments: list[str | Path] = [
-        *(host / "lib64/ld-linux-x86-64.so.2", "--library-path", host / LIBRARIES),
-        *(host / "usr/bin/qemu-system-x86_64", "-L", host / "usr/share/qemu"),
-        *("-L", host / "usr/share/seabios"),
+        *program(host),
         *("-machine", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", cpu),
         *("-smp", cpus, "-m", f"{shape.memory_mib}M", *memory),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

@@ -19,7 +19,7 @@ def gpus(seen: Any) -> Any:
 
 def bars(line: str) -> list[int]:
     """Sizes, from the resource of a function as the container has it."""
-    pairs = [part.split()[:2] for part in line.split(" ", 3)[3].split(";") if part.strip()]
+    pairs = [part.split()[:2] for part in line.split(" ", 4)[4].split(";") if part.strip()]
     return [int(last, 16) - int(first, 16) + 1 for first, last in pairs if int(last, 16)]
 
 
@@ -56,6 +56,13 @@ def test_each_of_two_pods_sees_exactly_its_two_gpus_with_their_bars(gpus: Any) -
         assert [line.split()[:2] for line in lines] == [["0x10de", "0x2330"]] * 2
         for line in lines:
             assert bars(line) == [16 << 20, 128 * GIB, 32 << 20]
+
+
+def test_those_of_one_node_are_on_the_guests_one_node(gpus: Any) -> None:
+    for name, lines in gpus["sees"].items():
+        assert [line.split()[3] for line in lines] == ["0", "0"]
+        assert len(gpus["records"][name]["nodes"]) == 1
+    assert gpus["records"]["first"]["nodes"] != gpus["records"]["second"]["nodes"]
 
 
 def test_the_ledger_and_the_list_say_who_has_which_two(seen: Any, gpus: Any) -> None:
@@ -101,12 +108,74 @@ def test_ram_may_be_locked_and_is_mapped_for_dma(gpus: Any) -> None:
         )
 
 
+def test_ram_is_mapped_and_pinned_once_whatever_the_number_of_devices(seen: Any) -> None:
+    one, four = seen["mapped"]["1"], seen["mapped"]["4"]
+    assert one["access"] == four["access"] == "iommufd"
+    assert one["ram_maps"] == four["ram_maps"] > 0
+    assert (one["page_bytes"], four["page_bytes"]) == (0, 2 << 20)
+    for boot in (one, four):  # the firmware is beside RAM
+        assert boot["memory_bytes"] <= boot["pinned_bytes"] < boot["memory_bytes"] + (1 << 20)
+
+
 def test_a_third_pod_is_refused_with_who_has_what(seen: Any, gpus: Any) -> None:
     assert gpus["third"]["code"] != 0
     assert "not free: 1 x gpu, device 2330" in gpus["third"]["err"]
     for name in GPUS:
         pod = gpus["states"][name][1]
         assert f"gpu {seen['places'][name]} is in use, pod default/{pod}" in gpus["third"]["err"]
+
+
+# --- NUMA nodes and huge pages ---
+
+
+@pytest.fixture(scope="module")
+def numa(seen: Any) -> Any:
+    assert seen["numa"]["sees"], seen["numa"]["ended"]
+    return seen["numa"]
+
+
+def test_the_guest_has_the_nodes_of_its_devices_and_each_device_is_on_its_own(numa: Any) -> None:
+    nodes = [line for line in numa["sees"] if line.startswith("node ")]
+    assert nodes == ["node 0 cpus 0", "node 1 cpus 1"]
+    at = [line.split()[:4] for line in numa["sees"] if line.startswith("0x")]
+    assert sorted((vendor, node) for vendor, _, _, node in at) == [
+        ("0x10de", "0"),
+        ("0x10de", "1"),
+        ("0x1234", "-1"),  # the host names none, either
+    ]
+    sizes = [int(line.split()[-2]) >> 10 for line in numa["sees"] if "MemTotal" in line]
+    assert len(sizes) == 2
+    assert sum(sizes) > numa["record"]["memory_bytes"] * 3 // 4 >> 20
+
+
+def test_its_bars_are_whole_there_too(numa: Any) -> None:
+    for line in numa["sees"]:
+        if line.startswith("0x10de"):
+            assert bars(line) == [16 << 20, 128 * GIB, 32 << 20]
+
+
+def test_its_memory_is_of_huge_pages_of_both_nodes_from_its_start_until_it_is_gone(numa: Any) -> None:
+    half = numa["record"]["memory_bytes"] // 2 >> 21
+    assert numa["huge"] == {"0": half, "1": half}
+    assert numa["during"] == [count - half for count in numa["before"]]
+    assert numa["after"] == numa["before"]
+
+
+def test_ps_and_the_trace_say_which_pages_they_are(numa: Any) -> None:
+    record = numa["record"]
+    assert (record["hugepage_bytes"], record["hugepage_reason"], record["nodes"]) == (2 << 20, "", [0, 1])
+    assert numa["created"] == "huge pages of 2 MiB, NUMA nodes 0, 1"
+    assert "3 by iommufd, 2MiB pages" in numa["ps"]
+
+
+def test_a_pod_that_must_have_them_is_told_how_many_are_missing_and_who_has_them(numa: Any) -> None:
+    half, left = numa["record"]["memory_bytes"] // 2 >> 21, numa["during"]
+    assert numa["other"]["code"] != 0
+    for node in (0, 1):
+        missing = f"{half - left[node]} huge pages of 2048 KiB of NUMA node {node} ({half} wanted"
+        assert missing in numa["other"]["err"]
+        assert f"{half} huge pages of NUMA node {node} are claimed, pod default/numa" in numa["other"]["err"]
+    assert numa["states"] == {}
 
 
 # --- when something is killed ---

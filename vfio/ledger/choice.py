@@ -40,6 +40,12 @@ class Choice:
         return tuple(candidate for devices in self.given for candidate in devices)
 
     @property
+    def distance(self) -> tuple[int, int]:
+        """On how many NUMA nodes, below how many PCIe switches."""
+        nodes = {candidate.node for candidate in self.devices}
+        return len(nodes), len({candidate.switch or candidate.address for candidate in self.devices})
+
+    @property
     def addresses(self) -> frozenset[PciAddress]:
         """Everything that is claimed by it."""
         return frozenset(candidate.address for candidate in self.devices) | self.companions
@@ -157,8 +163,7 @@ class _Search:
         whole = [len(p.members) for p in self._partitions if not p.members & gone]
         return (
             len(choice.companions & self._addresses),
-            len({candidate.node for candidate in choice.devices}),
-            len({candidate.switch or candidate.address for candidate in choice.devices}),
+            *choice.distance,
             _most_left(whole),
             _most_left(nodes.values()),
             _most_left(switches.values()),

@@ -147,12 +147,14 @@ class Wanted:
     """All that one pod asks for: it gets the whole of it or nothing.
 
     same: what the devices of all requests have in common. cpus: how many CPUs are its own, in whole cores.
+    nearest: CPUs and pages are not worth devices that are farther from each other than they could be.
     """
 
     requests: tuple[Request, ...] = ()
     same: Same | None = None
     cpus: int = 0
     pages: HugePages | None = None
+    nearest: bool = False
 
     def __str__(self) -> str:
         words = ["; ".join(map(str, self.requests)), *_shared(self.same)]

@@ -26,6 +26,7 @@ from vfio.ledger.records import (
     Entry,
     IllegalMove,
     Instant,
+    NotEnough,
     Orphans,
     Pod,
     Process,
@@ -65,8 +66,9 @@ class Ledger:
     def claim(self, pod: Pod, owner: Process, wanted: Wanted, host: Host) -> Claim:
         """All that is wanted, or an error and nothing. owner: who lives as long as the claim is good.
 
-        Raises ResourceExhausted if it is there and not free, and says who has it; FailedPrecondition or
-        NotFound if this host can never give it; FailedPrecondition also if the pod has a claim already.
+        Raises ResourceExhausted if it is there and not free, and says who has it, NotEnough where that is
+        not devices; FailedPrecondition or NotFound if this host can never give it; FailedPrecondition also
+        if the pod has a claim already.
         """
         if not wanted.requests and not wanted.cpus and wanted.pages is None:
             raise InvalidArgument(f"pod {pod} claims nothing")
@@ -78,7 +80,11 @@ class Ledger:
                 )
             devices = {device.address: device for device in rows.devices(connection)}
             taken = {address for address, device in devices.items() if device.state is not State.FREE}
-            choice, allotment = _chosen(wanted, host, taken, devices, rows.spoken(connection))
+            try:
+                choice, allotment = _chosen(wanted, host, taken, devices, rows.spoken(connection))
+            except NotEnough as error:
+                details = "\n".join(_page_holders(wanted, rows.claims(connection)))
+                raise NotEnough(error.brief, details or None, error.hint) from error
             size = wanted.pages.size_bytes if wanted.pages else 0
             made = rows.insert_claim(connection, now, pod, owner, choice, allotment, size)
             for address in sorted(choice.addresses):
@@ -327,17 +333,27 @@ def _chosen(
 ) -> tuple[Choice, Allotment]:
     """The best choice whose nodes have the CPUs and pages, too."""
     shortage: Shortage | None = None
-    for choice in ranked(wanted, host, taken):
+    choices = ranked(wanted, host, taken)
+    for choice in choices:
+        if wanted.nearest and choice.distance > choices[0].distance:
+            continue
         found = allot(wanted, host, [candidate.node for candidate in choice.devices], spoken)
         if isinstance(found, Allotment):
             return choice, found
         shortage = shortage or found
     if shortage is not None:
-        raise ResourceExhausted(
+        raise NotEnough(
             f"not free: {shortage.words}", hint="wait for a pod to end, or give the host more huge pages"
         )
     _check_possible(wanted, host)
     raise _refusal(wanted, host, taken, devices)
+
+
+def _page_holders(wanted: Wanted, claims: Sequence[Claim]) -> Iterator[str]:
+    for claim in claims:
+        if wanted.pages is not None and claim.page_bytes == wanted.pages.size_bytes:
+            for node, count in sorted(claim.pages.items()):
+                yield f"{count} huge pages of NUMA node {node} are claimed, pod {claim.pod}"
 
 
 def _check_possible(wanted: Wanted, host: Host) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from rpc.errors import FailedPrecondition
+from rpc.errors import FailedPrecondition, ResourceExhausted
 from vfio.address import PciAddress
 
 # In place of a namespace: no containerd and no Kubernetes has one of this name.
@@ -55,6 +55,10 @@ class Cause(Enum):
 
 class IllegalMove(FailedPrecondition):
     """A device is not in the state that something takes."""
+
+
+class NotEnough(ResourceExhausted):
+    """The devices are free, and the CPUs or huge pages of their NUMA nodes are not."""
 
 
 def check_move(address: PciAddress, now: State, wanted: State) -> None:

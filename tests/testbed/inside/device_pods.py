@@ -9,27 +9,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from images.oci import DEMO
+from shim.vm.passthrough import IOMMUFD
 from tests.testbed.gauges import Fault
-from tests.testbed.inside import places
-from tests.testbed.inside.one_pod import RUNTIME, timed
+from tests.testbed.inside import device_boots, numa_pods, places
+from tests.testbed.inside.device_boots import Shape
+from tests.testbed.inside.given import (
+    GONE_S,
+    PCI,
+    SEEN,
+    Long,
+    casemate,
+    ctr,
+    driver,
+    qemu,
+    record,
+    states,
+    until_free,
+)
+from tests.testbed.inside.one_pod import timed
 
-SEEN = Path("/share/seen.json")
-PCI = Path("/sys/bus/pci")
 TWO_GPUS = "count=2,kind=gpu,vendor=10de,device=2330,same=node"
 WORDS = "what the guest wrote"
-# What a container sees: each function's ids, its address, its resources; then it stays.
-LOOK = """\
-for at in /sys/bus/pci/devices/*; do
-    case $(cat $at/vendor) in
-    0x10de|0x1234) echo $(cat $at/vendor $at/device) ${at##*/} $(head -n 5 $at/resource | tr '\\n' ';') ;;
-    esac
-done
-echo up
-"""
 DISK = f"""\
 set -e
 test -b /dev/data
@@ -38,92 +42,8 @@ echo '{WORDS}' | dd of=/dev/data conv=fsync,notrunc 2>&1
 mkfs.ext4 -q -E offset=8388608 /dev/data 65536 2>/dev/null || echo no mkfs
 head -c {len(WORDS)} /dev/data
 """
-GONE_S = 60.0
+MAPPED_MIB = 128
 CDI_KIND = "example.org/device"
-
-
-CLOUD = ("--annotation", "dev.casemate.profile=devices")
-
-
-def ctr(name: str, *words: str, wish: str = "", options: tuple[str, ...] = CLOUD) -> list[str]:
-    """wish: what the annotation says. CLOUD: the guest has the drivers of Debian's cloud kernel."""
-    asked = ["--annotation", f"dev.casemate/devices={wish}"] if wish else []
-    return ["ctr", "run", "--rm", "--runtime", RUNTIME, *asked, *options, DEMO, name, *words]
-
-
-def casemate(*words: str) -> Any:
-    done = subprocess.run(["casemate", *words, "--json"], stdout=subprocess.PIPE, check=False)
-    return json.loads(done.stdout)
-
-
-def states() -> dict[str, list[Any]]:
-    """State and pod of every device that the ledger has not as free, by its name."""
-    names = {address: name for name, address in places.addresses().items()}
-    devices = casemate("gpu", "claims")["devices"]
-    return {names[each["address"]]: [each["state"], each["pod"], each["reason"]] for each in devices}
-
-
-def driver(name: str) -> str:
-    link = PCI / "devices" / places.addresses()[name] / "driver"
-    return link.readlink().name if link.is_symlink() else ""
-
-
-class Long:
-    """A pod that stays until it is ended."""
-
-    def __init__(self, name: str, wish: str = "", options: tuple[str, ...] = CLOUD) -> None:
-        self.name = name
-        command = ctr(name, "sh", "-c", f"{LOOK}exec sleep infinity", wish=wish, options=options)
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def sees(self) -> list[str]:
-        """Lines of LOOK, until it is up or has ended."""
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            if line == "up\n":
-                break
-            lines.append(line.strip())
-        return lines
-
-    def end(self) -> list[Any]:
-        subprocess.run(["ctr", "task", "kill", "--signal", "KILL", self.name], check=False)
-        return self.ended()
-
-    def ended(self) -> list[Any]:
-        _, words = self.process.communicate()
-        return [self.process.returncode, words]
-
-
-def record(name: str) -> Any:
-    return next(pod for pod in casemate("ps") if pod["id"] == name)
-
-
-def qemu(name: str) -> dict[str, Any]:
-    """What its process may do and see."""
-    pid = record(name)["qemu_pid"]
-    root = Path(f"/proc/{pid}/root/dev")
-    limit = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "locked" in line)
-    nodes = {}
-    for path in sorted([*(root / "vfio").rglob("*"), root / "iommu"]):
-        if path.exists() and path.is_char_device():
-            status = path.stat()
-            nodes[str(path.relative_to(root))] = [status.st_uid, status.st_mode & 0o777]
-    uid = int(Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()[0])
-    return {"uid": uid, "nodes": nodes, "locked": limit.split()[3:5], "open": _open_nodes(pid)}
-
-
-def _open_nodes(pid: int) -> list[str]:
-    targets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
-    return sorted(target for target in targets if target.startswith(("/dev/vfio", "/dev/iommu")))
-
-
-def until_free(names: tuple[str, ...]) -> dict[str, list[Any]]:
-    """What is not, once these are or time is over. A bounded poll: the ledger tells nobody of a change."""
-    deadline = time.monotonic() + GONE_S
-    while (left := states()).keys() & set(names) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return left
 
 
 def disk_of(name: str) -> str:
@@ -243,9 +163,17 @@ def ahead() -> dict[str, Any]:
     return seen
 
 
+def mapped() -> dict[str, Any]:
+    """How often the RAM of a machine is mapped, by its number of devices."""
+    with device_boots.profile(MAPPED_MIB):
+        shapes = (Shape(1, IOMMUFD), Shape(4, IOMMUFD, huge=True))
+        return {str(shape.devices): asdict(device_boots.boot(shape)) for shape in shapes}
+
+
 def main() -> int:
     seen = {"places": places.addresses(), "mounted": mounted(), "nvme": one_nvme()}
-    seen |= {"gpus": gpus(), "by_node": by_node(), "ahead": ahead()}
+    seen |= {"gpus": gpus(), "by_node": by_node(), "ahead": ahead(), "mapped": mapped()}
+    seen["numa"] = numa_pods.look()
     seen["end"] = {"pods": casemate("ps"), "states": states()}
     SEEN.write_text(json.dumps(seen))
     return 0

@@ -12,9 +12,9 @@ from agent.passthrough import Passthrough, kernel_words
 from rpc.api.agent import GivenDevice, PciDevice
 from rpc.errors import FailedPrecondition, NotFound
 
-NVME = PciDevice(name="0000:3b:00.0", port="06.0", function=0, kind="nvme")
-GPU = PciDevice(name="0000:3c:00.0", port="06.1", function=0, kind="gpu")
-SOUND = PciDevice(name="0000:3c:00.1", port="06.1", function=1, kind="audio")
+NVME = PciDevice(name="0000:3b:00.0", port="00:06.0", function=0, kind="nvme")
+GPU = PciDevice(name="0000:3c:00.0", port="00:06.1", function=0, kind="gpu")
+SOUND = PciDevice(name="0000:3c:00.1", port="00:06.1", function=1, kind="audio")
 
 
 class Guest:
@@ -28,7 +28,7 @@ class Guest:
             (root / "class" / name).mkdir(parents=True)
 
     def function(self, port: str, address: str, driver: str = "") -> Path:
-        at = self.root / f"0000:00:{port}" / address
+        at = self.root / f"0000:{port}" / address
         at.mkdir(parents=True)
         for directory in (at, at.parent):
             link = self.sys / "bus/pci/devices" / directory.name
@@ -58,6 +58,7 @@ class Guest:
 def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
     loaded: list[str] = []
     monkeypatch.setattr(boot, "load_feature", loaded.append)
+    monkeypatch.setattr(boot, "features", dict)
     kmsg = tmp_path / "kmsg"
     kmsg.write_text("")
     monkeypatch.setattr(passthrough, "KMSG", str(kmsg))
@@ -70,9 +71,9 @@ def come_up(guest: Guest, *devices: PciDevice, limit_s: float = 10.0) -> tuple[P
 
 
 def test_each_is_found_by_its_port_whatever_the_buses_are_called(guest: Guest) -> None:
-    guest.nvme(guest.function("06.0", "0000:02:00.0", "nvme"))
-    guest.function("06.1", "0000:03:00.0", "nouveau")
-    guest.function("06.1", "0000:03:00.1")
+    guest.nvme(guest.function("00:06.0", "0000:02:00.0", "nvme"))
+    guest.function("00:06.1", "0000:03:00.0", "nouveau")
+    guest.function("00:06.1", "0000:03:00.1")
     _, (nvme, gpu, sound) = come_up(guest, NVME, GPU, SOUND)
     assert (nvme.name, nvme.address, nvme.driver, nvme.problem) == (NVME.name, "0000:02:00.0", "nvme", "")
     assert nvme.nodes == ["nvme0n1", "nvme0n1p1", "nvme0"]
@@ -81,18 +82,38 @@ def test_each_is_found_by_its_port_whatever_the_buses_are_called(guest: Guest) -
 
 
 def test_one_that_is_not_there_does_not_hold_up_the_others(guest: Guest) -> None:
-    guest.function("06.1", "0000:03:00.0")
+    guest.function("00:06.1", "0000:03:00.0")
     _, (nvme, gpu) = come_up(guest, NVME, GPU, limit_s=0.2)
-    assert nvme.problem == "no device behind root port 06.0 appeared within 0.2 s"
+    assert nvme.problem == "no device behind root port 00:06.0 appeared within 0.2 s"
     assert (nvme.address, nvme.nodes) == ("", [])
     assert (gpu.address, gpu.problem) == ("0000:03:00.0", "")
+
+
+def near(device: PciDevice, node: int) -> PciDevice:
+    return PciDevice(
+        name=device.name, port=device.port, function=device.function, kind=device.kind, node=node
+    )
+
+
+def test_each_is_on_its_numa_node_before_a_driver_takes_it(guest: Guest) -> None:
+    """Where a root bus does not say so already."""
+    nvme = guest.function("00:06.0", "0000:02:00.0", "nvme")
+    guest.nvme(nvme)
+    gpu, sound = (guest.function("00:06.1", f"0000:03:00.{number}") for number in (0, 1))
+    for at in (nvme, gpu, sound):
+        (at / "numa_node").write_text("-1\n")
+    come_up(guest, near(NVME, 1), near(GPU, 0), near(SOUND, -1))
+    assert [(at / "numa_node").read_text() for at in (nvme, gpu, sound)] == ["1", "0", "-1\n"]
+    (gpu / "numa_node").write_text("0\n")
+    come_up(guest, near(GPU, 0))
+    assert (gpu / "numa_node").read_text() == "0\n"  # not written: it was
 
 
 def test_an_nvme_without_a_namespace_says_so_with_the_kernels_words(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest.function("06.0", "0000:02:00.0", "nvme")
-    monkeypatch.setattr(passthrough, "kernel_words", lambda about: [f"said of {' '.join(about)}"])
+    guest.function("00:06.0", "0000:02:00.0", "nvme")
+    monkeypatch.setattr(passthrough, "kernel_words", lambda about, _: [f"said of {' '.join(about)}"])
     _, (nvme,) = come_up(guest, NVME, limit_s=0.2)
     assert nvme.problem == "no namespace of the NVMe appeared within 0.2 s"
     assert nvme.words == ["said of 0000:02:00.0"]
@@ -100,7 +121,7 @@ def test_an_nvme_without_a_namespace_says_so_with_the_kernels_words(
 
 
 def test_a_kernel_without_the_driver_says_so(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest.function("06.0", "0000:02:00.0")
+    guest.function("00:06.0", "0000:02:00.0")
 
     def lacking(name: str) -> None:
         raise FailedPrecondition(f"this guest image's kernel has no {name}")
@@ -111,7 +132,7 @@ def test_a_kernel_without_the_driver_says_so(guest: Guest, monkeypatch: pytest.M
 
 
 def test_of_several_ways_to_a_disk_it_is_the_disk(guest: Guest) -> None:
-    at = guest.function("06.0", "0000:02:00.0", "nvme")
+    at = guest.function("00:06.0", "0000:02:00.0", "nvme")
     (at / "nvme/nvme0/nvme0c0n1").mkdir(parents=True)
     head = guest.sys / "devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1"
     guest.node(head, "block", "nvme0n1", 259, 0)
@@ -123,7 +144,7 @@ def test_of_several_ways_to_a_disk_it_is_the_disk(guest: Guest) -> None:
 
 
 def test_a_container_gets_all_nodes_with_the_guests_numbers(guest: Guest) -> None:
-    guest.nvme(guest.function("06.0", "0000:02:00.0", "nvme"))
+    guest.nvme(guest.function("00:06.0", "0000:02:00.0", "nvme"))
     found, _ = come_up(guest, NVME)
     spec: dict[str, Any] = {"linux": {"resources": {"devices": [{"allow": False, "access": "rwm"}]}}}
     found.add(spec, [GivenDevice(name=NVME.name, path="/dev/data", mode=0o640, uid=5, gid=6)])
@@ -145,7 +166,7 @@ def test_a_container_gets_all_nodes_with_the_guests_numbers(guest: Guest) -> Non
 
 
 def test_a_device_without_nodes_is_its_entry_in_sysfs_and_has_no_path(guest: Guest) -> None:
-    guest.function("06.1", "0000:03:00.0")
+    guest.function("00:06.1", "0000:03:00.0")
     found, _ = come_up(guest, GPU)
     spec: dict[str, Any] = {}
     found.add(spec, [GivenDevice(name=GPU.name)])
@@ -155,7 +176,7 @@ def test_a_device_without_nodes_is_its_entry_in_sysfs_and_has_no_path(guest: Gue
 
 
 def test_one_that_is_gone_or_was_never_there_is_not_found(guest: Guest) -> None:
-    guest.function("06.1", "0000:03:00.0")
+    guest.function("00:06.1", "0000:03:00.0")
     found, _ = come_up(guest, GPU)
     (guest.sys / "bus/pci/devices/0000:03:00.0").unlink()
     for name in (GPU.name, "0000:77:00.0"):
@@ -170,10 +191,16 @@ def test_the_kernels_words_are_those_about_it(tmp_path: Path) -> None:
     writing = os.open(pipe, os.O_WRONLY)
     try:
         os.write(writing, b"6,339,5140900,-;nvme 0000:02:00.0: enabling device\n")
-        assert kernel_words(("0000:02:00.0",), str(pipe)) == ["nvme 0000:02:00.0: enabling device"]
+        found = kernel_words(("0000:02:00.0",), path=str(pipe))
+        assert found == ["nvme 0000:02:00.0: enabling device"]
         os.write(writing, b"6,340,5140901,-;pci 0000:03:00.0: BAR 0\n")
-        assert kernel_words(("0000:02:00.0", ""), str(pipe)) == []
+        assert kernel_words(("0000:02:00.0", ""), path=str(pipe)) == []
+        os.write(writing, b"3,341,5140902,-;NVRM: GPU 0000:03:00.0 failed\n")
+        assert kernel_words(("NVRM",), ["0000:03:00"], str(pipe)) == []
+        os.write(writing, b"3,342,5140903,-;NVRM: GPU 0000:02:00.0\\x0aNVRM: is not supported\n")
+        found = kernel_words(("NVRM",), ["0000:03:00"], str(pipe))
+        assert found == ["NVRM: GPU 0000:02:00.0", "NVRM: is not supported"]
     finally:
         os.close(reading)
         os.close(writing)
-    assert kernel_words(("x",), str(tmp_path / "none")) == []
+    assert kernel_words(("x",), path=str(tmp_path / "none")) == []

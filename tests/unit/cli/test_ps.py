@@ -47,6 +47,10 @@ def test_devices_are_counted_and_how_they_are_reached_is_said(
     pods.pod("default", "web", new_shim(), devices=[one], device_access="iommufd")
     assert casemate("ps").stdout.splitlines()[1].split()[9:12] == ["1", "by", "iommufd"]
     assert json.loads(casemate("ps", "--json").stdout)[0]["devices"] == [one]
+    for page_bytes, words in ((2 << 20, "1 by legacy, 2MiB pages"), (1 << 30, "1 by legacy, 1GiB pages")):
+        name, access = f"huge-{page_bytes}", "legacy"
+        pods.pod("default", name, new_shim(), devices=[one], device_access=access, hugepage_bytes=page_bytes)
+        assert words in casemate("ps").stdout
 
 
 def test_nothing_is_cut_however_long(casemate: Casemate, pods: Host, new_shim: NewShim) -> None:

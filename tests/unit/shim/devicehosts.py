@@ -13,6 +13,7 @@ from config.settings import Settings
 from shim import system
 from shim.devicewishes import DEFAULT_MODE, DeviceWishes, Node
 from shim.giving import Giver
+from shim.hugepages import Ram
 from tests.unit.vfio.kernels import Kernel
 from tests.unit.vfio.machines import H100, INTEL_PORT, NVME, RTX4090, RTX4090_AUDIO
 from tests.unit.vfio.trees import ROOT_PORT, Acs, Tree
@@ -23,6 +24,7 @@ from vfio.ledger.ledger import Ledger
 from vfio.ledger.records import Pod, Process
 
 FIRST, SECOND, CARD, DISK = (PciAddress.parse(f"{bus:02x}:00.0") for bus in range(1, 5))
+RAM = Ram(256 << 20, "auto")
 AUDIO = PciAddress.parse("03:00.1")
 
 
@@ -48,7 +50,13 @@ class DeviceHost:
         self.tree.function(port, RTX4090, slot=0, group=group, multifunction=True)
         self.tree.function(port, RTX4090_AUDIO, slot=0, function=1, group=group, multifunction=True)
         self.tree.function(self.port(), NVME)
+        self.memory(0)
         self.look_again()
+
+    def memory(self, *nodes: int) -> None:
+        """This process may have that of these nodes."""
+        allowed = ",".join(map(str, nodes))
+        self.tree.put("proc/self/status", f"Name:\tpython3\nMems_allowed_list:\t{allowed}\n")
 
     def look_again(self) -> None:
         """The kernel knows what was plugged in since."""

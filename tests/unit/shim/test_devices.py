@@ -21,6 +21,7 @@ from shim import reclaim
 from shim.cleanup import clean_pod
 from shim.devicewishes import DeviceWishes
 from shim.giving import Giver
+from shim.hugepages import Ram
 from shim.journal import Kind, read_journal
 from shim.record import Identity
 from shim.trace import Trace
@@ -228,8 +229,8 @@ async def test_a_pod_that_ends_while_they_are_taken_leaves_them_free(
     loop, taking = asyncio.get_running_loop(), asyncio.Event()
     take = Giver.take
 
-    def slow(giver: Giver, wishes: DeviceWishes) -> Any:
-        taken = take(giver, wishes)
+    def slow(giver: Giver, wishes: DeviceWishes, ram: Ram) -> Any:
+        taken = take(giver, wishes, ram)
         asyncio.run_coroutine_threadsafe(_set(taking), loop).result()
         return taken
 

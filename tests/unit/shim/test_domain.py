@@ -18,6 +18,7 @@ from images.image import GuestImage
 from rpc.errors import FailedPrecondition, ResourceExhausted
 from shim.vm import designer
 from shim.vm.accel import Acceleration
+from shim.vm.backing import STRICT, Backing, Cell
 from shim.vm.designer import Files, Places, Way, design, files_of, transport_of
 from shim.vm.domain import Domain, Memory, element, escape, text
 from shim.vm.passthrough import IOMMUFD, LEGACY, Access, Function
@@ -39,6 +40,7 @@ DEFAULT = Profile(
     cpu_model="auto",
     template="shared",
     files="virtiofs",
+    hugepages="auto",
 )
 
 
@@ -65,6 +67,7 @@ def designed(
     files: Files = Files.VIRTIOFS,
     functions: tuple[Function, ...] = (),
     access: Access | None = None,
+    backing: Backing | None = None,
 ) -> Domain:
     return design(
         profile,
@@ -78,6 +81,7 @@ def designed(
         way,
         functions,
         access,
+        backing,
     )
 
 
@@ -86,10 +90,32 @@ CARD = Function("0001:65:00.0", "a card", "gpu", 13, "vfio1", 1, 0, several=True
 SOUND = Function("0001:65:00.1", "its sound", "audio", 13, "vfio2", 1, 1, several=True)
 
 
+WITH_DEVICES = "kvm-vsock-devices"
+EDU = Function("0000:07:00.0", "an edu", "other", 14, "vfio3", 2, 0)
+
+
 DOMAINS = {
     "kvm-vsock-devices": designed(KVM, "vsock", functions=(GPU, CARD, SOUND), access=Access(IOMMUFD)),
     "kvm-vsock-9p-devices": designed(
         KVM, "vsock", files=Files.NINEP, functions=(GPU,), access=Access(LEGACY, "libvirt is 9.0")
+    ),
+    "kvm-vsock-devices-numa": designed(
+        KVM,
+        "vsock",
+        profile=DEFAULT.replace(vcpus=3, memory_bytes=2 << 30),
+        functions=(replace(GPU, node=1), replace(CARD, node=0), replace(SOUND, node=0), EDU),
+        access=Access(IOMMUFD),
+        backing=Backing(2 << 20, cells=(Cell(0, 1 << 30, STRICT), Cell(1, 1 << 30, STRICT))),
+    ),
+    "kvm-vsock-devices-node": designed(
+        KVM,
+        "vsock",
+        functions=(replace(GPU, node=1),),
+        access=Access(IOMMUFD),
+        backing=Backing(0, "none are free", (Cell(1, 128 << 20),)),
+    ),
+    "kvm-vsock-devices-hugepages": designed(
+        KVM, "vsock", functions=(GPU,), access=Access(IOMMUFD), backing=Backing(2 << 20)
     ),
     "tcg-serial": designed(TCG, "serial"),
     "kvm-vsock": designed(KVM, "vsock"),
@@ -309,8 +335,8 @@ def test_virtiofsd_sees_the_guests_memory_and_nobody_else_does() -> None:
     for name, domain in DOMAINS.items():
         source = parse(domain.xml()).find("memoryBacking/source")
         assert (source is None) is ("9p" in name)
-        booted = ("tcg-serial", "kvm-vsock", "kvm-serial-large", "kvm-vsock-devices")
-        assert ("virtiofs" in domain.xml()) is (name in booted)
+        booted = name in ("tcg-serial", "kvm-vsock", "kvm-serial-large") or name.startswith(WITH_DEVICES)
+        assert ("virtiofs" in domain.xml()) is booted
 
 
 def test_ram_is_filled_before_it_is_mapped_for_devices_and_only_then() -> None:
@@ -372,3 +398,12 @@ def test_characters_that_are_not_xmls_are_refused(value: str) -> None:
 def test_an_element_is_closed_whether_empty_or_not() -> None:
     assert element("a") == "<a/>"
     assert element("a", element("b", type_="c", n=1)) == "<a><b type='c' n='1'/></a>"
+
+
+def test_huge_pages_are_a_memfd_whatever_the_files_come_by() -> None:
+    """QEMU makes them of no mount of the host's; virtiofsd has to see them, 9p does not mind."""
+    for files in Files:
+        domain = designed(KVM, "vsock", files=files, functions=(GPU,), backing=Backing(1 << 30))
+        tree = parse(domain.xml()).find("memoryBacking")
+        assert tree is not None
+        assert [each.tag for each in tree] == ["hugepages", "source", "access", "allocation"]

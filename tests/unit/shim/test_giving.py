@@ -14,6 +14,7 @@ from tests.unit.shim.devicehosts import (
     CARD,
     DISK,
     FIRST,
+    RAM,
     SECOND,
     DeviceHost,
     node,
@@ -23,6 +24,7 @@ from tests.unit.shim.devicehosts import (
 from tests.unit.vfio.machines import CONNECTX6_DX, CONNECTX_VF, H100, INTEL_PORT, NVME
 from tests.unit.vfio.trees import ROOT_PORT
 from vfio.address import PciAddress
+from vfio.kinds import NVIDIA
 from vfio.ledger.ledger import Ledger
 
 NATIVE = {FIRST: "nvidia", SECOND: "nvidia", CARD: "nvidia", AUDIO: "snd_hda_intel", DISK: "nvme"}
@@ -45,7 +47,8 @@ def text(words: str) -> DeviceWishes:
 
 def test_a_named_device_is_claimed_bound_in_use_and_free_again(host: DeviceHost, settings: Settings) -> None:
     giver = host.giver(settings)
-    claim, (function,) = giver.take(text("01:00.0,path=/dev/gpu"))
+    given = giver.take(text("01:00.0,path=/dev/gpu"), RAM)
+    (function,) = given.functions
     assert (function.address, function.kind, function.port, function.function) == (
         "0000:01:00.0",
         "gpu",
@@ -55,18 +58,19 @@ def test_a_named_device_is_claimed_bound_in_use_and_free_again(host: DeviceHost,
     assert (function.path, function.by_text, function.several) == ("/dev/gpu", True, False)
     assert function.cdev == "vfio1"
     assert function.bar_bytes == sum(size for size, _ in H100.bars.values())
+    assert function.vendor == NVIDIA
     assert host.states(settings) == {FIRST: "in use"}
     assert host.drivers() == NATIVE | {FIRST: "vfio-pci"}
-    giver.give_back(claim)
+    giver.give_back(given.claim)
     assert host.states(settings) == {}
     assert host.drivers() == NATIVE
     assert [address for address, _ in host.kernel.resets] == ["0000:01:00.0"]
-    giver.give_back(claim)  # by whoever is not sure
+    giver.give_back(given.claim)  # by whoever is not sure
     assert len(host.kernel.resets) == 1
 
 
 def test_two_of_a_kind_are_behind_ports_of_their_own(host: DeviceHost, settings: Settings) -> None:
-    _, functions = host.giver(settings).take(text("count=2,vendor=10de,device=2330,same=node"))
+    functions = host.giver(settings).take(text("count=2,vendor=10de,device=2330,same=node"), RAM).functions
     assert [(each.address, each.port, each.function) for each in functions] == [
         ("0000:01:00.0", 0, 0),
         ("0000:02:00.0", 1, 0),
@@ -74,7 +78,7 @@ def test_two_of_a_kind_are_behind_ports_of_their_own(host: DeviceHost, settings:
 
 
 def test_the_functions_of_a_card_stay_together(host: DeviceHost, settings: Settings) -> None:
-    _, functions = host.giver(settings).take(text("03:00.0; 01:00.0"))
+    functions = host.giver(settings).take(text("03:00.0; 01:00.0"), RAM).functions
     assert [(each.address, each.port, each.function, each.several) for each in functions] == [
         ("0000:01:00.0", 0, 0, False),
         ("0000:03:00.0", 1, 0, True),
@@ -90,7 +94,7 @@ def test_the_rest_of_a_group_is_bound_and_not_in_the_machine(host: DeviceHost, s
     for slot in (0, 1):
         host.tree.function(port, NVME, slot=slot, group=group)
     host.look_again()
-    _, functions = host.giver(settings).take(text("05:01.0"))
+    functions = host.giver(settings).take(text("05:01.0"), RAM).functions
     assert [each.address for each in functions] == ["0000:05:01.0"]
     assert {host.kernel.driver(PciAddress.parse(f"05:0{slot}.0")) for slot in (0, 1)} == {"vfio-pci"}
 
@@ -99,7 +103,7 @@ def test_a_vf_is_alone_behind_its_port_as_function_0(host: DeviceHost, settings:
     card = host.tree.function(host.port(), CONNECTX6_DX)
     first, second = host.tree.vfs(card, CONNECTX_VF, 2, 8)
     host.look_again()
-    _, functions = host.giver(settings).take(text(f"{first.address}, {second.address}"))
+    functions = host.giver(settings).take(text(f"{first.address}, {second.address}"), RAM).functions
     assert [(each.address, each.port, each.function) for each in functions] == [
         ("0000:05:00.1", 0, 0),
         ("0000:05:00.2", 1, 0),
@@ -109,14 +113,14 @@ def test_a_vf_is_alone_behind_its_port_as_function_0(host: DeviceHost, settings:
 def test_nodes_of_vfio_are_requests_too(host: DeviceHost, settings: Settings) -> None:
     group = int((host.node[CARD].directory / "iommu_group").readlink().name)
     by_node = wishes(node(group, ""), node(None, "0000:04:00.0", "/dev/data"), node(group, ""))
-    _, functions = host.giver(settings).take(by_node)
+    functions = host.giver(settings).take(by_node, RAM).functions
     assert [(each.address, each.by_text, each.path) for each in functions] == [
         ("0000:03:00.0", False, ""),
         ("0000:03:00.1", False, ""),
         ("0000:04:00.0", False, ""),
     ]
     with pytest.raises(NotFound, match="no device in the IOMMU group 77"):
-        host.giver(settings, "other").take(wishes(node(77, "")))
+        host.giver(settings, "other").take(wishes(node(77, "")), RAM)
 
 
 # --- what goes wrong ---
@@ -126,14 +130,14 @@ def refused(host: DeviceHost, settings: Settings, wishes: DeviceWishes, pod: str
     """Nothing is claimed or bound by it that was not before."""
     before = host.states(settings), host.drivers()
     with pytest.raises(CasemateError) as caught:
-        host.giver(settings, pod).take(wishes)
+        host.giver(settings, pod).take(wishes, RAM)
     assert (host.states(settings), host.drivers()) == before
     return caught.value
 
 
 @pytest.mark.parametrize("wish", ["01:00.0", "count=2,device=2330"])
 def test_a_second_pod_is_told_who_has_it(host: DeviceHost, settings: Settings, wish: str) -> None:
-    host.giver(settings).take(text("01:00.0"))
+    host.giver(settings).take(text("01:00.0"), RAM)
     group = (host.node[FIRST].directory / "iommu_group").readlink().name
     host.tree.process(4711, "qemu-system-x86", f"/dev/vfio/{group}")
     error = refused(host, settings, text(wish), "other")
@@ -142,7 +146,7 @@ def test_a_second_pod_is_told_who_has_it(host: DeviceHost, settings: Settings, w
 
 
 def test_a_pod_has_one_claim(host: DeviceHost, settings: Settings) -> None:
-    host.giver(settings).take(text("01:00.0"))
+    host.giver(settings).take(text("01:00.0"), RAM)
     assert "has claim 1 already" in refused(host, settings, text("02:00.0")).brief
 
 
@@ -159,7 +163,7 @@ def test_a_mounted_disk_is_never_unbound(host: DeviceHost, settings: Settings) -
 def test_a_request_that_names_none_passes_by_what_is_refused(host: DeviceHost, settings: Settings) -> None:
     host.tree.process(4711, "nvidia-smi", "/dev/nvidia0")
     host.tree.put(f"proc/driver/nvidia/gpus/{FIRST}/information", "Device Minor: \t 0\n")
-    _, (function,) = host.giver(settings).take(text("device=2330"))
+    (function,) = host.giver(settings).take(text("device=2330"), RAM).functions
     assert function.address == str(SECOND)
     error = refused(host, settings, text("device=2330"), "other")
     assert "gpu 0000:02:00.0 is in use, pod default/web" in str(error.details)
@@ -200,7 +204,7 @@ def test_a_driver_that_cannot_be_bound_leaves_all_as_it_was(host: DeviceHost, se
 
 def test_one_that_was_pulled_out_meanwhile_is_quarantined(host: DeviceHost, settings: Settings) -> None:
     giver = host.giver(settings)
-    claim, _ = giver.take(text("01:00.0, 02:00.0"))
+    claim = giver.take(text("01:00.0, 02:00.0"), RAM).claim
     host.tree.remove(host.node[FIRST])
     giver.give_back(claim)
     assert host.states(settings) == {FIRST: "quarantined"}
@@ -209,7 +213,7 @@ def test_one_that_was_pulled_out_meanwhile_is_quarantined(host: DeviceHost, sett
 
 def test_the_audit_log_says_who_did_it_and_for_whom(host: DeviceHost, settings: Settings) -> None:
     giver = host.giver(settings)
-    claim, _ = giver.take(text("01:00.0"))
+    claim = giver.take(text("01:00.0"), RAM).claim
     giver.give_back(claim)
     with Ledger(Path(settings.ledger_dir)) as ledger:
         entries = ledger.log(FIRST)

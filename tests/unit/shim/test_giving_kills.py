@@ -9,7 +9,7 @@ import pytest
 
 from config.settings import Settings
 from shim import reclaim
-from tests.unit.shim.devicehosts import CARD, FIRST, DeviceHost, settings_in_memory, wishes
+from tests.unit.shim.devicehosts import CARD, FIRST, RAM, DeviceHost, settings_in_memory, wishes
 from vfio.ledger.ledger import Ledger
 
 WISH = wishes(text=f"{FIRST}, {CARD}")
@@ -35,8 +35,7 @@ def life(host: DeviceHost, settings: Settings, writes: int) -> bool:
         try:
             host.kernel.before = die
             giver = host.giver(settings)
-            claim, _ = giver.take(WISH)
-            giver.give_back(claim)
+            giver.give_back(giver.take(WISH, RAM).claim)
         finally:
             os._exit(0)
     _, status = os.waitpid(pid, 0)

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from config.load import load
+from images.store import ImageStore
 from rpc.api import agent as api
 from rpc.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from shim import system
-from shim.vm import designer, passthrough
+from shim.paths import PodPaths
+from shim.vm import passthrough, setting
+from shim.vm.backing import Backing, Cell
 from shim.vm.passthrough import IOMMUFD, LEGACY, Access, Function, access_of
+from tests.unit.images.fakes import add_image
 
 GIB = 1 << 30
 GPU = Function("0000:3b:00.0", "10de H100", "gpu", 12, "vfio3", 0, 0, bar_bytes=128 * GIB + (48 << 20))
@@ -50,6 +55,47 @@ def test_else_the_legacy_way_and_the_reason(
     assert str(found) == f"legacy ({why})"
 
 
+H100 = replace(GPU, vendor=0x10DE)
+
+
+@pytest.mark.parametrize(
+    ("functions", "known", "name"),
+    [
+        ((H100,), {"default", "default-nvidia"}, "default-nvidia"),
+        ((H100, replace(GPU, vendor=0x8086, kind="nic")), {"default", "default-nvidia"}, "default-nvidia"),
+        ((replace(H100, kind="audio"),), {"default", "default-nvidia"}, "default"),
+        ((replace(H100, vendor=0x1002),), {"default", "default-nvidia"}, "default"),
+    ],
+)
+def test_nvidias_gpus_alone_have_the_image_with_its_driver(
+    functions: tuple[Function, ...], known: set[str], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert passthrough.image_name(functions, "default", known) == name
+    assert not caplog.records
+
+
+def test_a_machine_that_is_given_one_boots_that_image_and_no_other_does(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "store", tmp_path / "run")
+    for name in ("default", "default-nvidia"):
+        add_image(store, tmp_path, name, cmdline=name)
+    settings = load()
+    paths = PodPaths("default", "web", tmp_path)
+    request = setting.MachineRequest.of_nobody(settings.profiles["default"], settings, paths)
+    assert setting.image_name(request, store) == "default"
+    assert setting.image_name(replace(request, functions=(H100,)), store) == "default-nvidia"
+
+
+def test_without_that_image_it_is_said_how_to_have_it(caplog: pytest.LogCaptureFixture) -> None:
+    assert passthrough.image_name([H100], "tuned", {"default", "default-nvidia"}) == "tuned"
+    assert "no guest image tuned-nvidia" in caplog.text
+    assert "casemate image build --variant nvidia --name tuned" in caplog.text
+
+
+def test_a_profile_may_name_that_image_itself(caplog: pytest.LogCaptureFixture) -> None:
+    assert passthrough.image_name([H100], "default-nvidia", {"default-nvidia"}) == "default-nvidia"
+    assert not caplog.records
+
+
 def test_a_kernel_without_iommufd_or_nodes_of_devices_is_legacy(dev: Path) -> None:
     assert "0000:04:00.0 has no node below" in _why(replace(GPU, address="0000:04:00.0", cdev=None), dev)
     assert "0000:04:00.0 has no node below" in _why(replace(GPU, address="0000:04:00.0", cdev="vfio9"), dev)
@@ -83,15 +129,6 @@ def test_ram_is_locked_once_whatever_the_devices() -> None:
 def test_a_machine_with_devices_has_more_time() -> None:
     assert passthrough.more_s_of([], 64 * GIB) == 0
     assert passthrough.more_s_of([GPU, GPU], 64 * GIB) == 64 + 20
-
-
-def test_ports_are_eight_to_a_slot_and_have_an_end() -> None:
-    functions = [replace(GPU, port=port) for port in range(9)]
-    ports = designer.device_ports(functions)
-    assert [(port.bus, port.slot, port.function) for port in ports[:2]] == [(6, 6, 0), (7, 6, 1)]
-    assert designer.device_places(functions)[7:] == ["06.7", "07.0"]
-    with pytest.raises(ResourceExhausted, match="201 devices: a machine has room for 200"):
-        designer.device_ports([replace(GPU, port=200)])
 
 
 # --- what QEMU may open and lock ---
@@ -148,6 +185,8 @@ def test_ram_that_is_not_there_is_refused_before_anything_is_made(
     with pytest.raises(ResourceExhausted, match=r"1073741824 MiB, and this host has \d+ MiB available"):
         passthrough.prepare([GPU], Access(LEGACY), 1000, 1 << 50, str(dev))
     assert (kernel, limit) == ([], [])
+    passthrough.prepare([GPU], Access(LEGACY), 1000, 1 << 50, str(dev), huge_pages=True)
+    assert limit  # of huge pages, which are not counted as available
 
 
 def test_a_group_without_a_node_is_named(dev: Path, kernel: object, limit: object) -> None:
@@ -166,13 +205,20 @@ def found(**fields: object) -> api.FoundDevice:
 
 def test_the_guest_is_told_where_each_is() -> None:
     request = passthrough.request_of(
-        [GPU, replace(GPU, address="x", port=1, function=1)], ["06.0", "06.1"], 2.5
+        [GPU, replace(GPU, address="x", port=1, function=1)], ["00:06.0", "00:06.1"], 2.5
     )
     assert [(each.name, each.port, each.function, each.kind) for each in request.devices] == [
-        ("0000:3b:00.0", "06.0", 0, "gpu"),
-        ("x", "06.1", 1, "gpu"),
+        ("0000:3b:00.0", "00:06.0", 0, "gpu"),
+        ("x", "00:06.1", 1, "gpu"),
     ]
+    assert [each.node for each in request.devices] == [-1, -1]
     assert request.limit_ms == 2500
+
+
+def test_the_guest_is_told_on_which_of_its_nodes_each_is() -> None:
+    functions = [replace(GPU, node=node) for node in (3, None, 7)]
+    request = passthrough.request_of(functions, ["00:06.0"], 1, Backing(cells=(Cell(1, GIB), Cell(3, GIB))))
+    assert [each.node for each in request.devices] == [1, -1, -1]
 
 
 def test_what_came_up_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

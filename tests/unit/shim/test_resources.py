@@ -22,6 +22,7 @@ PROFILE = Profile(
     cpu_model="auto",
     template="shared",
     files="virtiofs",
+    hugepages="auto",
 )
 
 

@@ -94,15 +94,15 @@ def test_at_most_what_the_profile_lets_it_and_never_less_than_it_says() -> None:
 @pytest.mark.usefixtures("large_host")
 def test_what_fits_into_the_pods_cgroup_beside_what_the_host_needs_for_it() -> None:
     asked = Limits(memory_bytes=GIB)
-    assert grown(profile(), asked, room_bytes=1536 * MIB + HOST_BYTES).memory_bytes == 1536 * MIB
-    assert grown(profile(), asked, room_bytes=1536 * MIB + HOST_BYTES - 1).memory_bytes == GIB
-    assert grown(profile(), asked, room_bytes=1).memory_bytes == 256 * MIB
+    assert grown(profile(), asked, room=lambda: 1536 * MIB + HOST_BYTES).memory_bytes == 1536 * MIB
+    assert grown(profile(), asked, room=lambda: 1536 * MIB + HOST_BYTES - 1).memory_bytes == GIB
+    assert grown(profile(), asked, room=lambda: 1).memory_bytes == 256 * MIB
 
 
 @given(st.integers(0, 1 << 45), st.integers(64 * MIB, 1 << 46))
 def test_it_is_enough_or_all_that_there_may_be(limit: int, most: int) -> None:
     base = profile(max_memory_bytes=most)
-    found = grown(base, Limits(memory_bytes=limit), room_bytes=1 << 60).memory_bytes
+    found = grown(base, Limits(memory_bytes=limit), room=lambda: 1 << 60).memory_bytes
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     most = max(min(most, total), base.memory_bytes)
     needed = limit + limit // GUEST_SHARE + GUEST_BYTES

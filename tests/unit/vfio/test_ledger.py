@@ -1,6 +1,7 @@
 """What the ledger promises: all or nothing, no state skipped, everything written down."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from vfio.ledger.records import (
     Binding,
     Cause,
     IllegalMove,
+    NotEnough,
     Pod,
     Process,
     State,
@@ -127,6 +129,23 @@ def test_no_cpu_and_no_page_is_promised_twice(ledger: Ledger) -> None:
         ledger.claim(Pod("k8s.io", "third"), OWNER, Wanted(pages=HugePages(1, TWO_MIB)), dgx())
     ledger.release(ledger.claims()[0].id, WORKER)
     assert ledger.claim(Pod("k8s.io", "third"), OWNER, both, dgx()).cpus == cpus[0]
+
+
+def test_who_does_not_get_pages_hears_who_has_them(ledger: Ledger) -> None:
+    ledger.claim(OTHER, OWNER, Wanted(pages=HugePages(900, TWO_MIB)), dgx())
+    with pytest.raises(NotEnough, match=r"150 huge pages of 2048 KiB of NUMA node 0 \(250 wanted") as raised:
+        ledger.claim(POD, OWNER, Wanted((Request.at(at("11:00.0")),), pages=HugePages(250, TWO_MIB)), dgx())
+    assert raised.value.details == "900 huge pages of NUMA node 0 are claimed, pod k8s.io/serving"
+    assert ledger.devices() == []
+
+
+def test_pages_need_not_be_worth_devices_that_are_farther_apart(ledger: Ledger) -> None:
+    ledger.claim(OTHER, OWNER, Wanted((Request.at(at("11:00.0")),), cpus=14), dgx())
+    ledger.claim(Pod("k8s.io", "far"), OWNER, Wanted((Request.at(at("31:00.0")),), cpus=14), dgx())
+    wanted = Wanted((Request(2, kind="gpu"),), cpus=4)
+    with pytest.raises(NotEnough):
+        ledger.claim(POD, OWNER, replace(wanted, nearest=True), dgx())
+    assert set(ledger.claim(POD, OWNER, wanted, dgx()).cpus) == {0, 1}
 
 
 def test_what_this_host_can_never_give_is_another_error(ledger: Ledger) -> None:
