@@ -37,7 +37,7 @@ disabled_plugins = [
   {without_cri}"io.containerd.tracing.processor.v1.otlp",
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.snapshotter.v1.blockfile",
 ]
 [grpc]
   address = "/run/containerd/containerd.sock"
@@ -184,7 +184,7 @@ class Instance:
         argv = [self.binaries["containerd"], "--config", str(self.base / "containerd.toml")]
         self.containerd_pid = self.spawn_ready(argv, CONTAINERD_S)
 
-    def spawn_ready(self, argv: list[str], timeout_s: float) -> int:
+    def spawn_ready(self, argv: list[str], timeout_s: float, log: Path | None = None) -> int:
         """Start a daemon as spawn() does and wait until it says that it is ready (sd_notify(3)). Its pid.
 
         Raises InstanceError with its last words.
@@ -193,11 +193,11 @@ class Instance:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(address)
             try:
-                pid = self.spawn(argv, {"NOTIFY_SOCKET": address})
+                pid = self.spawn(argv, {"NOTIFY_SOCKET": address}, log)
                 deadline = time.monotonic() + timeout_s
                 while b"READY=1" not in (words := self._notified(notify, pid, deadline)):
                     if not words:
-                        raise InstanceError(f"{argv[0]} did not start:\n{self.log_tail()}")
+                        raise InstanceError(f"{argv[0]} did not start:\n{self.log_tail(log=log)}")
             finally:
                 os.unlink(address)
         return pid
@@ -253,12 +253,14 @@ class Instance:
             **self.environment,
         }
 
-    def spawn(self, argv: list[str], environment: Mapping[str, str] | None = None) -> int:
-        """Start a process below the supervisor; its output goes to the containerd log. Returns its pid."""
+    def spawn(
+        self, argv: list[str], environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> int:
+        """Start a process below the supervisor; its output goes to `log`, else to containerd's. Its pid."""
         request = {
             "argv": argv,
             "env": {**self.env(), **(environment or {})},
-            "log": str(self.log),
+            "log": str(log or self.log),
             "cwd": "/",
         }
         assert self._process.stdin is not None
@@ -284,10 +286,11 @@ class Instance:
     def descendants(self) -> set[int]:
         return supervisor.descendants(self.supervisor_pid)
 
-    def log_tail(self, lines: int = 40) -> str:
-        if not self.log.exists():
+    def log_tail(self, lines: int = 40, log: Path | None = None) -> str:
+        path = log or self.log
+        if not path.exists():
             return "(no log)"
-        text = self.log.read_text(errors="replace").splitlines()
+        text = path.read_text(errors="replace").splitlines()
         return "\n".join([line for line in text if " plugin" not in line][-lines:])
 
     # -- the supervisor's messages ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Everything is recorded in the manifest before it is made, and made only if it is
 """
 
 import os
+import shutil
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from images import builder
 from images.kernel import KernelKind
 from images.store import ImageStore
+from images.variant import Variant
 from rpc.errors import AlreadyExists, InvalidArgument
 from scripts import venv
 from scripts.host import (
@@ -25,6 +27,7 @@ from scripts.host import (
     succeeds,
 )
 from scripts.manifest import Kind, Manifest, file_digest
+from shim.paths import PODS, SPARES
 
 DEFAULT_PREFIX = Path("/opt/casemate")
 EXECUTABLES = Path("/usr/local/bin")
@@ -47,7 +50,7 @@ LAUNCHER = """\
 # Written by `make install`; taken away by `make uninstall`.
 import sys
 
-sys.path += [{site!r}, {system!r}]
+sys.path += [{code!r}, {site!r}, {system!r}]
 from {module} import {function}
 
 sys.exit({function}())
@@ -109,9 +112,10 @@ def install(prefix: Path) -> bool:
     manifest.record(Kind.TREE, prefix)
     manifest.write()
     venv.ensure(prefix, product_locks(), what="what casemate depends on")
-    install_wheel(prefix)
-    write_launchers(prefix, manifest)
+    code = install_code(prefix, stamp)
+    write_launchers(prefix, code, manifest)
     install_service(manifest)
+    remove_old_code(code)
     manifest.stamp = stamp
     manifest.write()
     return True
@@ -139,9 +143,13 @@ def record_directories(manifest: Manifest) -> None:
         directory.mkdir(exist_ok=True)
 
 
-def install_wheel(prefix: Path) -> None:
-    """Build this checkout's wheel with the locked builder, and put it in place of the one before."""
-    say(f"installing casemate into {prefix}")
+def install_code(prefix: Path, stamp: str) -> Path:
+    """Build this checkout's wheel with the locked builder, and put it beside the one before, which pods that
+    run have not all of in memory. The directory."""
+    code = prefix / "code" / stamp[:16]
+    if code.is_dir():
+        return code
+    say(f"installing casemate into {code}")
     python = prefix / "bin/python3"
     with tempfile.TemporaryDirectory() as scratch:
         builder = Path(scratch) / "builder"
@@ -150,13 +158,33 @@ def install_wheel(prefix: Path) -> None:
         build = ["wheel", *offline, "--no-build-isolation", "--wheel-dir", scratch, str(CHECKOUT)]
         venv.pip(python, *build, env={"PYTHONPATH": str(builder)})
         (built,) = Path(scratch).glob("*.whl")
-        venv.pip(python, "install", *offline, "--force-reinstall", built)
+        unfinished = code.with_name(f"{code.name}.new")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        venv.pip(python, "install", *offline, "--target", unfinished, built)
+        unfinished.rename(code)
+    # For `python3 -m bench`; launchers name the directory themselves.
+    (venv.site_packages(prefix) / "casemate-code.pth").write_text(f"{code}\n")
+    return code
 
 
-def launcher(prefix: Path, name: str) -> str:
+def remove_old_code(current: Path) -> None:
+    """But for the last, which a casemated may run that nobody begins anew, and for all while there are pods:
+    a pod goes on with the code that it was begun with."""
+    if any(path.is_dir() and any(path.iterdir()) for path in (RUN / PODS, RUN / SPARES)):
+        return
+    others = sorted(
+        (path for path in current.parent.iterdir() if path != current),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    for path in others[:-1]:
+        shutil.rmtree(path)
+
+
+def launcher(prefix: Path, code: Path, name: str) -> str:
     module, function = LAUNCHERS[name]
     return LAUNCHER.format(
         prefix=prefix,
+        code=str(code),
         site=str(venv.site_packages(prefix)),
         system=str(venv.SYSTEM_PACKAGES),
         module=module,
@@ -171,10 +199,10 @@ def launchers_present() -> bool:
     return all(path.is_file() and recorded.get(str(path)) == file_digest(path) for path in paths)
 
 
-def write_launchers(prefix: Path, manifest: Manifest) -> None:
+def write_launchers(prefix: Path, code: Path, manifest: Manifest) -> None:
     for name in LAUNCHERS:
         path = EXECUTABLES / name
-        text = launcher(prefix, name)
+        text = launcher(prefix, code, name)
         if path.exists() and not manifest.holds(Kind.FILE, path):
             raise AlreadyExists(f"{path} exists and was not installed by `make install`", hint="move it away")
         manifest.record(Kind.FILE, path, sha256(text.encode()).hexdigest())
@@ -202,14 +230,18 @@ def install_service(manifest: Manifest) -> None:
 
 
 def ensure_image(home: Path = IMAGES, kernel: KernelKind | None = None, name: str = "default") -> None:
-    """The guest image of that name in this store: built once, and again when what goes into it changed.
+    """The guest image of that name in this store: built once, and again when what goes into it changed; and
+    those of its variants that somebody has built.
 
     kernel: None keeps the kind that it has.
     """
-    store, options = ImageStore(home), builder.Options(name=name, kernel=kernel)
-    if builder.current(store, options) is None:
-        say("building the guest image")
-        builder.build(store, options, progress=say)
+    store = ImageStore(home)
+    wanted = [builder.Options(name=name, kernel=kernel)]
+    wanted += [builder.Options(name=name, variant=each) for each in Variant if each.of(name) in store.names()]
+    for options in wanted:
+        if builder.current(store, options) is None:
+            say(f"building the guest image {options.stored_as}")
+            builder.build(store, options, progress=say)
 
 
 def ensure_template() -> None:

@@ -70,13 +70,14 @@ def test_the_launcher_runs_our_code_with_a_path_of_its_own(tmp_path: Path) -> No
     """Neither PYTHONPATH, the working directory nor site's packages come in, and no bytecode is written."""
     prefix = tmp_path / "prefix"
     subprocess.run([venv.SYSTEM_PYTHON, "-m", "venv", "--without-pip", prefix], check=True)
-    bootstrap = venv.site_packages(prefix) / "shim/bootstrap.py"
-    bootstrap.parent.mkdir()
+    code = prefix / "code" / "1234"
+    bootstrap = code / "shim/bootstrap.py"
+    bootstrap.parent.mkdir(parents=True)
     bootstrap.write_text(
         "import sys\ndef main():\n    print(*sys.path, *sys.argv[1:], sep='\\n')\n    return 42\n"
     )
     script = tmp_path / "containerd-shim-casemate-v2"
-    script.write_text(product.launcher(prefix, script.name))
+    script.write_text(product.launcher(prefix, code, script.name))
     script.chmod(0o755)
     (tmp_path / "shim").mkdir()
     (tmp_path / "shim/bootstrap.py").write_text("raise SystemExit('the working directory was searched')")
@@ -90,10 +91,28 @@ def test_the_launcher_runs_our_code_with_a_path_of_its_own(tmp_path: Path) -> No
     )
     assert done.returncode == 42, done.stderr
     *path, first, second = done.stdout.splitlines()
-    assert path[-2:] == [str(venv.site_packages(prefix)), "/usr/lib/python3/dist-packages"]
+    assert path[-3:] == [str(code), str(venv.site_packages(prefix)), "/usr/lib/python3/dist-packages"]
     assert str(tmp_path) not in path
     assert (first, second) == ("-id", "a")
     assert not list(bootstrap.parent.glob("__pycache__"))
+
+
+def test_code_that_a_pod_may_run_stays_when_newer_code_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "RUN", tmp_path / "run")
+    versions = [tmp_path / "code" / name for name in ("c", "a", "b", "d")]
+    for at, version in enumerate(versions):
+        (version / "shim").mkdir(parents=True)
+        os.utime(version, (at, at))
+    (tmp_path / "run/pods/KEY").mkdir(parents=True)
+    product.remove_old_code(versions[-1])
+    assert all(version.is_dir() for version in versions)
+    (tmp_path / "run/pods/KEY").rmdir()
+    product.remove_old_code(versions[-1])
+    assert [version.is_dir() for version in versions] == [False, False, True, True], (
+        "a casemated may run the last"
+    )
 
 
 def test_a_lock_or_another_python_asks_for_a_new_environment(tmp_path: Path) -> None:
