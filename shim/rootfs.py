@@ -5,7 +5,7 @@ Mounts appear in the pod's own mount namespace only. It must not know how the gu
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,9 @@ _FLAGS: dict[str, tuple[int, int]] = {
 _PROPAGATION = frozenset(
     f"{prefix}{kind}" for prefix in ("", "r") for kind in ("private", "shared", "slave", "unbindable")
 )
+# In the path of what containerd 2.2's mount manager has mounted for a container: layers of erofs.
+MANAGED = "/io.containerd.mount-manager."
+LOOP = "loop"
 # mount(2) takes one page of options, and an overlay of many layers has longer ones.
 MOST_DATA_BYTES = os.sysconf("SC_PAGE_SIZE") - 1
 
@@ -59,7 +62,7 @@ def split_options(options: Sequence[str]) -> tuple[int, str]:
         if option in _FLAGS:
             added, removed = _FLAGS[option]
             flags = (flags | added) & ~removed
-        elif option == "loop" or option.startswith("X-"):
+        elif option == LOOP or option.startswith("X-"):
             raise Unimplemented(
                 f"rootfs: mount option {option}", hint="use the overlayfs or native snapshotter"
             )
@@ -82,20 +85,24 @@ def mounts_of(mounts: Sequence[Mount], bundle: str, root: str) -> Sequence[Mount
 
 
 @contextmanager
-def mounted(mounts: Sequence[Mount], target: Path, links: Path) -> Iterator[None]:
+def mounted(
+    mounts: Sequence[Mount], target: Path, links: Path, host: HostNamespaces | None = None
+) -> Iterator[None]:
     """containerd's mounts of a snapshot, in their order, at target; unmounted in the other order.
 
-    links: a directory for short names of long lists of layers. Raises InvalidArgument with the kernel's
-    reason.
+    links: a directory for short names of long lists of layers. host: see bound(). Raises InvalidArgument with
+    the kernel's reason.
     """
     done = 0
     try:
-        for mount in mounts:
-            if mount.target:
-                # The image could have put a link there, and the host would follow it.
-                raise Unimplemented(f"rootfs: a mount at {mount.target} within it")
-            _mount(mount, str(target), links)
-            done += 1
+        with _in_parts(mounts, Path(f"{links}.parts"), links, host) as whole:
+            for mount in whole:
+                if mount.target:
+                    # The image could have put a link there, and the host would follow it.
+                    raise Unimplemented(f"rootfs: a mount at {mount.target} within it")
+                with _brought_here(mount, Path(f"{links}.managed"), host) as ready:
+                    _mount(ready, str(target), links)
+                done += 1
         yield
     finally:
         for _ in range(done):
@@ -103,12 +110,80 @@ def mounted(mounts: Sequence[Mount], target: Path, links: Path) -> Iterator[None
         remove_tree(links)
 
 
+@contextmanager
+def _in_parts(
+    mounts: Sequence[Mount], directory: Path, links: Path, host: HostNamespaces | None
+) -> Iterator[Sequence[Mount]]:
+    """What remains to be mounted, with the rest mounted below a directory. An overlay holds what it was made
+    of: that need not stay.
+    """
+    if not any("/" in mount.type for mount in mounts):
+        yield mounts
+        return
+    from shim import parts  # few root file systems are made of others
+
+    first, rest = parts.split(mounts)
+    places = [directory / str(number) for number in range(len(first))]
+    try:
+        for at, (part, place) in enumerate(zip(first, places, strict=True)):
+            place.mkdir(parents=True)
+            wanted = parts.resolved(part, first[:at], places[:at])
+            with _brought_here(wanted, Path(f"{links}.managed"), host) as ready:
+                _mount(ready, str(place), links)
+        yield [parts.resolved(mount, first, places) for mount in rest]
+    finally:
+        remove_tree(directory)
+
+
+@contextmanager
+def _brought_here(mount: Mount, directory: Path, host: HostNamespaces | None) -> Iterator[Mount]:
+    """The same with other names, for as long as it takes to mount it, of what the mount manager has mounted.
+
+    That is mounted after this pod began, and comes here by itself only if the host's mounts are shared: else
+    there would be empty directories by these names. Raises InvalidArgument, and Unimplemented for a writable
+    layer among them, which has to be on one mount with its working directory.
+    """
+    if not any(MANAGED in text for text in (mount.source, *mount.options)) or host is None:
+        yield mount
+        return
+    with ExitStack() as undo:
+        directory.mkdir(mode=0o700)
+        undo.callback(directory.rmdir)
+
+        def brought(path: str) -> str:
+            if MANAGED not in path:
+                return path
+            place = directory / str(len(os.listdir(directory)))
+            place.mkdir(mode=0o700)
+            undo.callback(place.rmdir)
+            try:
+                tree = host.run(partial(system.clone_tree, path, recursive=False))
+                system.attach_sealed(tree, str(place), recursive=False, read_only=True)
+            except OSError as error:
+                raise InvalidArgument(f"rootfs: cannot mount {path}", error.strerror) from error
+            undo.callback(system.umount, str(place), system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
+            return str(place)
+
+        options = []
+        for option in mount.options:
+            name, _, value = option.partition("=")
+            if name in ("upperdir", "workdir") and MANAGED in value:
+                raise Unimplemented(
+                    f"rootfs: {option}: a writable layer that containerd has mounted",
+                    hint="use the erofs snapshotter without default_size, or overlayfs",
+                )
+            if name == "lowerdir":
+                option = f"lowerdir={':'.join(map(brought, value.split(':')))}"
+            options.append(option)
+        yield Mount(type=mount.type, source=brought(mount.source), options=options)
+
+
 def _mount(mount: Mount, target: str, links: Path) -> None:
-    if mount.type.startswith(("format/", "mkdir/", "mkfs/")):
+    if "/" in mount.type:  # of containerd's mount manager
         raise Unimplemented(
             f"rootfs: mount type {mount.type}", hint="use the overlayfs or native snapshotter"
         )
-    flags, data = split_options(mount.options)
+    flags, data = split_options([option for option in mount.options if option != LOOP])
     short: Path | None = None
     if len(data) > MOST_DATA_BYTES:
         data, short = shorten_layers(data, links), links
@@ -125,8 +200,15 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
             return
         # Nothing on the host executes from it or opens its devices; the guest's own mount has its own flags.
         flags |= system.MS_NOSUID | system.MS_NODEV
-        with _working_in(short):
-            system.mount(mount.source, target, mount.type, flags, data)
+        with ExitStack() as held:
+            source = mount.source
+            if LOOP in mount.options:
+                from shim import parts
+
+                read_only = bool(flags & system.MS_RDONLY)
+                source = held.enter_context(parts.loop_device(source, read_only=read_only))
+            held.enter_context(_working_in(short))
+            system.mount(source, target, mount.type, flags, data)
     except OSError as error:
         raise InvalidArgument(f"rootfs: cannot mount {mount.type} {mount.source}", error.strerror) from error
 
