@@ -17,7 +17,7 @@ BIN := .venv/bin
 PROMISED := rpc/*,config/*,shim/journal.py,shim/process.py,shim/container.py,shim/pod.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test posix coverage check install uninstall bench bench-testbed bench-page bench-compare dev lock format clean bare testbed testbed-run testbed-shell test-testbed
+.PHONY: help demo test posix kubernetes coverage check install uninstall bench bench-testbed bench-page bench-compare dev lock format clean bare testbed testbed-run testbed-shell test-testbed
 
 $(PYTHON):
 	@[ "$$(id -u)" = 0 ] || { echo "$(PYTHON) is missing: run this as root, or install python3" >&2; exit 1; }
@@ -36,6 +36,9 @@ test: $(PYTHON) ## as root: install what the tests need, and run them all
 
 posix: $(PYTHON) ## as root: public tests of file systems beside runc, and write docs/filesystems.md
 	@$(SCRIPTS).posix $(ARGS)
+
+kubernetes: $(PYTHON) ## as root: pods of a real kubelet, by kubectl; not part of `make test`, as building Kubernetes takes long
+	@$(SCRIPTS).test -m kubernetes $(ARGS)
 
 coverage: $(PYTHON) ## as root: that unit tests run nine lines of ten where that is promised, and which they do not
 	@$(SCRIPTS).test -q -m unit --cov --cov-report= $(addprefix tests/unit/,rpc config shim)

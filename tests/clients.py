@@ -1,7 +1,8 @@
 """docs/clients.md: what clients ask for, and what comes of it, made of the tests that show it.
 
-A test of tests/vm says `@pytest.mark.client(WHAT, OUTCOME, HOW)` of what it holds: WHAT is what a user types,
-OUTCOME one of the three below. `python -m tests.clients` writes the page, which tests/unit/project checks.
+A test of tests/vm or tests/kubernetes says `@pytest.mark.client(WHAT, OUTCOME, HOW)` of what it holds: WHAT
+is what a user types, OUTCOME one of the three below. `python -m tests.clients` writes the page, which
+tests/unit/project checks.
 """
 
 import ast
@@ -11,16 +12,18 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PAGE = CHECKOUT / "docs" / "clients.md"
+FOLDERS = ("vm", "kubernetes")
 OUTCOMES = ("works", "differs", "refused")
 HEAD = """\
 # What clients ask for
 
 Each row is what a test of tests/vm shows, which the row names: `sudo make test` fails if it is not so any
-more. *Works* is as with runc, *differs* as said, *refused* by an error that says what and why. What is not
-listed was not tried. `python -m tests.clients` writes this page.
+more. Those of kubectl are of tests/kubernetes, with a real kubelet and API server: CI does not run these, as
+building Kubernetes takes long, `sudo make kubernetes` does. *Works* is as with runc, *differs* as said,
+*refused* by an error that says what and why. What is not listed was not tried. `python -m tests.clients`
+writes this page.
 
-nerdctl is in none of the registries that the tests may use, and has not been tried. What it asks of a runtime
-is tried without it: hooks as it puts them into config.json, and CNI's own plug-ins, which its hooks call.
+nerdctl is 2.2, built from its sources with containerd 2.x. `nerdctl run --runtime io.containerd.casemate.v2`.
 
 Docker is Debian 13's (26.1), on both releases, with containerd 1.7. `docker run --runtime
 io.containerd.casemate.v2`, or `"default-runtime": "io.containerd.casemate.v2"` in its daemon.json.
@@ -41,7 +44,8 @@ class Row:
 
 def rows() -> list[Row]:
     """Those of all tests, by client, otherwise as they stand there. Raises ValueError for a malformed one."""
-    found = [row for path in sorted((CHECKOUT / "tests/vm").glob("test_*.py")) for row in _rows_of(path)]
+    paths = [path for folder in FOLDERS for path in sorted((CHECKOUT / "tests" / folder).glob("test_*.py"))]
+    found = [row for path in paths for row in _rows_of(path)]
     return sorted(found, key=lambda row: row.client)
 
 
