@@ -1,4 +1,4 @@
-"""The guest's network as the pod's is: interfaces found by their MACs, named, given addresses and routes.
+"""The guest's network as the pod's is: interfaces found by their ports, named, given addresses and routes.
 
 Asked again, it changes what differs from what it was asked for before; what containers did themselves stays.
 Knows netlink; must not know what a container is.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
+import re
 import socket
 import struct
 
@@ -27,7 +29,6 @@ from rpc.netlink import (
     IFA_FLAGS,
     IFA_LOCAL,
     IFF_UP,
-    IFLA_ADDRESS,
     IFLA_IFNAME,
     IFLA_MTU,
     LINK,
@@ -54,12 +55,10 @@ from rpc.netlink import (
     text,
 )
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 DEVICE_S = 10.0  # from QEMU's word that a device is plugged in to the guest's interface
 DRIVER = "net"
+_BEHIND_PORT = re.compile(r"/pci0000:00/0000:00:([0-9a-f]{2}\.[0-7])/[^/]+/virtio[0-9]+/net/[^/]+$")
+"""Of the directory of a device's interface. Those that a container makes have others, whatever their MACs."""
 _log = logging.getLogger("casemate.agent")
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
@@ -70,7 +69,7 @@ class Network:
 
     def __init__(self) -> None:
         self._applied: dict[tuple[int, bytes], None] = {}
-        self._ipv6: dict[bytes, bool] = {}
+        self._ipv6: dict[int, bool] = {}
         self._lock = asyncio.Lock()
 
     async def apply(self, request: api.NetworkRequest) -> None:
@@ -81,17 +80,19 @@ class Network:
 
     async def _apply(self, request: api.NetworkRequest) -> None:
         indices = {"lo": socket.if_nametoindex("lo")}
-        wanted = {interface.mac: interface for interface in request.interfaces if interface.mac}
+        wanted = {interface.port: interface for interface in request.interfaces if interface.port}
         if wanted:
             boot.load_feature(DRIVER)
             await _wait_for(set(wanted))
         with Netlink() as asking:
             _name(asking, wanted)
-            for mac, index in _by_mac(asking).items():
-                if mac in wanted:
-                    indices[wanted[mac].name] = index
-                    _bring_up(asking, wanted[mac], index, self._ipv6.get(mac))
-            self._ipv6 = {mac: _has_ipv6(interface) for mac, interface in wanted.items()}
+            ipv6 = {}
+            for port, (index, _) in _by_port(asking).items():
+                if port in wanted:
+                    indices[wanted[port].name] = index
+                    _bring_up(asking, wanted[port], index, self._ipv6.get(index))
+                    ipv6[index] = _has_ipv6(wanted[port])
+            self._ipv6 = ipv6
             self._replace(asking, _entries(request, indices))
 
     def _replace(self, asking: Netlink, entries: dict[tuple[int, bytes], None]) -> None:
@@ -122,48 +123,58 @@ def _ask(asking: Netlink, kind: int, body: bytes, flags: int, what: str) -> None
         raise FailedPrecondition(f"the guest's kernel does not take {what}", error.strerror) from error
 
 
-async def _wait_for(macs: set[bytes]) -> None:
-    """Until there is an interface of each, told by the kernel."""
+async def _wait_for(ports: set[str]) -> None:
+    """Until there is an interface behind each, told by the kernel."""
     loop = asyncio.get_running_loop()
+    missing = ports
     with Netlink(netlink.RTMGRP_LINK) as changes:
         changed = asyncio.Event()
         loop.add_reader(changes.fileno(), changed.set)
         try:
             async with asyncio.timeout(DEVICE_S):
-                while missing := macs - _present():
+                while missing := ports - _present():
                     await changed.wait()
                     changed.clear()
                     changes.forget_changes()
         except TimeoutError:
-            names = ", ".join(mac.hex(":") for mac in sorted(missing))
-            raise DeadlineExceeded(f"no network device {names} appeared within {DEVICE_S:g} s") from None
+            names = ", ".join(sorted(missing))
+            raise DeadlineExceeded(f"no network device at {names} appeared within {DEVICE_S:g} s") from None
         finally:
             loop.remove_reader(changes.fileno())
 
 
-def _present() -> set[bytes]:
+def _present() -> set[str]:
     with Netlink() as asking:
-        return set(_by_mac(asking))
+        return set(_by_port(asking))
 
 
-def _links(asking: Netlink) -> Iterable[tuple[int, netlink.Attributes]]:
-    """The index and the attributes of each Ethernet interface."""
+def _by_port(asking: Netlink) -> dict[str, tuple[int, str]]:
+    """The index and the name of the interface behind each port that has one."""
+    found = {}
     for body in asking.dump(netlink.RTM_GETLINK, LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         _, kind, index, _, _ = LINK.unpack_from(body)
         if kind == ARPHRD_ETHER:
-            yield index, attributes_of(body[LINK.size :])
+            name = text(attributes_of(body[LINK.size :])[IFLA_IFNAME])
+            if port := _port_of(name):
+                found[port] = index, name
+    return found
 
 
-def _by_mac(asking: Netlink) -> dict[bytes, int]:
-    return {about[IFLA_ADDRESS]: index for index, about in _links(asking)}
+def _port_of(name: str) -> str | None:
+    """None for one that is no device of the machine's, or has gone or been renamed meanwhile."""
+    try:
+        behind = _BEHIND_PORT.search(os.readlink(f"/sys/class/net/{name}"))
+    except FileNotFoundError:
+        return None
+    return behind and behind[1]
 
 
-def _name(asking: Netlink, wanted: dict[bytes, api.Interface]) -> None:
+def _name(asking: Netlink, wanted: dict[str, api.Interface]) -> None:
     """Those whose names are other's get one that nobody has first."""
     renamed = []
-    for index, about in _links(asking):
-        interface = wanted.get(about[IFLA_ADDRESS])
-        if interface is not None and text(about[IFLA_IFNAME]) != interface.name:
+    for port, (index, name) in _by_port(asking).items():
+        interface = wanted.get(port)
+        if interface is not None and name != interface.name:
             _rename(asking, index, f"casemate{index}")
             renamed.append((index, interface.name))
     for index, name in renamed:

@@ -132,7 +132,7 @@ def start(arguments: Arguments) -> None:
     """Prints the address of the pod's shim: a running one's, or that of a daemon forked here."""
     bundle = os.getcwd()
     spec = read_config(bundle)
-    pod_id = pod_of(spec, arguments.id)
+    pod_id = pod_of(spec, arguments.id, arguments.namespace)
     params = sys.stdin.buffer.read(MOST_STDIN_BYTES)
     from config.load import load
 
@@ -142,7 +142,7 @@ def start(arguments: Arguments) -> None:
         leave_hooks(request, arguments.id)
         answer(request, arguments, settings, params)
         return
-    refuse_without_sandbox(spec, arguments.id, pod_id)
+    refuse_without_pod(spec, arguments.id, pod_id)
     from shim import forkserver
     from shim.procfs import start_time
 
@@ -221,22 +221,46 @@ def answer(request: Start, arguments: Arguments, settings: "Settings", params: b
     sys.stdout.flush()
 
 
-def pod_of(spec: "dict[str, Any] | None", container_id: str) -> str:
-    """The id of the pod that a container belongs to: its sandbox's, or its own."""
+def pod_of(spec: "dict[str, Any] | None", container_id: str, namespace: str) -> str:
+    """The id of the pod that a container belongs to: its sandbox's, that whose network it is to be in, or its
+    own. Raises FailedPrecondition for a network that it cannot be in."""
+    if group := group_of(spec):
+        return group
+    if path := network_of_a_process(spec):
+        from shim import joining
+
+        return joining.pod_of_network(namespace, path) or container_id
+    return container_id
+
+
+def group_of(spec: "dict[str, Any] | None") -> str:
+    """What its client says that it belongs to, or ""."""
     annotations = (spec or {}).get("annotations")
     if not isinstance(annotations, dict):
-        return container_id
+        return ""
     for name in GROUP_ANNOTATIONS:
         group = annotations.get(name)
         if isinstance(group, str) and group:
             return group
-    return container_id
+    return ""
 
 
-def refuse_without_sandbox(spec: "dict[str, Any] | None", container_id: str, pod_id: str) -> None:
-    """Raises FailedPrecondition for a container of a pod whose sandbox is gone: it gets no VM for itself."""
+def network_of_a_process(spec: "dict[str, Any] | None") -> str:
+    """The path of the network namespace that it is to be in, if that is named by a process's pid, else ""."""
+    linux = (spec or {}).get("linux")
+    namespaces = linux.get("namespaces") if isinstance(linux, dict) else None
+    for entry in namespaces if isinstance(namespaces, list) else ():
+        if isinstance(entry, dict) and entry.get("type") == "network":
+            path = entry.get("path")
+            return path if isinstance(path, str) and path.startswith("/proc/") else ""
+    return ""
+
+
+def refuse_without_pod(spec: "dict[str, Any] | None", container_id: str, pod_id: str) -> None:
+    """Raises FailedPrecondition for a container of a pod that is gone: it gets no VM for itself."""
     annotations = (spec or {}).get("annotations")
-    if isinstance(annotations, dict) and annotations.get(CONTAINER_TYPE) == "container":
+    of_sandbox = isinstance(annotations, dict) and annotations.get(CONTAINER_TYPE) == "container"
+    if of_sandbox or (pod_id != container_id and not group_of(spec)):
         from rpc.errors import FailedPrecondition
 
         raise FailedPrecondition(f"container {container_id}: pod {pod_id} has no virtual machine any more")

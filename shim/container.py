@@ -22,6 +22,7 @@ from shim.vm.guest import Machine
 READ_BYTES = 256 << 10
 # What a program wrote before it ended is in a pipe in the guest; a grandchild may hold that open for ever.
 DRAIN_S = 10.0
+FLUSH_S = 5.0
 OOM_EVERY_S = 1.0
 
 log = logging.getLogger("casemate")
@@ -89,6 +90,12 @@ class Process:
         if self._stdio is not None and self._stdio.source is not None:
             self._stdio.source.close_soon()
 
+    async def flush(self) -> None:
+        """Until the output is where it goes, within FLUSH_S, if whoever reads it stops at the exit of the
+        process: nerdctl's logger does, and who waits for that finds a log file complete."""
+        if self._outputs and self._stdio is not None and self._stdio.ends_with_exit:
+            await asyncio.wait(self._outputs, timeout=FLUSH_S)
+
     async def drain(self) -> None:
         """Until the last byte of output is with its reader, within DRAIN_S; then carries nothing."""
         if self._stdio is None:
@@ -151,7 +158,7 @@ class Container:
     """Owns the host's side of a container: mounts, anchor, processes. undo takes it all away again.
 
     pid is the anchor's, as the host counts it: what the host's tools may look at. is_sandbox: it is the one
-    that stands for a pod of CRI's, and nothing of it runs in the guest; shm, gives: see sandbox.Siblings.
+    that stands for a pod of CRI's, and nothing of it runs in the guest. shm, gives, asked: sandbox.Siblings.
     """
 
     def __init__(
@@ -171,6 +178,7 @@ class Container:
         self.pid = pid
         self.is_sandbox = False
         self.shm = ""
+        self.asked: Mapping[str, str] = {}
         self.gives: Mapping[str, str] | None = None
         self.hooks = hooks
         self.execs: dict[str, Process] = {}
@@ -237,8 +245,10 @@ def siblings(containers: Iterable[Container]) -> Siblings:
     pids: dict[int, str] = {}
     sandbox = shm = ""
     gives = None
+    asked: Mapping[str, str] = {}
     for each in containers:
+        asked = asked if pids else each.asked
         pids[each.pid] = each.id
         if each.is_sandbox:
             sandbox, shm, gives = each.id, each.shm, each.gives
-    return Siblings(pids, sandbox, shm, gives)
+    return Siblings(pids, sandbox, shm, gives, asked)

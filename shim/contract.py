@@ -28,8 +28,13 @@ def product_version() -> str:
 def print_info() -> None:
     """`-info`: a RuntimeInfo. stdin holds an Any of options; none of ours change the answer."""
     from rpc.api.types import RuntimeInfo, RuntimeVersion
+    from shim.features import features
 
-    info = RuntimeInfo(name="io.containerd.casemate.v2", version=RuntimeVersion(version=product_version()))
+    info = RuntimeInfo(
+        name="io.containerd.casemate.v2",
+        version=RuntimeVersion(version=product_version()),
+        features=features(),
+    )
     sys.stdout.buffer.write(info.encode())
 
 

@@ -7,10 +7,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from config import annotations
 from config.settings import Profile
 from rpc.api import agent as api
 from rpc.api.types import Mount
@@ -26,9 +27,10 @@ from shim.disks import Disks
 from shim.hooks import HostHooks
 from shim.journal import Journal
 from shim.nameservers import RESOLV_CONF
+from shim.oomscore import OomScores
 from shim.paths import PodPaths
 from shim.record import Identity
-from shim.sandbox import GUEST_SHM, Siblings, furnished, is_sandbox, limits_of, pod_request, shm_of
+from shim.sandbox import GUEST_SHM, Siblings, furnished, is_sandbox, pod_limits, pod_request, shm_of
 from shim.stdio import open_stdio
 from shim.trace import Trace
 from shim.vm.guest import Machine
@@ -64,6 +66,7 @@ class Means:
     trace: Trace
     disks: Disks
     devices: Devices
+    oom_scores: OomScores = field(default_factory=OomScores)
 
 
 async def make_container(
@@ -84,7 +87,12 @@ async def make_container(
     if document is None:
         raise NotFound(f"{new.bundle}/config.json does not exist")
     wanted = furnished(oci.parse(document), siblings)
-    stands_for_pod = is_sandbox(wanted)
+    stands_for_pod, score = is_sandbox(wanted), oci.oom_score(wanted)
+    asked = annotations.of_machine(wanted.annotations)
+    for name in sorted(asked.items() - siblings.asked.items()) if siblings.pids else ():
+        log.warning(
+            "container %s: %s=%s: the VM is as the pod's first container has it", new.container_id, *name
+        )
     guest = spec.for_guest(wanted, new.container_id, siblings)
     for line in guest.ignored:
         log.info("container %s: %s", new.container_id, line)
@@ -98,8 +106,7 @@ async def make_container(
     undo.push_async_callback(stdio.close)
     with trace.span(phases.CREATE_WAITS, phases.CREATE):
         machine, profile = await machine_ready()
-    limits = limits_of(wanted) if stands_for_pod else wanted.limits
-    for line in resources.beyond(limits, profile):
+    for line in resources.beyond(pod_limits(wanted), profile):
         log.warning("container %s: %s", new.container_id, line)
     with trace.span(phases.ROOTFS, phases.CREATE):
         directory = machine.share / new.container_id
@@ -113,7 +120,8 @@ async def make_container(
         mounts: Sequence[Mount] = new.mounts
         if new.gives is None:  # such a sandbox may have none: there is no program
             mounts = rootfs.mounts_of(new.mounts, new.bundle, wanted.rootfs)
-        undo.enter_context(rootfs.mounted(mounts, root, means.paths.directory / f"layers-{new.container_id}"))
+        layers = means.paths.directory / f"layers-{new.container_id}"
+        undo.enter_context(rootfs.mounted(mounts, root, layers, identity.host))
         for entry in () if stands_for_pod else guest.shared:
             undo.enter_context(rootfs.bound(entry, directory, identity.host))
     anchor, shown_pid = await means.anchors.make(str(root))
@@ -135,8 +143,9 @@ async def make_container(
             undo.push_async_callback(PortForward(machine, new.container_id, identity.host.net).close)
         init.in_guest = True
         container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
-        container.is_sandbox, container.shm, container.gives = True, shm, new.gives
+        container.is_sandbox, container.shm, container.gives, container.asked = True, shm, new.gives, asked
         return container
+    undo.enter_context(means.oom_scores.asked(new.container_id, score, (machine.qemu, machine.files)))
     devices = means.devices.of_container(new.container_id, guest.devices)
     given = []
     for device in guest.disks:
@@ -158,7 +167,9 @@ async def make_container(
         )
     init.in_guest = True
     init.attach(machine, stdio)
-    return Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
+    container = Container(new.container_id, new.bundle, init, anchor, shown_pid, hooks, undo)
+    container.asked = asked
+    return container
 
 
 async def _give_up(disks: Disks, machine: Machine, device: BlockDevice) -> None:

@@ -76,7 +76,7 @@ class Link:
 @dataclass(slots=True)
 class View:
     """links: those that the guest is to have, by name. taken: the interfaces of ours that are there already.
-    left_out: a line for each thing that no guest gets."""
+    left_out: a line for each thing that no guest gets. request: of the guest, but for its ports."""
 
     links: dict[str, Link] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)
@@ -145,8 +145,7 @@ def _read_addresses(asking: Netlink, view: View, names: Mapping[int, str]) -> No
     for name, addresses in found.items():
         link = view.links.get(name)
         if link is not None:
-            entry = api.Interface(name=name, mac=link.mac, mtu=link.mtu, addresses=addresses)
-            view.request.interfaces.append(entry)
+            view.request.interfaces.append(api.Interface(name=name, mtu=link.mtu, addresses=addresses))
         elif addresses:
             view.request.interfaces.append(api.Interface(name=name, addresses=addresses))
 

@@ -155,6 +155,15 @@ def limits(resources: Document) -> Limits:
     )
 
 
+def oom_score(spec: Spec) -> int | None:
+    """process.oomScoreAdj, or None where it is not said. Raises InvalidArgument for what no kernel takes."""
+    process = _get(spec.document, "process", dict, {}, "config.json")
+    score = _get(process, "oomScoreAdj", int, None, "process")
+    if score is not None and not -1000 <= score <= 1000:  # OOM_SCORE_ADJ_MIN and _MAX of linux/oom.h
+        raise InvalidArgument(f"OCI spec: process.oomScoreAdj {score} is not within -1000 and 1000")
+    return score
+
+
 def typed(value: object, kind: type[T], where: str) -> T:
     """value, if it is of that type; else InvalidArgument, naming the field."""
     # bool is an int to Python, not to JSON.

@@ -90,9 +90,10 @@ class Pod:
 
     async def _bring_up(self, document: object, from_s: float, reserve: Reserve | None) -> Machine:
         with self.trace.span(phases.SETTINGS, phases.POD_READY):
-            identity, limit = self.identity, shortage.limit_of()
-            room_bytes = limit.size_bytes if limit else None
-            wants = wants_of(document, self.settings, identity.namespace, identity.pod_id, room_bytes)
+            identity = self.identity
+            wants = wants_of(
+                document, self.settings, identity.namespace, identity.pod_id, shortage.room_bytes
+            )
             self._profile = wants.profile
         wishes: list[str] = []
         try:
@@ -174,6 +175,7 @@ class Pod:
                 self._tasks.start(self._exited(container, process, event.exit_status, at_ns))
 
     async def _exited(self, container: Container, process: Process, status: int, at_ns: int) -> None:
+        await process.flush()
         if process is container.init:
             for each in list(container.execs.values()):
                 async with each.lock:  # an exec's start and exit are told before the init's exit

@@ -83,8 +83,12 @@ class PodNetwork:
             for name, link in view.links.items():
                 if name not in self._plugged:
                     self._plugged[name] = await self._plug(link, view)
+                    self._told = b""  # what is asked for may be the same, but the guest has yet to do it
                 elif self._plugged[name].link != link:
                     self._adapt(self._plugged[name], link)
+            for interface in view.request.interfaces:
+                if interface.name in self._plugged:
+                    interface.port = designer.port_place(self._plugged[interface.name].nic.bus)
             wanted = view.request.encode()
             if wanted != self._told:
                 await self._machine.call(api.NETWORK, view.request)

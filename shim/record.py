@@ -1,6 +1,6 @@
 """What is written down of a pod for other processes to read: state.json, which `casemate ps` shows.
 
-The fields are a promise to the command line and to scripts; nothing in the shim reads them.
+The fields are a promise to the command line and to scripts. Of the shim, joining.py alone reads them.
 """
 
 from collections.abc import Iterable
@@ -39,6 +39,7 @@ def describe(
 ) -> dict[str, Any]:
     """state: starting, running, stopping or ended. Pids are the host's, 0 for what does not run."""
     facts = machine.facts if machine else None
+    backing = facts.backing if facts else None
     return {
         "namespace": identity.namespace,
         "id": identity.pod_id,
@@ -69,11 +70,15 @@ def describe(
                 "group": each.group,
                 "port": each.port,
                 "function": each.function,
+                "node": each.node,
             }
             for each in (facts.devices if facts else ())
         ],
         "device_access": facts.access.way if facts and facts.access else "",
         "device_access_reason": facts.access.why if facts and facts.access else "",
+        "hugepage_bytes": backing.page_bytes if backing else 0,
+        "hugepage_reason": backing.why if backing else "",
+        "nodes": [cell.host for cell in backing.cells] if backing else [],
         "containers": [
             {
                 "id": container.id,

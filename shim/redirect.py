@@ -125,8 +125,8 @@ def be_quiet(asking: Netlink, index: int, mtu: int) -> None:
     there. Raises OSError."""
     link = netlink.LINK.pack(0, 0, index, 0, 0)
     deaf = nested(netlink.IFLA_INET_CONF, *(attribute(number, value) for number, value in _DEAF))
-    asking.ask(netlink.RTM_SETLINK, link + attribute(netlink.IFLA_MTU, mtu))
-    asking.ask(netlink.RTM_SETLINK, link + nested(netlink.IFLA_AF_SPEC, nested(socket.AF_INET, deaf)))
+    body = attribute(netlink.IFLA_MTU, mtu) + nested(netlink.IFLA_AF_SPEC, nested(socket.AF_INET, deaf))
+    asking.ask(netlink.RTM_SETLINK, link + body)
     with _suppressed((errno.EAFNOSUPPORT,)):  # a host without IPv6 is quiet by itself
         asking.ask(netlink.RTM_SETLINK, netlink.addresses_by_hand(index))
 

@@ -34,12 +34,14 @@ class Siblings:
     sandbox: the id of its sandbox container; shm: the directory of the host's that is this one's /dev/shm, or
     GUEST_SHM where the host has none. Either is "" where the pod is none of CRI's. gives: files of the host's
     that the pod has for its containers, by where they are to be; None where the client sees to them itself.
+    asked: what the pod's first container has said of its VM (config/annotations.py).
     """
 
     pids: Mapping[int, str] = field(default_factory=dict)
     sandbox: str = ""
     shm: str = ""
     gives: Mapping[str, str] | None = None
+    asked: Mapping[str, str] = field(default_factory=dict)
 
     def joined(self, namespace: Namespace) -> str | None:
         """The id of the container whose namespace it is; None if it is none of this pod's.
@@ -96,6 +98,12 @@ def limits_of(spec: Spec) -> Limits:
             raise InvalidArgument(f"annotation {_LIMITS}{name}: {text!r} is no number") from error
 
     return Limits(number("memory"), number("cpu-quota"), number("cpu-period"))
+
+
+def pod_limits(spec: Spec) -> Limits:
+    """Of the pod that begins with this container: a sandbox stands for all that are to come. Raises
+    InvalidArgument."""
+    return limits_of(spec) if is_sandbox(spec) else spec.limits
 
 
 def furnished(spec: Spec, siblings: Siblings) -> Spec:
@@ -168,6 +176,7 @@ def joined_or_refused(entry: Namespace, siblings: Siblings) -> str:
     if joined is None:
         raise Unimplemented(
             f"{entry.type} namespace {entry.path}: a VM's container cannot join the host's",
-            hint="containers that share a namespace must be in one pod",
+            hint="containers that share a namespace must be in one pod: of one in another's network "
+            "(--network container:X) they are",
         )
     return joined

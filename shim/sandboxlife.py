@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,11 +146,10 @@ class SandboxLife:
             if self._begun or self._end is not None:
                 raise FailedPrecondition(f"sandbox {self._pod.identity.pod_id} was started or stopped before")
             self._begun = True
-            try:
+            with ExitStack() as undo:
+                undo.callback(lambda: self._is_over(Stopped(KILLED, time.time_ns())))
                 self._container = await self._start(self._made)
-            except BaseException:
-                self._is_over(Stopped(KILLED, time.time_ns()))
-                raise
+                undo.pop_all()
             self._tasks.start(self._follow(self._container))
         return self._container.pid
 

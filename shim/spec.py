@@ -6,6 +6,7 @@ It mounts nothing and must not know how files get into a guest.
 
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rpc.errors import InvalidArgument, Unimplemented
@@ -15,7 +16,7 @@ from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.devicewishes import DeviceWishes, is_vfio, wishes_of
 from shim.fields import Table, leave_out, refuse
 from shim.hookserver import HOST_HOOKS
-from shim.oci import Device, Document, Mount, Spec
+from shim.oci import Device, Document, Hook, Mount, Spec
 from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, joined_or_refused, refuse_users_of_pod
 
 GUEST_SHARE = "/run/casemate/shared"
@@ -67,6 +68,11 @@ NEEDLESS_OF_PROCESSES: Table = (("apparmorProfile", _NO_POLICY), ("selinuxLabel"
 # Those that crun runs (config.md, "POSIX-platform Hooks"): the runtime's namespace, where the program of a
 # createContainer hook lies, is the guest's.
 GUEST_HOOKS = frozenset(("createContainer", "startContainer"))
+
+# By which a client's --gpus gives a container what the host's driver has made, from a hook of the host's.
+GIVERS_OF_THE_HOSTS_GPUS = frozenset(
+    ("nvidia-container-cli", "nvidia-container-runtime-hook", "nvidia-container-toolkit")
+)
 
 PROPAGATING = frozenset(("shared", "rshared", "slave", "rslave"))
 _BIND_OPTIONS = frozenset(("bind", "rbind"))
@@ -120,6 +126,19 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
         )
     if unknown := spec.hooks.keys() - HOST_HOOKS - GUEST_HOOKS:
         raise Unimplemented(f"hooks {', '.join(sorted(unknown))}: not known to this version")
+    for kind in sorted(HOST_HOOKS & spec.hooks.keys()):
+        _refuse_gpus_of_the_hosts_driver(kind, spec.hooks[kind])
+
+
+def _refuse_gpus_of_the_hosts_driver(kind: str, hooks: Iterable[Hook]) -> None:
+    for hook in hooks:
+        for word in (hook.path, *hook.args):
+            if os.path.basename(word) in GIVERS_OF_THE_HOSTS_GPUS:
+                raise Unimplemented(
+                    f"{kind} hook {word}: the host's GPU driver is not in the VM",
+                    hint="without --gpus: a GPU is passed into the VM by --device nvidia.com/pgpu=0 or by "
+                    "annotation (docs/gpus.md)",
+                )
 
 
 def _numbers_of_vfio(spec: Spec) -> frozenset[tuple[int, int]]:

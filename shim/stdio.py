@@ -109,12 +109,23 @@ class Logger:
 
 
 class Stdio:
-    """The three of one process; a terminal has no stderr of its own."""
+    """The three of one process; a terminal has no stderr of its own.
 
-    def __init__(self, source: Source | None, stdout: Sink | None, stderr: Sink | None) -> None:
+    ends_with_exit: its readers know of its end by the exit of the process. Those of FIFOs see an end of file.
+    """
+
+    def __init__(
+        self,
+        source: Source | None,
+        stdout: Sink | None,
+        stderr: Sink | None,
+        *,
+        ends_with_exit: bool = False,
+    ) -> None:
         self.source = source
         self.stdout = stdout
         self.stderr = stderr
+        self.ends_with_exit = ends_with_exit
 
     async def close(self) -> None:
         if self.source is not None:
@@ -143,7 +154,8 @@ async def open_stdio(
         else:
             for uri in (stdout, stderr):
                 sinks.append(Sink(_open_sink(uri)) if uri else None)
-        return Stdio(source, sinks[0], sinks[1])
+        ends_with_exit = any("://" in uri and not uri.startswith("fifo://") for uri in (stdout, stderr))
+        return Stdio(source, sinks[0], sinks[1], ends_with_exit=ends_with_exit)
     except BaseException:
         await Stdio(source, *[*sinks, None, None][:2]).close()
         raise

@@ -16,7 +16,9 @@ from shim.vm.setting import MachineRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from shim.vm.passthrough import Function
+    from collections.abc import Callable
+
+    from shim.giving import Given
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Wants:
     owner: str = ""
 
     def request(
-        self, pod_id: str, settings: Settings, paths: PodPaths, functions: "tuple[Function, ...]" = ()
+        self, pod_id: str, settings: Settings, paths: PodPaths, given: "Given | None" = None
     ) -> MachineRequest:
         return MachineRequest(
             pod_id=pod_id,
@@ -47,15 +49,20 @@ class Wants:
             tenant=self.tenant,
             own_files=self.own_files,
             shares_directories=self.shares_directories,
-            functions=functions,
+            functions=given.functions if given else (),
+            backing=given.backing if given else None,
         )
 
 
 def wants_of(
-    document: object, settings: Settings, namespace: str, pod_id: str, room_bytes: int | None = None
+    document: object,
+    settings: Settings,
+    namespace: str,
+    pod_id: str,
+    room: "Callable[[], int | None]" = lambda: None,
 ) -> Wants:
-    """document: config.json, or None if the bundle has none. namespace: containerd's. room_bytes: what the
-    pod's cgroup may have, where that is known.
+    """document: config.json, or None if the bundle has none. namespace: containerd's. room: what the pod's
+    cgroup may have, as sizing.grown() has it.
 
     Raises InvalidArgument, PermissionDenied, or Unimplemented as spec.refuse_host_access().
     """
@@ -64,10 +71,10 @@ def wants_of(
     profile = annotations.apply(settings, settings.profiles[settings.default_profile], wanted.annotations)
     profile = sizing.grown(
         profile,
-        sandbox.limits_of(wanted) if sandbox.is_sandbox(wanted) else wanted.limits,
+        sandbox.pod_limits(wanted),
         vcpus=annotations.VCPUS not in wanted.annotations,
         memory=annotations.MEMORY not in wanted.annotations,
-        room_bytes=room_bytes,
+        room=room,
     )
     return Wants(
         profile=profile,

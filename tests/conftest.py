@@ -1,19 +1,23 @@
-"""What holds for every test: its marker comes from its folder, and Hypothesis is repeatable.
+"""What holds for every test: its marker comes from its folder, Hypothesis is repeatable, Ctrl-C works.
 
 Must not know what any package does; fixtures live beside the tests that use them.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
-FOLDERS = ("unit", "vm", "testbed")
+FOLDERS = ("unit", "vm", "testbed", "kubernetes")
 
 # No deadline: this suite runs beside emulated machines that take the processor away for a second at a time.
 settings.register_profile("casemate", deadline=None, print_blob=True)
 settings.load_profile("casemate")
+
+# A shell has its background jobs ignore Ctrl-C, and they bequeath that to every program that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,7 +72,7 @@ def writes_of_the_host_are_seen_in_mapped_memory(
         running.read_until(b"old", RUN_S)
         with (directory / "mapped").open("r+b") as file:
             file.write(b"new")
-        time.sleep(SEEN_S)
+        time.sleep(SEEN_S)  # that it is not seen is told by nothing: what is given it to be seen in
         running.write(b"\n")
         return b"new" in running.finish(RUN_S).stdout
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -116,6 +116,7 @@ class AgentVM:
         *,
         cmdline: str = "casemate.transport=serial",
         options: tuple[str, ...] = (),
+        qemu: Sequence[str | Path] = ("qemu-system-x86_64",),
     ) -> None:
         self.loop = asyncio.new_event_loop()
         self.socket = directory / "agent.sock"
@@ -144,7 +145,7 @@ class AgentVM:
             *options,
         ]
         self.qemu = subprocess.Popen(
-            ["qemu-system-x86_64", *map(str, arguments)], stdin=subprocess.DEVNULL, cwd=directory
+            [*map(str, qemu), *map(str, arguments)], stdin=subprocess.DEVNULL, cwd=directory
         )
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -22,7 +23,11 @@ CACHE = Path(os.environ.get("CASEMATE_CACHE_DIR") or "/var/cache/casemate") / "c
 FLAGS = ("-trimpath", "-ldflags=-s -w", "-buildvcs=false")
 TAGS = "-tags=no_btrfs no_devmapper no_zfs no_aufs"
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr")
-CRICTL = "crictl"
+NVCDI = "nvcdi"
+KUBERNETES = "kubernetes"
+KUBERNETES_PROGRAMS = ("kubelet", "kube-apiserver", "kubectl", "server")
+"""The last one is etcd's name for itself."""
+CRICTL, NERDCTL = "crictl", "nerdctl"
 DOCKER = Request(("docker.io", "docker-cli", "tini"))
 
 
@@ -75,6 +80,27 @@ def crictl() -> Path:
     return _built(MODULES / CRICTL, FLAGS, (CRICTL,)) / CRICTL
 
 
+def nvcdi() -> Path:
+    """NVIDIA's own making of CDI specifications (tests/vm/go/nvcdi/main.go), built once and cached. Raises
+    NotHereError where there is no C compiler, which NVML's binding takes."""
+    if shutil.which("gcc") is None:
+        raise NotHereError("NVIDIA's container toolkit takes a C compiler, and this machine has no gcc")
+    return _built(MODULES / NVCDI, FLAGS, (NVCDI,), cgo=True) / NVCDI
+
+
+def kubernetes() -> Path:
+    """A directory with the programs of a node, an API server, its etcd and kubectl: built once and cached.
+
+    That takes two processors six minutes, so it is not among what main() has.
+    """
+    return _built(MODULES / KUBERNETES, (*FLAGS, "-tags=grpcnotrace"), KUBERNETES_PROGRAMS)
+
+
+def nerdctl() -> Path:
+    """containerd's own client for people, which no Debian has: built once and cached."""
+    return _built(MODULES / NERDCTL, FLAGS, (NERDCTL,)) / NERDCTL
+
+
 def docker() -> Path:
     """A directory with Debian's Docker Engine below usr/, which this machine's libraries will do for.
 
@@ -84,17 +110,21 @@ def docker() -> Path:
     return fetch(DOCKER).path
 
 
-def _built(module: Path, flags: tuple[str, ...], programs: tuple[str, ...]) -> Path:
+def _built(module: Path, flags: tuple[str, ...], programs: tuple[str, ...], *, cgo: bool = False) -> Path:
     """A directory with the tools that a module names."""
     key = hashlib.sha256()
-    for text in (module / "go.mod").read_bytes(), (module / "go.sum").read_bytes(), repr(flags).encode():
+    sources = [path.read_bytes() for path in sorted(module.rglob("*.go"))]
+    for text in (
+        *((module / "go.mod").read_bytes(), (module / "go.sum").read_bytes(), repr(flags).encode()),
+        *sources,
+    ):
         key.update(hashlib.sha256(text).digest())
     CACHE.mkdir(parents=True, exist_ok=True)
     directory = CACHE / f"{module.name}-{key.hexdigest()[:16]}"
     with open(CACHE / f"{module.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once build it once
         if not directory.is_dir():
-            _build(module, directory, flags, programs)
+            _build(module, directory, flags, programs, cgo=cgo)
     return directory
 
 
@@ -106,10 +136,13 @@ def _pinned_version(module: Path) -> str:
     return found[1]
 
 
-def _build(module: Path, directory: Path, flags: tuple[str, ...], programs: tuple[str, ...]) -> None:
+def _build(
+    module: Path, directory: Path, flags: tuple[str, ...], programs: tuple[str, ...], *, cgo: bool
+) -> None:
     go = str(golang.ensure() / "go")
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
-        environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+        settings = {"CGO_ENABLED": str(int(cgo)), "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+        environment = {**os.environ, **settings}
         _run(["nice", "-n", "10", go, "build", *flags, "-o", f"{scratch}/out/", "tool"], module, environment)
         missing = [name for name in programs if not Path(scratch, "out", name).is_file()]
         if missing:
@@ -132,6 +165,11 @@ def main() -> None:
         except NotHereError as reason:
             print(reason, flush=True)
     print(crictl(), flush=True)
+    try:
+        print(nvcdi(), flush=True)
+    except NotHereError as reason:
+        print(reason, flush=True)
+    print(nerdctl(), flush=True)
     print(docker(), flush=True)
 
 

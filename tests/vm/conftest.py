@@ -12,9 +12,11 @@ import pytest
 from bench.ctr import Ctr
 from bench.instance import RUNTIME, Instance
 from images import builder, oci
+from images.image import GuestImage
 from images.kernel import KernelKind
 from images.store import ImageStore
 from tests.vm import builds, census
+from tests.vm.agentvm import AgentVM, make_disk
 from tests.vm.cri import Cri, CriInstances
 from tests.vm.instances import Instances
 from tests.vm.pods import FULL, IMAGE, Pods
@@ -42,6 +44,26 @@ def image_store() -> Path:
         builder.build(store, options)
         store.gc()
     return store.root
+
+
+@pytest.fixture(scope="session")
+def image(image_store: Path) -> GuestImage:
+    """Of the guests."""
+    return ImageStore(image_store).resolve("default")
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With what the containers of `vm` have for files."""
+    return make_disk(tmp_path_factory.mktemp("disk"))
+
+
+@pytest.fixture(scope="module")
+def vm(image: GuestImage, disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentVM]:
+    """A guest without shim and containerd, whose agent has been greeted."""
+    with AgentVM(image, disk, tmp_path_factory.mktemp("vm")) as machine:
+        machine.run(machine.begin())
+        yield machine
 
 
 @pytest.fixture(scope="session")

@@ -193,8 +193,8 @@ def wait_path(path: Path, timeout_s: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def kill_and_wait(pid: int, timeout_s: float = 5.0) -> None:
-    """SIGKILL, and its end, by pidfd."""
+def kill_and_wait(pid: int, timeout_s: float = 30.0) -> None:
+    """SIGKILL, and its end, by pidfd: that of a shim takes its QEMU along first."""
     fd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(fd, signal.SIGKILL)

@@ -56,7 +56,7 @@ TERMINAL_PROGRAM = """\
 import os, signal, sys
 def show(*_):
     size = os.get_terminal_size(0)
-    print(f'size={size.columns}x{size.lines}', flush=True)
+    os.write(1, f'size={size.columns}x{size.lines}\\n'.encode())  # print() may be interrupted
 signal.signal(signal.SIGWINCH, show)
 print('isatty', *(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)), flush=True)
 show()

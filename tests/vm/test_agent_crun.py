@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from images.store import ImageStore
 from rpc.errors import CasemateError, FailedPrecondition, NotFound
-from tests.vm.agentvm import AgentVM, make_disk, process, spec
+from tests.vm.agentvm import AgentVM, process, spec
 
 STATE = "/run/casemate/crun"
 CRUN = ("/usr/bin/crun", "--root", STATE)
@@ -18,15 +16,6 @@ SEEN = {path: path for path in ("/usr", "/run/casemate", "/sys")} | {
     "/lib": "/usr/lib",
     "/lib64": "/usr/lib64",
 }
-
-
-@pytest.fixture(scope="module")
-def vm(image_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentVM]:
-    image = ImageStore(image_store).resolve("default")
-    directory = tmp_path_factory.mktemp("vm")
-    with AgentVM(image, make_disk(directory), directory) as machine:
-        machine.run(machine.begin())
-        yield machine
 
 
 @pytest.fixture(scope="module")

@@ -248,6 +248,23 @@ def test_the_pods_cgroup_holds_its_machine(cri: Cri, pod_cgroup: str) -> None:
             assert f"{pod_cgroup}/casemate-" in Path(f"/proc/{pod.state[process]}/cgroup").read_text()
 
 
+@pytest.mark.client("crictl create (oom_score_adj)", "works", "of the VM on the host, too")
+def test_a_machine_is_as_precious_as_the_pods_most_precious_container(cri: Cri, pod: CriPod) -> None:
+    def score() -> str:
+        return Path(f"/proc/{pod.state['qemu_pid']}/oom_score_adj").read_text().strip()
+
+    def asking(score: int) -> str:
+        return pod.run(*FOREVER, linux={**OWN_PIDS, "resources": {"oom_score_adj": score}})
+
+    common = asking(900)
+    assert score() == "900"
+    assert pod.exec(common, "cat", "/proc/1/oom_score_adj").ok().out == "900\n"
+    precious = asking(700)
+    assert score() == "700"
+    cri("rm", "--force", precious).ok()
+    assert score() == "900"
+
+
 @pytest.mark.client("crictl create (security context)", "works", "")
 def test_what_a_security_context_asks_for_holds_in_the_guest(pod: CriPod) -> None:
     context = {

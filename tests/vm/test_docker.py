@@ -11,8 +11,10 @@ import pytest
 
 from bench.instance import RUNTIME
 from tests.vm import census, dockerd
+from tests.vm.calling import RUN_S
 from tests.vm.conftest import INSTANCE
-from tests.vm.dockerd import IMAGE, Docker, failure
+from tests.vm.dockerd import Docker
+from tests.vm.dockerlike import IMAGE, failure
 from tests.vm.instances import Instances
 from tests.vm.pods import MOUNT, TERMINAL_PROGRAM
 from tests.vm.test_network import UNTIL, UNTIL_NONE
@@ -44,12 +46,33 @@ print(json.dumps({
     "pids": read("/sys/fs/cgroup/pids.max"),
     "somaxconn": read("/proc/sys/net/core/somaxconn"),
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
-    "hosts": "10.1.2.3\\tnowhere" in read("/etc/hosts"),
+    "hosts": ["10.1.2.3", "nowhere"] in [line.split() for line in read("/etc/hosts").splitlines()],
     "nameserver": "nameserver 10.3.2.1" in read("/etc/resolv.conf"),
     "tun": stat.S_ISCHR(os.stat("/dev/net/tun").st_mode),
     "parent": read(f"/proc/{os.getppid()}/comm") if os.getppid() else "",
 }))
 """
+
+ASKED: dict[str, object] = {
+    "env": "by the user",
+    "cwd": "/usr",
+    "ids": [1000, 1001, [1001, 1002]],
+    "hostname": "some-host",
+    "root": "Read-only file system",
+    "tmpfs": True,
+    "files": [100, 200],
+    "capabilities": "0000000000000000",
+    "seccomp": "2",
+    "memory": str(96 << 20),
+    "cpu": "50000 100000",
+    "pids": "50",
+    "somaxconn": "77",
+    "shm": 3 << 20,
+    "hosts": True,
+    "nameserver": True,
+    "tun": True,
+}
+"""What SETTINGS says of a run that asks for all of it, but for `parent`."""
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +108,7 @@ def test_a_container_is_a_machine_with_the_programs_output_and_status(docker: Do
     script = "cat; echo out; echo err >&2; cat /proc/sys/kernel/random/boot_id; exit 7"
     with docker.start("run", "--rm", "-i", "--runtime", RUNTIME, IMAGE, "sh", "-c", script) as running:
         running.write(b"in\n")
-        done = running.finish(dockerd.RUN_S)
+        done = running.finish(RUN_S)
     *words, boot = done.out.split()
     assert (done.code, words, done.err) == (7, ["in", "out"], "err\n")
     assert boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -95,7 +118,7 @@ def test_a_container_is_a_machine_with_the_programs_output_and_status(docker: Do
 def test_a_terminal(docker: Docker) -> None:
     command = ("run", "--rm", "-it", IMAGE, "python3", "-c", TERMINAL_PROGRAM)
     with docker.terminal(*command, columns=101, rows=33) as terminal:
-        terminal.expect(rb"isatty True True True", dockerd.RUN_S)
+        terminal.expect(rb"isatty True True True", RUN_S)
         terminal.expect(rb"size=101x33", 20)
         terminal.resize(90, 20)
         terminal.expect(rb"size=90x20", 20)
@@ -127,26 +150,7 @@ def test_what_a_run_asks_for_holds_in_the_guest(docker: Docker) -> None:
         *("--memory", "96m", "--cpus", "0.5", "--pids-limit", "50", "--device", "/dev/net/tun"),
     )
     seen = json.loads(docker.run(*options, IMAGE, "python3", "-c", SETTINGS).ok().out)
-    assert seen == {
-        "env": "by the user",
-        "cwd": "/usr",
-        "ids": [1000, 1001, [1001, 1002]],
-        "hostname": "some-host",
-        "root": "Read-only file system",
-        "tmpfs": True,
-        "files": [100, 200],
-        "capabilities": "0000000000000000",
-        "seccomp": "2",
-        "memory": str(96 << 20),
-        "cpu": "50000 100000",
-        "pids": "50",
-        "somaxconn": "77",
-        "shm": 3 << 20,
-        "hosts": True,
-        "nameserver": True,
-        "tun": True,
-        "parent": "docker-init",
-    }
+    assert seen == ASKED | {"parent": "docker-init"}
 
 
 @pytest.mark.client("docker run --volume, --mount type=bind", "works", "a directory both ways, a file, ro")
@@ -305,10 +309,12 @@ def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tm
 
 @pytest.mark.client("docker run --restart", "works", "in a new VM each time")
 def test_a_container_that_fails_is_run_again(docker: Docker) -> None:
-    script = "echo try >>/tries; [ $(wc -l </tries) = 2 ] && exec sleep 1000; exit 1"
+    script = "echo try >>/tries; [ $(wc -l </tries) = 2 ] && echo goes on && exec sleep 1000; exit 1"
     with docker.detached("sh", "-c", script, options=("--restart", "on-failure:3")) as name:
-        docker.wait(lambda: docker.inspect(name)["RestartCount"] == 1, "it was run once more")
-        docker.wait(lambda: docker.inspect(name)["State"]["Running"], "and goes on")
+        docker.wait_said(name, "goes on")
+        # What `Running` says of one that Docker has yet to start again is true, too.
+        docker.wait(lambda: docker.inspect(name)["State"]["Status"] == "running", "Docker knows it")
+        assert docker.inspect(name)["RestartCount"] == 1
         assert docker.exec(name, "cat", "/tries") == "try\ntry\n"
 
 
@@ -364,6 +370,23 @@ def test_names_of_containers_and_of_the_world(docker: Docker) -> None:
         docker("network", "rm", "named").ok()
 
 
+@pytest.mark.client("docker run --network, --pid container:X", "works", "in the VM of X, with which it ends")
+def test_a_container_in_the_network_of_another_is_in_its_machine(docker: Docker) -> None:
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    with docker.detached("python3", "-c", FOR_EVER, "127.0.0.1") as server:
+        docker.wait_said(server, "serving")
+        joins = (f"--network=container:{server}", f"--pid=container:{server}")
+        command = ("sh", "-c", f'{boot}; python3 -c "$0" 127.0.0.1 8000 5; cat /proc/1/cmdline', TALK)
+        seen = docker.run(*joins, IMAGE, *command).ok().out
+        assert seen.split("\n")[:2] == [docker.exec(server, *boot.split()).strip(), "5 from 127.0.0.1"]
+        assert "serving" in seen, "its processes are not the other's"
+        # It ends with the one whose machine it is in.
+        with docker.detached("sleep", "1000", options=joins[:1]) as joined:
+            docker("stop", "--time", "0", server).ok()
+            assert docker.out("wait", joined) == "137"
+            assert "running" in failure(docker("start", joined))
+
+
 @pytest.mark.client("docker run --network none", "works", "only loopback")
 def test_no_network(docker: Docker) -> None:
     shown = docker.run("--network", "none", IMAGE, "ls", "/sys/class/net").ok().out
@@ -388,7 +411,7 @@ def test_a_container_beyond_its_memory_is_killed_and_said_to_have_been(docker: D
 
 @pytest.mark.client("docker run --network=host", "refused", "host network: not possible in a VM")
 @pytest.mark.client("docker run --pid=host, --ipc=host, --uts=host", "refused", "host ... namespace")
-@pytest.mark.client("docker run --network, --pid container:X", "refused", "two VMs share no namespace")
+@pytest.mark.client("docker run --pid container:X alone", "refused", "two VMs share no namespace")
 @pytest.mark.client("docker run --device (a character device)", "refused", "its driver is the host's")
 @pytest.mark.client("docker run --volume (of a socket)", "refused", "its other end is on the host")
 def test_what_a_machine_cannot_have_is_refused_with_a_reason(docker: Docker) -> None:
@@ -400,8 +423,7 @@ def test_what_a_machine_cannot_have_is_refused_with_a_reason(docker: Docker) -> 
             (("--pid=host",), ("host PID namespace", "--pid=host")),
             (("--ipc=host",), ("host IPC namespace", "--ipc=host")),
             (("--uts=host",), ("host UTS namespace", "--uts=host")),
-            ((f"--network=container:{other}",), ("interface eth0 is another pod's", "two VMs")),
-            ((f"--pid=container:{other}",), ("pid namespace /proc/", "cannot join the host's")),
+            ((f"--pid=container:{other}",), ("pid namespace /proc/", "--network container:X")),
             ((f"--device={serial}:/dev/ttyS0",), ("device /dev/ttyS0", "not passed into the VM")),
             (("--volume=/run/docker.sock:/s",), ("/run/docker.sock is a socket", "on the host")),
         ):

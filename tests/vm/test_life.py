@@ -206,7 +206,7 @@ def test_a_container_outlives_containerd(pods: Pods) -> None:
         assert pods.status(name) == "RUNNING"
         assert _pid(pods, name) == pid
         assert pods.exec(name, "echo", "still", "here").ok().out == "still here\n"
-        assert pods.exec(name, "touch", "/tmp/go").code == 0
+        assert pods.exec(name, "touch", "/tmp/go").code in (0, 137)  # it may be ended with its container
         pods.wait_status(name, "STOPPED")
         result = pods.ctr("task", "delete", name)
         assert result.code == 6 or re.search(r"status 6|exit.*6", result.err), result

@@ -31,6 +31,7 @@ with socket.create_connection((sys.argv[1], 8000), timeout=20) as connection:
 """
 # The client is told nothing of what comes later: hence bounded polls, inside the guest.
 UNTIL = 'for i in {1..300}; do [[ $(ip address) == *" $1 "* ]] && exit 0; sleep 0.1; done; exit 1'
+UNTIL_MAC = 'for i in {1..300}; do [[ $(ip link show $0) == *" $1 "* ]] && exit 0; sleep 0.1; done; exit 1'
 UNTIL_NONE = "for i in {1..300}; do [[ -e /sys/class/net/$1 ]] || exit 0; sleep 0.1; done; exit 1"
 
 
@@ -155,6 +156,32 @@ def test_interfaces_that_come_and_go_later(pods: Pods, pod: Namespace, outside: 
         pod.ip("link", "delete", "eth1")
         pods.exec(name, "bash", "-c", UNTIL_NONE, "x", "eth1").ok()
         assert "eth0" in pods.exec(name, "ip", "route", "get", "10.77.0.1").ok().out
+
+
+@pytest.mark.client(
+    "ctr run --with-ns network:PATH (two interfaces of one MAC)", "works", "on two networks, as of nerdctl"
+)
+def test_two_interfaces_may_have_one_mac_and_another_one_later(
+    pods: Pods, pod: Namespace, outside: Namespace
+) -> None:
+    """nerdctl run --mac-address says it of all networks of a container."""
+
+    def macs(where: str) -> dict[str, str]:
+        return {each["ifname"]: each["address"] for each in json.loads(where) if "eth" in each["ifname"]}
+
+    for number in (0, 1):
+        ends = (f"10.7{number}.1.2/24", f"10.7{number}.1.1/24")
+        connect(pod, f"eth{number}", outside, f"v{number}", ends)
+        pod.ip("link", "set", f"eth{number}", "address", "02:00:00:00:00:77")
+    with pods.detached("sleep", "1000", options=pod.options) as name:
+        shown = pods.exec(name, "ip", "-json", "address").ok().out
+        assert macs(shown) == {"eth0": "02:00:00:00:00:77", "eth1": "02:00:00:00:00:77"}
+        addresses = addresses_of(json.loads(shown))
+        assert addresses["eth0"] >= {("10.70.1.2", 24)}
+        assert addresses["eth1"] >= {("10.71.1.2", 24)}
+        pod.ip("link", "set", "eth1", "address", "02:00:00:00:00:78")
+        pods.exec(name, "bash", "-c", UNTIL_MAC, "eth1", "02:00:00:00:00:78", timeout_s=60).ok()
+        pods.exec(name, "bash", "-c", UNTIL, "bash", "10.71.1.2/24", timeout_s=60).ok()
 
 
 def test_a_network_is_one_pods_alone(pods: Pods, pod: Namespace, outside: Namespace) -> None:

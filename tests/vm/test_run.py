@@ -147,6 +147,17 @@ def test_a_read_only_root(pods: Pods) -> None:
     assert "Read-only file system" in result.err
 
 
+@pytest.mark.client("ctr run --snapshotter erofs", "works", "without default_size")
+def test_layers_that_containerd_mounts_are_there(pods: Pods) -> None:
+    """erofs, by the mount manager of containerd 2.2, which mounts them when the pod has begun."""
+    plugins = pods.ctr("plugins", "list", "type==io.containerd.snapshotter.v1").ok().out
+    if not any(line.split()[1::2] == ["erofs", "ok"] for line in plugins.splitlines()):
+        pytest.skip(f"containerd has no erofs snapshotter here:\n{plugins}")
+    script = "echo mine >/made; cat /made; ls /usr/bin/python3; touch /usr/changed"
+    done = pods.run("sh", "-c", script, options=("--snapshotter", "erofs")).ok()
+    assert done.out == "mine\n/usr/bin/python3\n"
+
+
 @pytest.mark.client("ctr run --rootfs", "works", "")
 def test_a_directory_can_be_the_root_file_system(pods: Pods) -> None:
     """`ctr run --rootfs`: no snapshot, no mounts, only root.path."""

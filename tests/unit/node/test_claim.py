@@ -1,4 +1,8 @@
-"""Taking a machine of the pool: both sides and the sockets are real, only the machine itself is a stub."""
+"""Taking a machine of the pool: what both sides say to each other, over real sockets, files and ends.
+
+The machine is a stub, and so is what its process then does to be the pod's (its log, what it sees of other
+pods): tests/vm/test_pool.py has these with a machine.
+"""
 
 import asyncio
 import os

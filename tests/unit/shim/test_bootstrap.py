@@ -150,15 +150,15 @@ def test_without_an_id_nothing_is_started_and_nothing_deleted(
 )
 def test_a_container_belongs_to_its_sandbox_or_its_group_or_itself(annotations: object, pod: str) -> None:
     """The sandbox first: containerd alone sets it, a group may come from a pod's annotations."""
-    assert pod_of({"annotations": annotations}, "web") == pod
-    assert pod_of(None, "web") == "web"
+    assert pod_of({"annotations": annotations}, "web", "default") == pod
+    assert pod_of(None, "web", "default") == "web"
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text(), min_size=1)))
 def test_odd_annotations_are_no_group_or_an_error_of_ours(spec: dict[str, Any]) -> None:
     for document in (spec, {"annotations": spec}, *({"annotations": value} for value in spec.values())):
         try:
-            assert pod_of(document, "web")
+            assert pod_of(document, "web", "default")
         except CasemateError:
             continue
 
@@ -423,6 +423,11 @@ def test_info_says_who_we_are(
     assert info.name == "io.containerd.casemate.v2"
     assert info.version is not None
     assert info.version.version
+    assert info.features is not None
+    assert info.features.type_url == "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+    features = json.loads(info.features.value)
+    assert "rro" in features["mountOptions"]  # CRI: a RuntimeHandler's recursive_read_only_mounts
+    assert features["linux"]["mountExtensions"] == {"idmap": {"enabled": False}}  # its user_namespaces
 
 
 def test_delete_answers_with_the_pid_that_was_told_and_leaves_nothing(

@@ -294,6 +294,41 @@ def test_a_grandchild_that_holds_output_open_does_not_hold_up_delete(
     assert "output was not read to its end" in caplog.text
 
 
+def test_the_exit_of_one_that_logs_is_told_when_all_is_written(tmp_path: Path) -> None:
+    """nerdctl's logger reads until then; a FIFO's reader sees its end."""
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            log = tmp_path / "log"
+            await tested.run(stdout=f"file://{log}", stderr=f"file://{log}")
+            pipes, init = tested.agent.process(POD).pipes, tested.pod.container(POD).init
+            tested.agent.tell(api.EventKind.EXIT, POD)
+            await pipes[api.STDOUT].write(b"last words")
+            await tested.agent.calls_settle()
+            assert not init.exited.is_set()
+            await pipes[api.STDOUT].close()
+            await pipes[api.STDERR].close()
+            await init.exited.wait()
+            assert log.read_text() == "last words"
+
+    run(life())
+
+
+def test_a_grandchild_that_holds_a_log_open_does_not_hold_up_the_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 0.1)
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            await tested.run(stdout=f"file://{tmp_path}/log")
+            tested.agent.tell(api.EventKind.EXIT, POD)
+            async with asyncio.timeout(5):
+                await tested.pod.container(POD).init.exited.wait()
+
+    run(life())
+
+
 def test_a_reader_that_never_reads_does_not_hold_up_delete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

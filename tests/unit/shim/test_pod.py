@@ -56,6 +56,23 @@ def test_resources_are_handed_to_the_guest(tmp_path: Path) -> None:
     run(life())
 
 
+def test_what_a_later_container_asks_of_the_machine_is_left_out_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            asked = {"dev.casemate.vcpus": "3"}
+            await tested.pod.create(tested.new(document=config(annotations=asked)))
+            await tested.pod.create(tested.new("alike", document=config(annotations=asked)))
+            assert not caplog.records
+            asked = {"dev.casemate.vcpus": "4", "org.example": "x"}
+            await tested.pod.create(tested.new("other", document=config(annotations=asked)))
+
+    run(life())
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("container other: dev.casemate.vcpus=4: the VM is as the pod's first container")
+
+
 def test_resources_that_the_guest_cannot_give_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -181,6 +181,12 @@ def test_hooks_that_nobody_knows_are_refused_by_name() -> None:
         for_guest(config(hooks=hooks))
 
 
+def test_a_hook_that_gives_the_hosts_gpus_is_refused_by_name() -> None:
+    hook = {"path": "/usr/bin/nerdctl", "args": ["nerdctl", "oci-hook", "--", "/opt/nvidia-container-cli"]}
+    with pytest.raises(Unimplemented, match="createRuntime hook /opt/nvidia-container-cli: the host's GPU"):
+        for_guest(config(hooks={"createRuntime": [hook]}))
+
+
 def test_a_namespace_that_nobody_knows_is_refused_by_name() -> None:
     with pytest.raises(Unimplemented, match="'wormhole' namespace"):
         for_guest(linux(namespaces=[*NAMESPACES, {"type": "wormhole"}]))
