@@ -311,10 +311,10 @@ def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tm
 def test_a_container_that_fails_is_run_again(docker: Docker) -> None:
     script = "echo try >>/tries; [ $(wc -l </tries) = 2 ] && echo goes on && exec sleep 1000; exit 1"
     with docker.detached("sh", "-c", script, options=("--restart", "on-failure:3")) as name:
-        docker.wait_said(name, "goes on")
-        # What `Running` says of one that Docker has yet to start again is true, too.
+        docker.wait(lambda: docker.inspect(name)["RestartCount"] == 1, "it is run once more")
+        # `Running` is true, too, of one that Docker has yet to start again.
         docker.wait(lambda: docker.inspect(name)["State"]["Status"] == "running", "Docker knows it")
-        assert docker.inspect(name)["RestartCount"] == 1
+        docker.wait_said(name, "goes on")
         assert docker.exec(name, "cat", "/tries") == "try\ntry\n"
 
 
