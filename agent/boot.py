@@ -15,6 +15,7 @@ from agent import libc
 from rpc.errors import FailedPrecondition
 
 MODULE_LIST = "/usr/lib/casemate/modules.txt"
+DRIVER_LIST = "/usr/lib/casemate/drivers.txt"
 CGROUP_ROOT = "/sys/fs/cgroup"
 CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")
 
@@ -71,6 +72,19 @@ def features(list_path: str = MODULE_LIST) -> dict[str, list[str]]:
     with open(list_path) as file:
         lines = (line.partition(":") for line in file)
         return {feature: paths.split() for feature, colon, paths in lines if colon}
+
+
+def driver_of(modalias: str, list_path: str = DRIVER_LIST) -> str | None:
+    """The feature that has the driver for a device of this modalias; None where the image has none for it, or
+    the kernel has it built in. The image lists "PATTERN FEATURE" a line."""
+    from fnmatch import fnmatchcase
+
+    with open(list_path) as file:
+        for line in file:
+            pattern, _, feature = line.strip().partition(" ")
+            if fnmatchcase(modalias, pattern):
+                return feature
+    return None
 
 
 def load_feature(name: str, list_path: str = MODULE_LIST, options: dict[str, str] | None = None) -> None:

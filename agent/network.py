@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import struct
+from itertools import count
 
 from agent import boot
 from rpc import netlink
@@ -141,6 +142,25 @@ async def _wait_for(ports: set[str]) -> None:
             raise DeadlineExceeded(f"no network device at {names} appeared within {DEVICE_S:g} s") from None
         finally:
             loop.remove_reader(changes.fileno())
+
+
+def set_up_card(name: str, wanted: api.PciDevice) -> None:
+    """An interface of a network card that the machine was given: named as it is wanted, or nicN, up, with its
+    addresses. The pod's other interfaces may have any other name. Raises FailedPrecondition."""
+    with Netlink() as asking:
+        index = socket.if_nametoindex(name)
+        title = wanted.interface or _free_name()
+        _rename(asking, index, title)
+        body = LINK.pack(0, 0, index, IFF_UP, IFF_UP)
+        _ask(asking, netlink.RTM_SETLINK, body, 0, f"that {title} is up")
+        for address in wanted.addresses:
+            flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
+            _ask(asking, netlink.RTM_NEWADDR, _address(address, index), flags, f"an address of {title}")
+
+
+def _free_name() -> str:
+    taken = {name for _, name in socket.if_nameindex()}
+    return next(name for number in count() if (name := f"nic{number}") not in taken)
 
 
 def _present() -> set[str]:

@@ -1,7 +1,7 @@
 """Devices of the host's that this machine was given: found behind their root ports, waited for, given on.
 
-What is to become of a kind of device is one function of _PLUGINS; of NVIDIA's GPUs, what nvidia.py makes of
-them; of any other, whatever a driver of this kernel's makes of it by itself, or nothing but its entry in
+Disks are waited for, network cards named and given addresses; of NVIDIA's GPUs becomes what nvidia.py makes
+of them; of any other, whatever a driver of this kernel's makes of it by itself, or nothing but its entry in
 sysfs. Must not know whose devices they are.
 """
 
@@ -19,7 +19,7 @@ from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
     from agent.nvidia import Driver
@@ -62,7 +62,8 @@ class Passthrough:
                 driver, about = self._driver_of_nvidia()
                 await driver.come_up(self._directory(at), limit_s)
             else:
-                await _PLUGINS.get(device.kind, _wait_for_nothing)(self._directory(at), limit_s)
+                self._load_driver(at)
+                await self._become(device, at, limit_s)
         except CasemateError as error:
             found.problem = str(error)
             others = {at[:-2] for at in self._addresses.values()} - {found.address[:-2]}
@@ -71,6 +72,7 @@ class Passthrough:
         if found.address:
             found.driver = self._driver(found.address)
             found.nodes = [path for path, *_ in self._nodes(found.address)]
+            found.interfaces = self._interfaces(found.address)
             if self._nvidia is not None and found.address in self._nvidia.minors:
                 found.nodes.append(f"nvidia{self._nvidia.minors[found.address]}")
         return found
@@ -88,6 +90,43 @@ class Passthrough:
             pass  # of a kernel without NUMA
         except OSError as error:
             raise FailedPrecondition(f"it cannot be on NUMA node {node}: {error.strerror}") from error
+
+    def _load_driver(self, address: str) -> None:
+        """The one that the image has for it, where no driver has taken it by itself."""
+        if not self._driver(address):
+            try:
+                modalias = read(f"{self._directory(address)}/modalias").decode(errors="replace").strip()
+            except OSError as error:
+                raise NotFound(f"it is gone: {error.strerror}") from error
+            if feature := boot.driver_of(modalias):
+                boot.load_feature(feature)
+
+    async def _become(self, device: PciDevice, address: str, limit_s: float) -> None:
+        """A disk is waited for, a network card set up; any other is what its driver makes of it by itself."""
+        wanted = device.kind == "nvme" or bool(device.interface or device.addresses)
+        if wanted and not self._driver(address):
+            raise FailedPrecondition("this guest image's kernel has no driver for it")
+        if device.kind == "nvme":
+            await appearance(lambda: self._namespace(address), "namespace of the NVMe", limit_s)
+        elif device.kind == "nic" and self._driver(address):
+            from agent import network
+
+            what = "interface of the network card"
+            (name, *_) = await appearance(lambda: self._interfaces(address) or None, what, limit_s)
+            network.set_up_card(name, device)
+
+    def _namespace(self, address: str) -> str | None:
+        """Of an NVMe: one that is a block device."""
+        for path, _, __ in os.walk(f"{self._directory(address)}/nvme"):
+            if _NAMESPACE.fullmatch(os.path.basename(path)):
+                return path
+        return None
+
+    def _interfaces(self, address: str) -> list[str]:
+        try:
+            return sorted(os.listdir(f"{self._directory(address)}/net"))
+        except FileNotFoundError:
+            return []
 
     def _is_nvidias(self, kind: str, address: str) -> bool:
         """Whether it is a GPU of NVIDIA's in a guest that has the driver."""
@@ -195,26 +234,6 @@ class Passthrough:
             return path, "b" if kind == "block" else "c", int(fields["MAJOR"]), int(fields["MINOR"])
         except (KeyError, ValueError):
             return None
-
-
-async def _wait_for_nothing(directory: str, limit_s: float) -> None:
-    """A driver of this kernel's has bound to it when it was found, or there is none."""
-
-
-async def _wait_for_namespace(directory: str, limit_s: float) -> None:
-    """NVMe: a namespace of it is a block device."""
-    boot.load_feature("nvme")
-
-    def namespace() -> str | None:
-        for path, _, __ in os.walk(f"{directory}/nvme"):
-            if _NAMESPACE.fullmatch(os.path.basename(path)):
-                return path
-        return None
-
-    await appearance(namespace, "namespace of the NVMe", limit_s)
-
-
-_PLUGINS: dict[str, Callable[[str, float], Any]] = {"nvme": _wait_for_namespace}
 
 
 def kernel_words(about: Sequence[str], unless: Sequence[str] = (), path: str = KMSG) -> list[str]:

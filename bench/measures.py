@@ -30,6 +30,7 @@ ROOTFS_COLD, ROOTFS_WARM = "rootfs.cold", "rootfs.warm"
 VOLUME_COLD, VOLUME_WARM = "volume.cold", "volume.warm"
 BLOCK = "block-direct"
 BLOCK_BUFFERED = "block"
+OUTPUT = "output"
 TCP_IN, TCP_OUT, TCP_ANSWER = "tcp.in", "tcp.out", "tcp.answer"
 FILES_READ, FILES_WRITE = "files.read", "files.write"
 FILES_WALK, FILES_WALK_AGAIN, FILES_MAKE = "files.walk", "files.walk_again", "files.make"
@@ -78,6 +79,7 @@ MEASURES = {
         Measure(VOLUME_WARM, "a file of a bind-mounted volume, read from the host's page cache", RATE),
         Measure(BLOCK, "a block device, read with O_DIRECT, its file in the host's page cache", RATE),
         Measure(BLOCK_BUFFERED, "the same, read for the first time through the reader's page cache", RATE),
+        Measure(OUTPUT, "a container's output, from its first byte at ctr's stdout to its last", RATE),
         Measure(TCP_IN, "TCP from the host to a container", RATE),
         Measure(TCP_OUT, "TCP from a container to the host", RATE),
         Measure(TCP_ANSWER, "a byte by TCP from the host to a container and back"),

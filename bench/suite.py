@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import crowd, files, machine, measures, payload, settings, storage, tcp, timing
+from bench import crowd, files, machine, measures, output, payload, settings, storage, tcp, timing
 from bench.density import density
 from bench.document import KINDS, Document, Failure, Life, ProcessShare, Trials, WayFacts
 from bench.instance import CHECKOUT, containerd_in
@@ -159,7 +159,8 @@ def _measure(kind: str, stand: Stand, options: Options, wanted: Callable[[str, W
             said |= {"rounds": rounds, "pods": options.pods, "settle_s": options.settle_s}
         case "io":
             samples = storage.read_sequentially(stand, options.rounds, options.size_bytes)
-            samples += tcp.talk(stand, options.rounds, options.size_bytes, samples[-1].turn + 1)
+            for more in (tcp.talk, output.speak):
+                samples += more(stand, options.rounds, options.size_bytes, samples[-1].turn + 1)
             said["size_bytes"] = options.size_bytes
         case "files":
             done = files.behaviour(stand, options.rounds, options.size_bytes)

@@ -306,6 +306,14 @@ TARGETS = (
         Bound.AT_LEAST,
     ),
     Target(
+        "output",
+        "a container's output, as its client reads it: 200 MB/s",
+        "MiB/s",
+        {"kvm": 200e6 / measures.MIB},
+        partial(_median, "io", measures.OUTPUT, ""),
+        Bound.AT_LEAST,
+    ),
+    Target(
         "tcp.in",
         "TCP from a pod's host to the pod",
         "x runc",

@@ -19,7 +19,7 @@ from images.handover import Root, from_root
 from images.image import INITRD, KERNEL, ROOTFS, GuestImage
 from images.initramfs import initramfs
 from images.kernel import CMDLINE, KernelKind, find_kernel, vmlinux
-from images.modules import BOOT, ModuleTree, feature_list
+from images.modules import BOOT, ModuleTree, driver_list, feature_list
 from images.nvidia import driver as nvidia
 from images.packages import Fetched, Request, fetch
 from images.store import ImageStore
@@ -151,7 +151,7 @@ def assemble(
         root.mkdir()
         rootfs.populate(tree.path, python, root, static)
         features, module_files = feature_list(modules, rootfs.MODULES)
-        rootfs.add_modules(root, features, module_files)
+        rootfs.add_modules(root, features, module_files, driver_list(modules))
         if driver is not None:
             nvidia.add(driver, root)
     if kind is KernelKind.TUNED:

@@ -38,7 +38,7 @@ def build(
     settings: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> Path:
-    """Makes target (vmlinux, bzImage) and returns the directory that make left it in, below scratch.
+    """Makes target (bzImage, "vmlinux modules"), and returns the directory below scratch that it is in.
 
     toolchain: a root file system with compiler, make and the package linux-source. scratch: a directory on
     one file system, which needs 2 GB. log: where the tools' words go, if not where ours go.

@@ -4,6 +4,7 @@ The guest has no modprobe: it reads modules.txt, written here. Must not know wha
 """
 
 import lzma
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,21 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "veth": ("veth",),
     "fuse": ("fuse",),
     "nvidia": ("nvidia", "nvidia_uvm", "nvidia_modeset"),  # of the variant; no kernel of Debian's has them
+    # Network cards that a guest is given of the host's, most of them virtual functions.
+    "igbvf": ("igbvf",),
+    "ixgbevf": ("ixgbevf",),
+    "iavf": ("iavf",),
+    "mlx5": ("mlx5_core",),
 }
+# Of these, the module whose aliases say which devices of PCI are its.
+DRIVERS: Mapping[str, str] = {
+    "nvme": "nvme",
+    "igbvf": "igbvf",
+    "ixgbevf": "ixgbevf",
+    "iavf": "iavf",
+    "mlx5": "mlx5_core",
+}
+_ALIAS = re.compile(rb"\0alias=(pci:[^\0 ]+)(?=\0)")
 _SIGNATURE = b"~Module signature appended~\n"
 _SIGNATURE_INFO_BYTES = 12  # struct module_signature; its last four bytes are the signature's length
 
@@ -99,6 +114,20 @@ def feature_list(tree: ModuleTree, directory: str) -> tuple[str, dict[str, bytes
         files |= {f"{module.name}.ko": module.content for module in order}
         lines.append(" ".join([f"{feature}:", *(f"{directory}/{module.name}.ko" for module in order)]))
     return "".join(f"{line}\n" for line in lines), files
+
+
+def driver_list(tree: ModuleTree) -> str:
+    """The text of drivers.txt: which feature has the driver for which devices.
+
+    "pci:v00008086d*sv*sd*bc*sc*i* FEATURE" a line, a pattern of modalias (modules.alias(5) has such). Of a
+    driver that is built in there is none: it takes its devices by itself.
+    """
+    lines: list[str] = []
+    for feature, name in DRIVERS.items():
+        if tree.has(name) and not tree.is_builtin(name):
+            content = tree.load_order([name])[-1].content
+            lines += [f"{found.decode()} {feature}" for found in _ALIAS.findall(content)]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def unsigned(module: bytes) -> bytes:

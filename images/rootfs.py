@@ -130,8 +130,9 @@ def _standard_library(python: GuestPython, root: Path) -> None:
     python.compile(source, root / python.library, f"/{python.library}", sources)
 
 
-def add_modules(root: Path, text: str, files: Mapping[str, bytes]) -> None:
-    """Adds kernel modules, and modules.txt, which tells the agent the order in which to load them."""
+def add_modules(root: Path, text: str, files: Mapping[str, bytes], drivers: str) -> None:
+    """Adds kernel modules; modules.txt, which tells the agent the order in which to load them; drivers.txt,
+    which are for which devices."""
     directory = root / MODULES.lstrip("/")
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -139,6 +140,7 @@ def add_modules(root: Path, text: str, files: Mapping[str, bytes]) -> None:
     code = root / CODE.lstrip("/")
     code.mkdir(parents=True, exist_ok=True)
     (code / "modules.txt").write_text(text)
+    (code / "drivers.txt").write_text(drivers)
 
 
 def add_init(root: Path, program: bytes) -> None:

@@ -57,10 +57,15 @@ NO_DEVICES = DeviceWishes(nodes=(), text="")
 
 
 class Wish(Record):
-    """One request of the annotation. path: in the container, of its one device; "" if it says none."""
+    """One request of the annotation. path: in the container, of its one device; "" if it says none.
+
+    interface, ips: of a network card, its name and its addresses ("192.0.2.7/24") in the pod's network.
+    """
 
     request: "Request"
     path: str
+    interface: str = ""
+    ips: tuple[str, ...] = ()
 
 
 def wishes_of(spec: Spec, sysfs: str = SYSFS) -> DeviceWishes:
@@ -149,13 +154,17 @@ def _wish(words: list[str]) -> Wish:
     except InvalidArgument as error:
         raise _wrong(error.brief) from None
     given: dict[str, str] = {}
+    ips: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
+        if name == "ip" and equals:
+            ips.append(_ip(value))
+            continue
         if equals and (name in given or name not in _NAMES or not value):
             raise _wrong(f"{word[:80]!r}")
         if equals:
             given[name] = value
-    if beyond := given.keys() - {"path"} if addresses else ():
+    if beyond := given.keys() - {"path", "interface"} if addresses else ():
         raise _wrong(f"{sorted(beyond)[0]}= beside addresses")
     if len(set(addresses)) != len(addresses):
         raise _wrong("an address twice")
@@ -163,8 +172,14 @@ def _wish(words: list[str]) -> Wish:
     path = given.get("path", "")
     if path and (not path.startswith("/") or "\0" in path or (len(addresses) or count) != 1):
         raise _wrong(f"path={path[:80]}: an absolute path, of one device")
+    interface = given.get("interface", "")
+    if (interface or ips) and ((len(addresses) or count) != 1 or given.get("kind", "nic") != "nic"):
+        raise _wrong("interface= and ip= are of one network card")
+    if interface and not re.fullmatch(_INTERFACE, interface):
+        raise _wrong(f"interface={interface[:80]}: no name of an interface")
     if addresses:
-        return Wish(request=Request.at(*addresses), path=path)
+        request = Request.at(*addresses)
+        return Wish(request=request, path=path, interface=interface, ips=tuple(ips))
     if not given.keys() & {"kind", "vendor", "device", "model"}:
         raise _wrong("a request says neither an address nor what the device is like")
     request = Request(
@@ -176,10 +191,21 @@ def _wish(words: list[str]) -> Wish:
         same=_same(given["same"]) if "same" in given else None,
         partition=_yes(given.get("partition", "no")),
     )
-    return Wish(request=request, path=path)
+    return Wish(request=request, path=path, interface=interface, ips=tuple(ips))
 
 
-_NAMES = ("count", "kind", "vendor", "device", "model", "same", "partition", "path")
+_NAMES = ("count", "kind", "vendor", "device", "model", "same", "partition", "path", "interface")
+_INTERFACE = r"(?!lo$|casemate)[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}"
+
+
+def _ip(text: str) -> str:
+    from ipaddress import ip_interface
+
+    try:
+        found = ip_interface(text)
+    except ValueError:
+        raise _wrong(f"ip={text[:80]}: no address as 192.0.2.7/24") from None
+    return found.with_prefixlen
 
 
 def _number(text: str, base: int, most: int) -> int:

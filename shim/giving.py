@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Self
 
 from config.settings import Settings
-from rpc.errors import CasemateError, FailedPrecondition, NotFound, ResourceExhausted
+from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from shim import shortage
 from shim.devicewishes import DeviceWishes, Node, Wish, parse
 from shim.hugepages import Ram, none_would_do
 from shim.record import Identity
-from shim.vm.backing import STRICT, Backing, Cell, allowed_nodes, cells_of
+from shim.vm.backing import STRICT, Backing, Cell, allowed_cpus, allowed_nodes, cells_of
 from shim.vm.passthrough import Function
 from vfio import inventory, isolation
 from vfio.address import PciAddress
@@ -25,6 +25,7 @@ from vfio.binding import Bus
 from vfio.binding import Node as Bound
 from vfio.inventory import SYSFS, Inventory
 from vfio.isolation import Audit
+from vfio.kinds import Kind
 from vfio.ledger.demand import Host, Request, Same, Wanted
 from vfio.ledger.ledger import Ledger
 from vfio.ledger.records import Claim, NotEnough, Pod, Process
@@ -89,7 +90,8 @@ class Giver:
             nodes = self._bus.bind(ledger, claim.id, claim.addresses)
             ledger.use(claim.id)
             functions = _functions(found, claim, nodes, by_node, wished)
-            given = Given(claim.id, functions, _backing(claim, why, ram, functions, host, allowed))
+            backing = _backing(claim, why, ram, functions, host, allowed)
+            given = Given(claim.id, functions, _near(backing, host, allowed_cpus(self._proc)))
             undo.pop_all()
         return given
 
@@ -203,12 +205,14 @@ def _functions(
     The functions of a card are behind one root port, as on the host, each card behind its own.
     """
     bound = {node.address: node for node in nodes}
-    paths: dict[PciAddress, str] = {}
+    wish_of: dict[PciAddress, Wish] = {}
     by_text: set[PciAddress] = set()
     for wish, given in zip(wished, claim.given[len(by_node) :], strict=True):
         by_text.update(given)
-        if wish.path:
-            paths[given[0]] = wish.path
+        wish_of[given[0]] = wish
+        kind = found.functions[given[0]].kind
+        if (wish.interface or wish.ips) and kind is not Kind.NIC:
+            raise InvalidArgument(f"device {given[0]} is a {kind.value}, and has no interface to be set up")
     cards: dict[PciAddress, list[PciAddress]] = {}
     for address in sorted(each for group in claim.given for each in group):
         card = sorted({address, *(each for each in found.siblings(address) if each in bound)})
@@ -218,7 +222,7 @@ def _functions(
         # The guest looks for others only where there is a function 0.
         as_on_host = card[0].function == 0
         for number, address in enumerate(card):
-            device = found.functions[address]
+            device, asked = found.functions[address], wish_of.get(address)
             functions.append(
                 Function(
                     address=str(address),
@@ -230,10 +234,12 @@ def _functions(
                     function=address.function if as_on_host and len(card) > 1 else number,
                     several=len(card) > 1,
                     bar_bytes=sum(bar.size_bytes for bar in device.bars if bar.is_64_bit and not bar.is_rom),
-                    path=paths.get(address, ""),
+                    path=asked.path if asked is not None else "",
                     by_text=any(each in by_text for each in card),
                     vendor=device.vendor_id,
                     node=device.numa_node,
+                    interface=asked.interface if asked is not None else "",
+                    ips=asked.ips if asked is not None else (),
                 )
             )
     return tuple(functions)
@@ -263,3 +269,10 @@ def _backing(
     known = {node.node for node in host.nodes}
     named = sorted({each.node for each in functions if each.node is not None} & known) if several else []
     return Backing(0, why, cells_of(ram.size_bytes, named, allowed))
+
+
+def _near(backing: Backing, host: Host, allowed: Collection[int]) -> Backing:
+    """Each cell's CPUs run on those of its node, as far as the pod's cgroup lets them."""
+    of = {each.node: [cpu for core in each.cores for cpu in core if cpu in allowed] for each in host.nodes}
+    cells = (replace(cell, cpus=tuple(sorted(of.get(cell.host, ())))) for cell in backing.cells)
+    return replace(backing, cells=tuple(cells))

@@ -1,7 +1,8 @@
 """The guest's own kernel: the suite's linux-source, built with nothing but what kernel.config asks for.
 
-It mounts the root by itself: there are no modules to load first, so no initramfs. Kept by its recipe below
-CACHE/tuned. Must not know what else an image is made of.
+It mounts the root by itself: there are no modules to load first, so no initramfs. Those that it has are of
+devices that few guests are given. Kept by its recipe below CACHE/tuned. Must not know what else an image is
+made of.
 """
 
 import json
@@ -17,6 +18,7 @@ from rpc.errors import FailedPrecondition, PermissionDenied
 
 FRAGMENT = Path(__file__).with_name("kernel.config")
 TARGET = "vmlinux"
+_TARGETS = f"{TARGET} modules"
 SOURCE = "linux-source-"  # the package's name goes on with the version
 # A compiler and the source, unpacked and never configured: hence awk by its package's name, and the
 # directories and links of base-files.
@@ -47,18 +49,20 @@ def ensure(suite: str, mirror: str, cache: Path | None, say: Callable[[str], Non
         if os.geteuid() != 0:
             raise PermissionDenied("building a kernel needs root, for mounts of its own")
         log = target.with_name("log")
-        output = kbuild.build(toolchain.path, fragment, TARGET, target.parent, variables, log)
+        output = kbuild.build(toolchain.path, fragment, _TARGETS, target.parent, variables, log)
         release = (output / "include/config/kernel.release").read_text().strip()
         boot, modules = target / "boot", target / "usr/lib/modules" / release
-        for directory in (boot, modules):
+        for directory in (boot, modules / "kernel"):
             directory.mkdir(parents=True)
         (boot / f"{TARGET}-{release}").write_bytes(compact((output / TARGET).read_bytes()))
         shutil.copyfile(output / kbuild.CONFIG, boot / f"config-{release}")
         shutil.copyfile(output / "System.map", boot / f"System.map-{release}")
         shutil.copyfile(output / "modules.builtin", modules / "modules.builtin")
+        for module in output.rglob("*.ko"):
+            shutil.copyfile(module, modules / "kernel" / module.name)
         (target / _ORIGIN).write_text(json.dumps(origin))
 
-    recipe = [origin, *kbuild.commands(TARGET, variables)]
+    recipe = [origin, *kbuild.commands(_TARGETS, variables)]
     path = entries.entry(_home(cache), _KIND, recipe, make, lambda text: say(f"tuned guest: {text}"))
     return Fetched(path, toolchain.versions)
 

@@ -27,7 +27,7 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 7
+PROTOCOL = 8
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
@@ -143,11 +143,24 @@ class Disk(Message):
     read_only: bool = boolean(6)
 
 
+class Address(Message):
+    """Of an interface. Addresses are 4 or 16 bytes. peer: the other end of a point-to-point link, else empty.
+    scope: rtnetlink(7)'s. prefix_route: whether the kernel makes the route to its network."""
+
+    local: bytes = bytes_(1)
+    prefix: int = uint32(2)
+    peer: bytes = bytes_(3)
+    broadcast: bytes = bytes_(4)
+    scope: int = uint32(5)
+    prefix_route: bool = boolean(6)
+
+
 class PciDevice(Message):
     """A function of a device that the machine was given. name: whatever the shim calls it. It is behind the
     root port at `port` (bus, slot and function in the guest, "00:06.0"), with this number there.
     kind: "nvme" and so on, by which the agent knows what is to become of it; "" is any other. node: of the
-    guest's NUMA nodes, the one that it is on; -1 where the host names none.
+    guest's NUMA nodes, the one that it is on; -1 where the host names none. interface, addresses: of a
+    network card, its name ("" leaves that to the agent) and what it is to have.
     """
 
     name: str = string(1)
@@ -155,6 +168,8 @@ class PciDevice(Message):
     function: int = uint32(3)
     kind: str = string(4)
     node: int = sint32(5)
+    interface: str = string(6)
+    addresses: list[Address] = messages(7, Address)
 
 
 class DevicesRequest(Message):
@@ -167,6 +182,7 @@ class DevicesRequest(Message):
 class FoundDevice(Message):
     """What has become of one. address: the guest's. driver: "" if there is none for it. nodes: below /dev.
     problem: why it is not what it should be, else ""; words: what the guest's kernel has said about it.
+    interfaces: of a network card.
     """
 
     name: str = string(1)
@@ -175,6 +191,7 @@ class FoundDevice(Message):
     nodes: list[str] = strings(4)
     problem: str = string(5)
     words: list[str] = strings(6)
+    interfaces: list[str] = strings(7)
 
 
 class DevicesResponse(Message):
@@ -281,18 +298,6 @@ class StatsResponse(Message):
     """metrics: an encoded io.containerd.cgroups.v2.Metrics (rpc/api/cgroups.py)."""
 
     metrics: bytes = bytes_(1)
-
-
-class Address(Message):
-    """Of an interface. Addresses are 4 or 16 bytes. peer: the other end of a point-to-point link, else empty.
-    scope: rtnetlink(7)'s. prefix_route: whether the kernel makes the route to its network."""
-
-    local: bytes = bytes_(1)
-    prefix: int = uint32(2)
-    peer: bytes = bytes_(3)
-    broadcast: bytes = bytes_(4)
-    scope: int = uint32(5)
-    prefix_route: bool = boolean(6)
 
 
 class Interface(Message):

@@ -13,11 +13,13 @@ STRICT, PREFERRED, ANYWHERE = "strict", "preferred", ""
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A NUMA node of the guest's. host: the number of the host's that it stands for."""
+    """A NUMA node of the guest's. host: the number of the host's that it stands for. cpus: of the host's, on
+    which its CPUs run; none leaves that open."""
 
     host: int
     memory_bytes: int
     policy: str = PREFERRED
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,18 @@ def words(page_bytes: int) -> str:
 
 
 def allowed_nodes(proc: str) -> list[int]:
-    """Whose memory this process may have (proc(5), Mems_allowed_list)."""
+    """Whose memory this process may have (proc(5))."""
+    return _allowed(proc, "Mems_allowed_list:")
+
+
+def allowed_cpus(proc: str) -> list[int]:
+    """On which this process may run (proc(5))."""
+    return _allowed(proc, "Cpus_allowed_list:")
+
+
+def _allowed(proc: str, name: str) -> list[int]:
     with open(f"{proc}/self/status", encoding="utf-8", errors="replace") as file:
-        said = next((line.split()[1] for line in file if line.startswith("Mems_allowed_list:")), "")
+        said = next((line.partition(":")[2].strip() for line in file if line.startswith(name)), "")
     found: list[int] = []
     for part in filter(None, said.split(",")):
         first, _, last = part.partition("-")

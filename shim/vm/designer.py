@@ -224,7 +224,7 @@ def _cells(backing: "Backing", vcpus: int) -> tuple[NumaCell, ...]:
 
     cpus = cpus_of(vcpus, len(backing.cells))
     return tuple(
-        NumaCell(each, cell.memory_bytes, cell.host, cell.policy)
+        NumaCell(each, cell.memory_bytes, cell.host, cell.policy, cell.cpus)
         for each, cell in zip(cpus, backing.cells, strict=True)
     )
 

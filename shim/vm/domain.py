@@ -186,13 +186,14 @@ class Expander:
 
 @dataclass(frozen=True, slots=True)
 class NumaCell:
-    """A NUMA node of the guest's: its CPUs, and of which node of the host's its memory is, by which of
-    libvirt's policies; "" leaves that open."""
+    """A NUMA node of the guest's: its CPUs, of which node of the host's its memory is, by which of libvirt's
+    policies ("" leaves that open), and on which of the host's CPUs its own run (none leaves that open)."""
 
     cpus: range
     memory_bytes: int
     host: int
     policy: str
+    near: tuple[int, ...] = ()
 
     def xml(self, number: int) -> str:
         cpus = {"cpus": f"{self.cpus[0]}-{self.cpus[-1]}"} if self.cpus else {}
@@ -313,6 +314,7 @@ class Domain:
             text("memory", str(self.memory_bytes), unit="bytes"),
             text("vcpu", str(self.vcpus)),
             self._memory_backing(),
+            self._cpu_tune(),
             self._numa_tune(),
             self._os(),
             self._features(),
@@ -353,6 +355,14 @@ class Domain:
         if self.prealloc_threads:
             parts.append(element("allocation", mode="immediate", threads=self.prealloc_threads))
         return element("memoryBacking", *parts) if parts else ""
+
+    def _cpu_tune(self) -> str:
+        pins = [
+            element("vcpupin", vcpu=cpu, cpuset=",".join(map(str, cell.near)))
+            for cell in self.cells
+            for cpu in (cell.cpus if cell.near else ())
+        ]
+        return element("cputune", *pins) if pins else ""
 
     def _numa_tune(self) -> str:
         tuned = [

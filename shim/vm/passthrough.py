@@ -49,7 +49,7 @@ class Function:
     port: which of the machine's root ports for devices it is behind, function: its number there; several:
     whether others are there too. bar_bytes: its 64-bit memory BARs. path: where a container asked to find it.
     by_text: whether the pod's annotation asked for it. vendor: its id. node: the host's NUMA node, where it
-    names one.
+    names one. interface, ips: of a network card, its name and its addresses in the pod.
     """
 
     address: str
@@ -65,6 +65,8 @@ class Function:
     by_text: bool = False
     vendor: int = 0
     node: int | None = None
+    interface: str = ""
+    ips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +217,18 @@ def request_of(
                 function=each.function,
                 kind=each.kind,
                 node=-1 if cell is None else cell,
+                interface=each.interface,
+                addresses=[_address(ip) for ip in each.ips],
             )
         )
     return api.DevicesRequest(devices=devices, limit_ms=int(limit_s * 1000))
+
+
+def _address(ip: str) -> api.Address:
+    from ipaddress import ip_interface
+
+    found = ip_interface(ip)
+    return api.Address(local=found.packed, prefix=found.network.prefixlen, prefix_route=True)
 
 
 def check(functions: Sequence[Function], answer: api.DevicesResponse) -> None:
@@ -232,7 +243,8 @@ def check(functions: Sequence[Function], answer: api.DevicesResponse) -> None:
             failed += [f"  {printable(line, 200)}" for line in (one.words if one is not None else ())[:16]]
             continue
         driver = printable(one.driver, _MOST_NAME) or "without a driver, an entry of sysfs alone"
-        words = [driver, *(printable(node, _MOST_NAME) for node in one.nodes[:16])]
+        made = (*one.interfaces[:16], *one.nodes[:16])
+        words = [driver, *(printable(name, _MOST_NAME) for name in made)]
         at = printable(one.address, _MOST_NAME)
         log.info("device %s is %s in the guest: %s", function.address, at, " ".join(words))
     if failed:

@@ -15,7 +15,7 @@ from tests.testbed.__main__ import ensure
 from tests.testbed.devices import TOPOLOGIES
 from tests.testbed.installation import PLACE
 
-Look = Callable[[str, str], Any]
+Look = Callable[..., Any]
 LIMIT_S = 1500.0
 
 
@@ -27,13 +27,16 @@ def bed() -> machine.Bed:
 
 @pytest.fixture(scope="session")
 def look_inside(bed: machine.Bed, tmp_path_factory: pytest.TempPathFactory) -> Look:
-    """What a program of inside/ saw in an instance of its own, with this topology's devices, if any."""
+    """What a program of inside/ saw in an instance of its own, with this topology's devices, if any.
+
+    Called with the program, the topology, and the program's arguments.
+    """
 
     @functools.cache
-    def look(program: str, topology: str) -> Any:
+    def look(program: str, topology: str, *words: str) -> Any:
         share = tmp_path_factory.mktemp("share")
         python = str(product.DEFAULT_PREFIX / "bin/python3")
-        command = [python, "-BEs", "-m", f"tests.testbed.inside.{program}"]
+        command = [python, "-BEs", "-m", f"tests.testbed.inside.{program}", *words]
         devices = TOPOLOGIES[topology] if topology else None
         shape = machine.Shape(share=share, limit_s=LIMIT_S, devices=devices)
         assert machine.run(bed, ["env", "--chdir", PLACE, *command], shape) == 0

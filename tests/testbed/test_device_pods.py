@@ -1,9 +1,11 @@
 """Pods that are given devices of the host, under a real KVM with a real VFIO: what they see, what is left."""
 
+import re
 from typing import Any
 
 import pytest
 
+from tests.testbed.inside import cards, dma
 from tests.testbed.inside.device_pods import WORDS
 
 INSIDE = "device_pods"
@@ -148,6 +150,10 @@ def test_the_guest_has_the_nodes_of_its_devices_and_each_device_is_on_its_own(nu
     assert sum(sizes) > numa["record"]["memory_bytes"] * 3 // 4 >> 20
 
 
+def test_its_cpus_run_on_those_of_their_nodes(numa: Any) -> None:
+    assert numa["near"] == {"CPU 0/KVM": "0", "CPU 1/KVM": "1"}  # as the bed's nodes have them
+
+
 def test_its_bars_are_whole_there_too(numa: Any) -> None:
     for line in numa["sees"]:
         if line.startswith("0x10de"):
@@ -176,6 +182,60 @@ def test_a_pod_that_must_have_them_is_told_how_many_are_missing_and_who_has_them
         assert missing in numa["other"]["err"]
         assert f"{half} huge pages of NUMA node {node} are claimed, pod default/numa" in numa["other"]["err"]
     assert numa["states"] == {}
+
+
+# --- a virtual function of a network card ---
+
+
+@pytest.fixture(scope="module")
+def card(seen: Any) -> Any:
+    assert seen["cards"]["talk"]["code"] == 0, seen["cards"]
+    return seen["cards"]
+
+
+def test_a_container_speaks_by_its_virtual_function_with_who_is_on_the_wire(card: Any) -> None:
+    for address in (cards.HOST, cards.HOST6):
+        assert f"{address} {cards.BYTES}\n" in card["talk"]["out"]
+    assert card["callers"] == [f"::ffff:{cards.POD}", cards.POD6]
+
+
+def test_its_interface_has_the_name_and_the_addresses_that_were_asked_for(card: Any) -> None:
+    for address in (f"{cards.POD}/{cards.NETWORK}", f"{cards.POD6}/{cards.NETWORK6}"):
+        assert re.search(rf"\b{cards.NAME}\b.* {re.escape(address)} ", card["talk"]["out"])
+
+
+def test_it_was_reset_and_has_its_driver_again(card: Any) -> None:
+    assert card["before"] == card["after"] != "vfio-pci"
+    assert [line for line in card["log"] if line.startswith("flr in")]
+    assert card["left"] == {}
+
+
+def test_the_card_itself_stays_the_hosts(card: Any) -> None:
+    assert card["whole"]["code"] != 0
+    assert "vfs-enabled" in card["whole"]["err"]
+    assert card["card"] == "igb"
+
+
+def test_what_is_no_network_card_has_no_interface(card: Any) -> None:
+    assert card["disk"]["code"] != 0
+    assert "is a nvme, and has no interface to be set up" in card["disk"]["err"]
+
+
+# --- DMA that a tenant makes ---
+
+
+def test_a_device_reads_and_writes_its_guests_memory(seen: Any) -> None:
+    assert seen["dma"]["done"]["code"] == 0, seen["dma"]
+    tenant = seen["dma"]["tenant"]
+    assert (tenant["read"], tenant["written"], tenant["words"]) == (True, True, dma.WORDS)
+
+
+def test_it_reads_and_writes_nothing_outside_and_the_hosts_log_says_so(seen: Any) -> None:
+    """Nothing came in: its buffer has what the guest put there."""
+    assert seen["dma"]["tenant"]["stolen"] == dma.WORDS
+    stopped = [line for line in seen["dma"]["faults"] if seen["dma"]["address"][5:] in line]
+    assert [line for line in stopped if "DMA Write" in line and f"{dma.OUTSIDE:#x}" in line]
+    assert [line for line in stopped if "DMA Read" in line and f"{dma.OUTSIDE:#x}" in line]
 
 
 # --- when something is killed ---

@@ -113,7 +113,7 @@ def test_everything_else_that_is_measured(
         shims = idle.values(way, measures.PSS_SHIM)
         assert all(measures.MIB < one < other for one, other in zip(shims, shares, strict=True))
         rates = (measures.ROOTFS_WARM, measures.VOLUME_WARM, measures.BLOCK)
-        for name in (*rates, measures.TCP_IN, measures.TCP_OUT):
+        for name in (*rates, measures.TCP_IN, measures.TCP_OUT, measures.OUTPUT):
             assert len(read.values(way, name)) == 2
         assert all(0 < answer < 1 for answer in read.values(way, measures.TCP_ANSWER))
     assert idle.values("runc", measures.GUEST_USED) == []

@@ -62,6 +62,16 @@ def _huge_of(pid: int) -> dict[str, int]:
     return found
 
 
+def _near(pid: int) -> dict[str, str]:
+    """On which of the host's CPUs each of its own may run, by QEMU's names of their threads ("CPU 0/KVM")."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if (name := (task / "comm").read_text().strip()).startswith("CPU "):
+            status = (task / "status").read_text()
+            found[name] = re.findall(r"^Cpus_allowed_list:\t(.*)$", status, re.MULTILINE)[0]
+    return found
+
+
 def look() -> dict[str, Any]:
     SETTINGS.write_text(setting('hugepages = "required"'))
     where = places.addresses()
@@ -75,7 +85,8 @@ def look() -> dict[str, Any]:
             seen["record"] = record("numa")
             spans = casemate("trace", "numa")["spans"]
             seen["created"] = next(each["detail"] for each in spans if each["name"] == "libvirt.create")
-            seen |= {"during": free(), "huge": _huge_of(seen["record"]["qemu_pid"])}
+            qemu = seen["record"]["qemu_pid"]
+            seen |= {"during": free(), "huge": _huge_of(qemu), "near": _near(qemu)}
             others = f"{where['gpu1']},{where['gpu3']}"
             seen["other"] = timed(ctr("other", "true", wish=others, options=options))
             seen["ps"] = subprocess.run(["casemate", "ps"], capture_output=True, text=True, check=True).stdout

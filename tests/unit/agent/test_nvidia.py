@@ -51,6 +51,7 @@ class Guest:
         at = self.root / f"sys/devices/pci0000:00/0000:{port}" / address
         at.mkdir(parents=True)
         (at / "vendor").write_text("0x10de\n")
+        (at / "modalias").write_text("pci:v000010DEd00002330\n")
         for directory in (at, at.parent):
             (self.root / "sys/bus/pci/devices" / directory.name).symlink_to(directory)
 
@@ -84,6 +85,7 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[Any]) ->
 
     monkeypatch.setattr(boot, "load_feature", load)
     monkeypatch.setattr(boot, "features", lambda: {"nvidia": []})
+    monkeypatch.setattr(boot, "driver_of", lambda modalias: None)
     monkeypatch.setattr(os, "mknod", guest.mknod)
     kmsg = tmp_path / "kmsg"
     kmsg.write_text("")

@@ -2,18 +2,20 @@
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent import boot, passthrough
+from agent import boot, network, passthrough
 from agent.passthrough import Passthrough, kernel_words
 from rpc.api.agent import GivenDevice, PciDevice
-from rpc.errors import FailedPrecondition, NotFound
+from rpc.errors import NotFound
 
 NVME = PciDevice(name="0000:3b:00.0", port="00:06.0", function=0, kind="nvme")
 GPU = PciDevice(name="0000:3c:00.0", port="00:06.1", function=0, kind="gpu")
+CARD = PciDevice(name="0000:5e:10.0", port="00:06.2", function=0, kind="nic")
 SOUND = PciDevice(name="0000:3c:00.1", port="00:06.1", function=1, kind="audio")
 
 
@@ -23,6 +25,8 @@ class Guest:
     def __init__(self, root: Path) -> None:
         self.sys = root
         self.root = root / "devices/pci0000:00"
+        self.loaded: list[str] = []
+        self.drivers = root.with_name("drivers.txt")
         (root / "bus/pci/devices").mkdir(parents=True)
         for name in ("block", "nvme", "drm"):
             (root / "class" / name).mkdir(parents=True)
@@ -30,6 +34,7 @@ class Guest:
     def function(self, port: str, address: str, driver: str = "") -> Path:
         at = self.root / f"0000:{port}" / address
         at.mkdir(parents=True)
+        (at / "modalias").write_text("pci:v00000000d00000000\n")
         for directory in (at, at.parent):
             link = self.sys / "bus/pci/devices" / directory.name
             if not link.is_symlink():
@@ -56,13 +61,15 @@ class Guest:
 
 @pytest.fixture
 def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
-    loaded: list[str] = []
-    monkeypatch.setattr(boot, "load_feature", loaded.append)
+    made = Guest(tmp_path / "sys")
+    made.drivers.write_text("")
+    monkeypatch.setattr(boot, "load_feature", made.loaded.append)
+    monkeypatch.setattr(boot, "driver_of", partial(boot.driver_of, list_path=str(made.drivers)))
     monkeypatch.setattr(boot, "features", dict)
     kmsg = tmp_path / "kmsg"
     kmsg.write_text("")
     monkeypatch.setattr(passthrough, "KMSG", str(kmsg))
-    return Guest(tmp_path / "sys")
+    return made
 
 
 def come_up(guest: Guest, *devices: PciDevice, limit_s: float = 10.0) -> tuple[Passthrough, list[Any]]:
@@ -120,15 +127,41 @@ def test_an_nvme_without_a_namespace_says_so_with_the_kernels_words(
     assert nvme.driver == "nvme"
 
 
-def test_a_kernel_without_the_driver_says_so(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_the_driver_says_so(guest: Guest) -> None:
     guest.function("00:06.0", "0000:02:00.0")
+    guest.function("00:06.2", "0000:04:00.0")
+    named = PciDevice(name=CARD.name, port=CARD.port, function=0, kind="nic", interface="net1")
+    _, found = come_up(guest, NVME, named, CARD)
+    lacks = "this guest image's kernel has no driver for it"
+    assert [each.problem for each in found] == [lacks, lacks, ""]
 
-    def lacking(name: str) -> None:
-        raise FailedPrecondition(f"this guest image's kernel has no {name}")
 
-    monkeypatch.setattr(boot, "load_feature", lacking)
-    _, (nvme,) = come_up(guest, NVME)
-    assert nvme.problem == "this guest image's kernel has no nvme"
+def test_the_images_driver_for_a_device_is_loaded_unless_one_has_taken_it(guest: Guest) -> None:
+    (guest.function("00:06.0", "0000:02:00.0", "other") / "modalias").write_text("pci:v0000AAAAd00000001sv\n")
+    (guest.function("00:06.1", "0000:03:00.0") / "modalias").write_text("pci:v0000AAAAd00000001sv\n")
+    (guest.function("00:06.2", "0000:04:00.0") / "modalias").write_text("pci:v0000BBBBd00000001sv\n")
+    guest.drivers.write_text("pci:v*d00000002* no\npci:v0000AAAAd*sv* right\npci:v*d* late\n")
+    come_up(guest, NVME, limit_s=0.1)
+    assert guest.loaded == []
+    come_up(guest, GPU)
+    assert guest.loaded == ["right"]
+    come_up(guest, CARD)
+    assert guest.loaded == ["right", "late"]
+
+
+def test_a_network_card_is_set_up_once_it_has_an_interface(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel then makes of it is shown in the test bed."""
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(network, "set_up_card", lambda name, wanted: asked.append((name, wanted.name)))
+    at = guest.function("00:06.2", "0000:04:00.0", "igbvf")
+    _, (card,) = come_up(guest, CARD, limit_s=0.1)
+    assert card.problem == "no interface of the network card appeared within 0.1 s"
+    (at / "net/eth1").mkdir(parents=True)
+    _, (card,) = come_up(guest, CARD)
+    assert (card.problem, card.driver, card.interfaces) == ("", "igbvf", ["eth1"])
+    assert asked == [("eth1", CARD.name)]
 
 
 def test_of_several_ways_to_a_disk_it_is_the_disk(guest: Guest) -> None:

@@ -180,3 +180,4 @@ def test_reading_is_reported_beside_runc_and_a_block_device_has_its_target() -> 
         assert read is not None
         assert read.value == 0.25
     assert judged["read.block"].verdict is Verdict.MISSED
+    assert judged["output"].verdict is Verdict.NOT_MEASURED

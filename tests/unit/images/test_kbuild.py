@@ -38,7 +38,7 @@ def test_is_turned_down_by_name(line: str) -> None:
 def test_every_line_of_a_fragment_says_one_thing_once(fragment: Path) -> None:
     lines = fragment.read_text().splitlines()
     said = [line for line in lines if line and not (line.startswith("#") and "is not set" not in line)]
-    assert all(re.fullmatch(r"CONFIG_\w+=(y|\d+|\".*\")|# CONFIG_\w+ is not set", line) for line in said)
+    assert all(re.fullmatch(r"CONFIG_\w+=(y|m|\d+|\".*\")|# CONFIG_\w+ is not set", line) for line in said)
     names = [re.findall(r"CONFIG_\w+", line)[0] for line in said]
     assert len(names) == len(set(names)) > 100
 

@@ -1,11 +1,12 @@
 """Kernel modules: load order, what is built in, signatures, the list that the agent reads."""
 
+import lzma
 from pathlib import Path
 
 import pytest
 
 from images.kernel import find_kernel
-from images.modules import ModuleTree, feature_list, unsigned
+from images.modules import ModuleTree, driver_list, feature_list, unsigned
 from rpc.errors import FailedPrecondition
 from tests.unit.images.fakes import kernel_tree, module, signed
 
@@ -77,3 +78,22 @@ def test_the_feature_list_names_what_there_is(tmp_path: Path) -> None:
         "overlay: /m/overlay.ko",
     ]
     assert sorted(files) == ["overlay.ko", "vmw_vsock_virtio_transport.ko", "vsock.ko"]
+
+
+def test_the_driver_list_has_the_aliases_of_drivers_that_are_modules(tmp_path: Path) -> None:
+    modules = tree(
+        tmp_path, {"net/igbvf": "", "fs/overlay": "", "net/iavf": "lib", "net/lib": ""}, ("d/nvme",)
+    )
+    for name, aliases in {
+        "igbvf": ("pci:v00008086d0000152Dsv*sd*bc*sc*i*", "pci:v00008086d000010CAsv*sd*bc*sc*i*", "virtual"),
+        "iavf": ("pci:v00008086d00001889sv*sd*bc*sc*i*",),
+        "lib": ("pci:v00008086d00009999sv*sd*bc*sc*i*",),
+    }.items():
+        (file,) = tmp_path.rglob(f"{name}.ko.xz")
+        words = "".join(f"alias={alias}\0" for alias in aliases).encode()
+        file.write_bytes(lzma.compress(lzma.decompress(file.read_bytes()) + b"\0" + words))
+    assert driver_list(modules).splitlines() == [
+        "pci:v00008086d0000152Dsv*sd*bc*sc*i* igbvf",
+        "pci:v00008086d000010CAsv*sd*bc*sc*i* igbvf",
+        "pci:v00008086d00001889sv*sd*bc*sc*i* iavf",
+    ]

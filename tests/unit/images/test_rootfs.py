@@ -104,9 +104,10 @@ def test_no_agent_is_an_error(tmp_path: Path, python: GuestPython, root: Path) -
 
 
 def test_modules_and_their_list_are_added(tmp_path: Path) -> None:
-    rootfs.add_modules(tmp_path, "vsock: /usr/lib/modules/a.ko\n", {"a.ko": b"A"})
+    rootfs.add_modules(tmp_path, "vsock: /usr/lib/modules/a.ko\n", {"a.ko": b"A"}, "pci:v*d* a\n")
     assert (tmp_path / "usr/lib/modules/a.ko").read_bytes() == b"A"
     assert (tmp_path / "usr/lib/casemate/modules.txt").read_text() == "vsock: /usr/lib/modules/a.ko\n"
+    assert (tmp_path / "usr/lib/casemate/drivers.txt").read_text() == "pci:v*d* a\n"
 
 
 def test_a_program_that_is_missing_from_the_packages_is_an_error(tmp_path: Path, python: GuestPython) -> None:

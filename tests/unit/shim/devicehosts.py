@@ -53,10 +53,11 @@ class DeviceHost:
         self.memory(0)
         self.look_again()
 
-    def memory(self, *nodes: int) -> None:
-        """This process may have that of these nodes."""
+    def memory(self, *nodes: int, cpus: str = "") -> None:
+        """This process may have that of these nodes, and run on these CPUs."""
         allowed = ",".join(map(str, nodes))
-        self.tree.put("proc/self/status", f"Name:\tpython3\nMems_allowed_list:\t{allowed}\n")
+        lines = ("Name:\tpython3", f"Cpus_allowed_list:\t{cpus}", f"Mems_allowed_list:\t{allowed}", "")
+        self.tree.put("proc/self/status", "\n".join(lines))
 
     def look_again(self) -> None:
         """The kernel knows what was plugged in since."""

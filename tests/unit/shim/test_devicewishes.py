@@ -138,6 +138,14 @@ def test_requests(text: str, requests: list[Request], paths: list[str], together
         ("3b:00.0,3c:00.0,path=/dev/data", "an absolute path, of one device"),
         ("count=2", "neither an address"),
         ("path=/dev/data", "neither an address"),
+        ("count=2,kind=nic,interface=net1", "interface= and ip= are of one network card"),
+        ("kind=gpu,ip=192.0.2.7/24", "interface= and ip= are of one network card"),
+        ("3b:00.0,interface=lo", "interface=lo: no name of an interface"),
+        ("3b:00.0,interface=a/b", "no name of an interface"),
+        ("3b:00.0,interface=casemate0", "no name of an interface"),
+        ("3b:00.0,interface=sixteen-letters-", "no name of an interface"),
+        ("3b:00.0,ip=192.0.2.300/24", "ip=192.0.2.300/24: no address as"),
+        ("3b:00.0,ip=", "ip=: no address as"),
         ("kind=gpu;" * 17, "more than 16 requests"),
     ],
 )
@@ -145,6 +153,13 @@ def test_what_is_wrong_is_named(text: str, said: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse(text)
     assert said in str(caught.value)
+
+
+def test_a_network_card_has_a_name_and_addresses() -> None:
+    (wish,), _ = parse("kind=nic,interface=net1,ip=192.0.2.7/24,ip=2001:db8::7/64")
+    assert (wish.interface, wish.ips) == ("net1", ("192.0.2.7/24", "2001:db8::7/64"))
+    (wish,), _ = parse("3b:10.0,ip=192.0.2.7")
+    assert (wish.interface, wish.ips) == ("", ("192.0.2.7/32",))
 
 
 @given(st.text(alphabet="count=2,;kndvreogpath/same.:0f \0\n", max_size=60))

@@ -105,14 +105,14 @@ DOMAINS = {
         profile=DEFAULT.replace(vcpus=3, memory_bytes=2 << 30),
         functions=(replace(GPU, node=1), replace(CARD, node=0), replace(SOUND, node=0), EDU),
         access=Access(IOMMUFD),
-        backing=Backing(2 << 20, cells=(Cell(0, 1 << 30, STRICT), Cell(1, 1 << 30, STRICT))),
+        backing=Backing(2 << 20, cells=(Cell(0, 1 << 30, STRICT), Cell(1, 1 << 30, STRICT, (8, 9, 24)))),
     ),
     "kvm-vsock-devices-node": designed(
         KVM,
         "vsock",
         functions=(replace(GPU, node=1),),
         access=Access(IOMMUFD),
-        backing=Backing(0, "none are free", (Cell(1, 128 << 20),)),
+        backing=Backing(0, "none are free", (Cell(1, 128 << 20, cpus=(4, 5)),)),
     ),
     "kvm-vsock-devices-hugepages": designed(
         KVM, "vsock", functions=(GPU,), access=Access(IOMMUFD), backing=Backing(2 << 20)

@@ -1,5 +1,6 @@
 """What the RAM of a machine with devices is made of: pages, of which node, and why none but ordinary ones."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from shim.cgroup import Hierarchy
 from shim.giving import Given
 from shim.hugepages import Ram
 from shim.shortage import Limit
-from shim.vm.backing import ANYWHERE, PREFERRED, STRICT, Backing, Cell, allowed_nodes, cells_of, cpus_of
+from shim.vm.backing import (
+    ANYWHERE,
+    PREFERRED,
+    STRICT,
+    Backing,
+    Cell,
+    allowed_cpus,
+    allowed_nodes,
+    cells_of,
+    cpus_of,
+)
 from tests.unit.shim.devicehosts import FIRST, SECOND, DeviceHost, settings_in_memory, wishes
 from tests.unit.vfio.machines import H100, INTEL_PORT
 from tests.unit.vfio.trees import ROOT_PORT, Acs
@@ -88,6 +99,16 @@ def test_devices_of_two_nodes_have_half_of_the_memory_on_each(host: DeviceHost, 
         pages(host, node, SMALL, 200)
     cells = take(host, settings, f"{NODE_0}, {NODE_1}", 258).backing.cells
     assert cells == (Cell(0, 130 * MIB, STRICT), Cell(1, 128 * MIB, STRICT))
+
+
+def test_cpus_run_near_the_memory_as_far_as_the_pods_cgroup_lets_them(
+    host: DeviceHost, settings: Settings
+) -> None:
+    host.tree.put("sys/devices/system/node/node0/cpulist", "0-3\n")
+    host.tree.put("sys/devices/system/node/node1/cpulist", "4-7\n")
+    host.memory(0, 1, cpus="5-8")
+    cells = take(host, settings, f"{NODE_0}, {NODE_1}").backing.cells
+    assert [cell.cpus for cell in cells] == [(), (5, 6, 7)]
 
 
 def test_the_largest_that_suffice_are_taken(host: DeviceHost, settings: Settings) -> None:
@@ -220,9 +241,11 @@ def test_memory_of_ordinary_pages_is_divided_in_whole_mib() -> None:
 
 def test_allowed_nodes_are_read_from_proc(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
-    (tmp_path / "self/status").write_text("Name:\tx\nMems_allowed_list:\t0-1,4\n")
+    (tmp_path / "self/status").write_text("Cpus_allowed_list:\t\nMems_allowed_list:\t0-1,4\n")
     assert allowed_nodes(str(tmp_path)) == [0, 1, 4]
+    assert allowed_cpus(str(tmp_path)) == []
     assert 0 in allowed_nodes("/proc")
+    assert set(allowed_cpus("/proc")) == os.sched_getaffinity(0)
 
 
 @pytest.mark.parametrize(("name", "none"), [("max", "max"), ("limit_in_bytes", str((1 << 63) - 4096))])
