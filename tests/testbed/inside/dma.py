@@ -4,7 +4,11 @@ QEMU's edu copies between its buffer and whatever address it is told (docs/specs
 tells it here is a tenant who is root in a privileged container of his machine.
 """
 
+import ctypes
 import json
+import mmap
+import os
+import struct
 import subprocess
 from typing import Any
 
@@ -14,9 +18,12 @@ from tests.testbed.inside.one_pod import timed
 
 DEVICE = "edu0"
 WORDS = "what the guest wrote"
-OUTSIDE = 0x7000_0000  # no RAM of a machine of 128 MiB to 1 GiB, and RAM of the host's
+SECRET = "what the host wrote"
+BEYOND = 1 << 30  # of the guest's RAM
+PAGE = 4096
 TENANT = f"""\
-import ctypes, glob, json, mmap, os, struct, time
+import ctypes, glob, json, mmap, os, struct, sys, time
+outside = int(sys.argv[1])
 (at,) = [os.path.dirname(path) for path in glob.glob("/sys/bus/pci/devices/*/device")
          if open(path).read() == "0x11e8\\n"]
 open(at + "/enable", "w").write("1")
@@ -50,8 +57,8 @@ seen["read"] = copy(physical, BUFFER, 1)
 page[:64] = bytes(64)
 seen["written"] = copy(BUFFER, physical, 3)
 seen["words"] = words()
-seen["out"] = copy(BUFFER, {OUTSIDE}, 3)
-seen["in"] = copy({OUTSIDE}, BUFFER, 1)
+seen["out"] = copy(BUFFER, outside, 3)
+seen["in"] = copy(outside, BUFFER, 1)
 copy(BUFFER, physical, 3)
 seen["stolen"] = words()
 print(json.dumps(seen))
@@ -64,13 +71,36 @@ def faults() -> list[str]:
     return [line for line in log.splitlines() if "DMAR" in line and "fault addr" in line]
 
 
+def page_of_the_hosts(memory: mmap.mmap) -> tuple[int, int]:
+    """Of this process's memory a page with the secret, where the guest has no RAM: where it is there, and its
+    physical address."""
+    anchor = ctypes.c_char.from_buffer(memory)
+    base = ctypes.addressof(anchor)
+    del anchor
+    with open("/proc/self/pagemap", "rb", 0) as pagemap:
+        for offset in range(0, len(memory), PAGE):
+            memory[offset : offset + len(SECRET)] = SECRET.encode()
+            (entry,) = struct.unpack("<Q", os.pread(pagemap.fileno(), 8, (base + offset) // PAGE * 8))
+            if (at := (entry & (1 << 55) - 1) * PAGE) >= BEYOND:
+                if ctypes.CDLL(None).mlock(ctypes.c_void_p(base + offset), PAGE):
+                    raise OSError("mlock")
+                return offset, at
+    raise AssertionError("all of this memory lies below the guest's")
+
+
 def look() -> dict[str, Any]:
     address = places.addresses()[DEVICE]
     before = faults()
-    done = timed(ctr("dma", "python3", "-c", TENANT, wish=address, options=("--privileged",)))
+    with mmap.mmap(-1, 256 << 20) as memory:
+        offset, outside = page_of_the_hosts(memory)
+        command = ("python3", "-c", TENANT, str(outside))
+        done = timed(ctr("dma", *command, wish=address, options=("--privileged",)))
+        kept = memory[offset : offset + len(SECRET)].decode(errors="replace")
     seen = {
         "done": done,
         "address": address,
+        "outside": outside,
+        "kept": kept,
         "faults": faults()[len(before) :],
         "left": until_free((DEVICE,)),
     }
