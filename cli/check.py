@@ -109,6 +109,7 @@ def _checks() -> tuple[Check, ...]:
         store.run_directory,
         containerd.containerd,
         node.fork_server,
+        host.landlock,
         host.vsock,
         host.vhost_net,
         host.tun,

@@ -80,6 +80,7 @@ class ConfigTable(_Table):
     transport: Literal["auto", "vsock", "serial"]
     qemu: AbsolutePath
     qemu_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+    qemu_paths: list[AbsolutePath]
     virtiofsd: PathOrAuto
     firmware: PathOrAuto
     image_dir: AbsolutePath
@@ -107,6 +108,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         transport=table.transport,
         qemu=table.qemu,
         qemu_user=table.qemu_user,
+        qemu_paths=tuple(table.qemu_paths),
         virtiofsd=table.virtiofsd,
         firmware=table.firmware,
         image_dir=table.image_dir,

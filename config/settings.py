@@ -71,6 +71,7 @@ class Settings(Record):
     transport: str
     qemu: str
     qemu_user: str
+    qemu_paths: tuple[str, ...]
     virtiofsd: str
     firmware: str
     image_dir: str
@@ -111,6 +112,7 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
         name: Profile(**_checked(Profile, profile)) for name, profile in given["profiles"].items()
     }
     given["allowed_annotations"] = tuple(given["allowed_annotations"])
+    given["qemu_paths"] = tuple(given["qemu_paths"])
     given["timeouts"] = Timeouts(**_checked(Timeouts, given["timeouts"]))
     given["node"] = Node(**_checked(Node, given["node"]))
     waive = given["vfio"]["waive"]
@@ -118,6 +120,8 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
     settings = Settings(**_checked(Settings, given))
     if not all(type(name) is str for name in settings.allowed_annotations):
         raise TypeError("allowed_annotations: not all are text")
+    if not all(type(path) is str for path in settings.qemu_paths):
+        raise TypeError("qemu_paths: not all are text")
     if not all(type(code) is str for code in settings.vfio.waive):
         raise TypeError("vfio.waive: not all are text")
     if not all(type(count) is int for count in settings.node.pool.values()):

@@ -74,11 +74,12 @@ PR_SET_THP_DISABLE = 41
 PR_THP_DISABLE_EXCEPT_ADVISED = 2
 
 
-def check(result: int, what: str) -> None:
-    """Raises OSError for what a function of the C library's answered, if it failed."""
+def check(result: int, what: str) -> int:
+    """What a function of the C library's answered. Raises OSError if it failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
+    return result
 
 
 def unshare(flags: int) -> None:

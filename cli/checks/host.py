@@ -32,6 +32,19 @@ def acceleration(context: CheckContext) -> Iterator[Result]:
         )
 
 
+def landlock(_: CheckContext) -> Iterator[Result]:
+    from shim.landlock import version
+
+    if found := version():
+        yield ok("landlock", f"version {found}: QEMU reaches its own pod's files alone")
+    else:
+        yield warning(
+            "landlock",
+            "the kernel has none: a QEMU that a guest has taken over reads what every user may read",
+            "Linux 5.13 or newer, with landlock among lsm= (/sys/kernel/security/lsm)",
+        )
+
+
 def vsock(context: CheckContext) -> Iterator[Result]:
     yield _device(
         context,

@@ -8,14 +8,16 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from config.programs import LIBVIRT_LEAST
 from config.whole import write_whole
 from rpc.errors import CasemateError, DeadlineExceeded, FailedPrecondition, Unavailable
 from shim.helper import tail
+from shim.landlock import Right, kept_in
 from shim.paths import sha256_hex
 from shim.vm.cpu_models import without_models
 from shim.vm.users import QemuUser
@@ -54,14 +56,23 @@ class Host:
     between pods: asking a QEMU that libvirt has not met costs 0.3 to 1.2 s (facts: libvirt 9.0, 12.8)."""
 
     def __init__(
-        self, root: Path, memory: Path, user: QemuUser, seeds: Path, *, cpu_models: bool = True
+        self,
+        root: Path,
+        memory: Path,
+        user: QemuUser,
+        seeds: Path,
+        *,
+        cpu_models: bool = True,
+        reach: "Mapping[str, Right]",
     ) -> None:
         """memory: where files that are a guest's RAM lie, for domains that have such. cpu_models: whether a
-        domain may name one; otherwise what libvirt has learnt of them is not kept."""
+        domain may name one; otherwise what libvirt has learnt of them is not kept. reach: the files that QEMU
+        may reach, and libvirt while it starts one."""
         self._root = root
         self._memory = memory
         self._seeds = seeds
         self._cpu_models = cpu_models
+        self._reach = reach
         self._seeded: set[tuple[str, bytes]] = set()
         self.user = user
         self._libvirt: libvirt_module | None = None
@@ -157,9 +168,12 @@ class Host:
                 connection.domainEventRegisterAny(
                     None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
                 )
-            self._domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+            flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+            self._domain = kept_in(self._reach, partial(connection.createXML, xml, flags))
         except libvirt.libvirtError as error:
             raise self.failure(str(error), name) from error
+        except OSError as error:
+            raise FailedPrecondition(f"QEMU cannot be kept from the host's files: {error}") from error
         self._keep_seeds()
         try:
             return int((self._root / "run" / "qemu" / f"{name}.pid").read_text())

@@ -23,7 +23,7 @@ from shim.helper import Helper, Watched, in_thread
 from shim.paths import PodPaths
 from shim.trace import Trace
 from shim.vm import accel as acceleration
-from shim.vm import cpu_models, designer, files
+from shim.vm import cpu_models, designer, files, reach
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console, listen
 from shim.vm.designer import Files, Places, Way
@@ -183,9 +183,11 @@ def make_setting(request: MachineRequest, trace: Trace, undo: AsyncExitStack) ->
     if not named:
         cpu_models.hide(paths.directory)
     seeds = request.cache / f"libvirt-{accel.kind}{'' if named else '-lean'}"
-    host = Host(paths.libvirt, ram, user, seeds, cpu_models=named)
-    transport = designer.transport_of(settings.transport)
     firmware = programs.firmware(settings, several_roots=_has_several_roots(request))
+    readable = (str(image.kernel.parent), firmware)
+    reached = reach.of(str(paths.directory), qemu, readable, settings.qemu_paths)
+    host = Host(paths.libvirt, ram, user, seeds, cpu_models=named, reach=reached)
+    transport = designer.transport_of(settings.transport)
     wanted = "virtiofs" if profile.files == "auto" and request.shares_directories else profile.files
     way = designer.files_of(wanted, transport, image, version)
     return Setting(request, accel, image, qemu, firmware, transport, way, user, host, ram, version)

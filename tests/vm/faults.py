@@ -50,15 +50,16 @@ def exits_at_once(instance: Instance) -> str:
 
 def exits_as_machine(instance: Instance) -> str:
     """A QEMU that answers libvirt's questions, and exits when it shall run a guest."""
-    return _not_a_machine(instance, "qemu-exits", "echo 'qemu: the flux capacitor is missing' >&2; exit 1")
+    return as_machine(instance, "qemu-exits", "echo 'qemu: the flux capacitor is missing' >&2; exit 1")
 
 
 def hangs_as_machine(instance: Instance) -> str:
     """A QEMU that answers libvirt's questions, and does nothing at all when it shall run a guest."""
-    return _not_a_machine(instance, "qemu-hangs", "exec sleep 1000")
+    return as_machine(instance, "qemu-hangs", "exec sleep 1000")
 
 
-def _not_a_machine(instance: Instance, name: str, instead: str) -> str:
+def as_machine(instance: Instance, name: str, instead: str) -> str:
+    """A QEMU that answers libvirt's questions, and does this when it shall run a guest."""
     text = f"""#!/bin/sh
 case " $* " in
 *" -machine none,"*|*" -version "*|*" --version "*) exec {QEMU} "$@" ;;

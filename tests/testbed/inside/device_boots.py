@@ -75,7 +75,7 @@ def profile(memory_mib: int) -> Iterator[None]:
     MAPS.chmod(0o777)
     TELLING.write_text(WRAPPER)
     TELLING.chmod(0o755)
-    lines = [f'qemu = "{TELLING}"']
+    lines = [f'qemu = "{TELLING}"', f'qemu_paths = ["{MAPS}"]']
     for huge, hugepages in ((False, "never"), (True, "required")):
         lines += [f"[profiles.{_profile(huge=huge)}]", f'hugepages = "{hugepages}"']
         lines += [f'memory = "{memory_mib}MiB"', 'image = "cloud"', 'template = "off"']

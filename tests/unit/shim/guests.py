@@ -354,7 +354,11 @@ async def running_guest(directory: Path, *, call_timeout_s: float = 20.0) -> Asy
         client = Client(*await asyncio.open_connection(sock=here), "the guest's agent")
         undo.push_async_callback(client.close)
         host = Host(
-            directory / "libvirt", directory / "ram", QemuUser(0, "root", "root"), directory / "seeds"
+            directory / "libvirt",
+            directory / "ram",
+            QemuUser(0, "root", "root"),
+            directory / "seeds",
+            reach={},
         )
         machine = Machine(
             FACTS, client, qemu, files, console, share, lambda: "", call_timeout_s, host, undo.pop_all()

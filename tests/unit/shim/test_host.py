@@ -37,7 +37,7 @@ NO_MEMORY = "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot all
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    return Host(tmp_path / "libvirt", tmp_path / "ram", USER, tmp_path / "seeds")
+    return Host(tmp_path / "libvirt", tmp_path / "ram", USER, tmp_path / "seeds", reach={})
 
 
 def write_log(tmp_path: Path, text: str) -> None:
@@ -62,7 +62,7 @@ def test_qemu_runs_as_the_pods_own_user(host: Host, tmp_path: Path) -> None:
 
 def test_what_was_learnt_about_qemu_serves_the_next_pod(tmp_path: Path) -> None:
     seeds = tmp_path / "seeds"
-    first = Host(tmp_path / "first", tmp_path / "ram", USER, seeds)
+    first = Host(tmp_path / "first", tmp_path / "ram", USER, seeds, reach={})
     first.prepare()
     learnt = tmp_path / "first" / CAPABILITIES
     learnt.mkdir(parents=True)
@@ -70,7 +70,7 @@ def test_what_was_learnt_about_qemu_serves_the_next_pod(tmp_path: Path) -> None:
     first._keep_seeds()
     assert [path.name for path in seeds.iterdir()] == ["abc.xml"]
 
-    second = Host(tmp_path / "second", tmp_path / "ram", USER, seeds)
+    second = Host(tmp_path / "second", tmp_path / "ram", USER, seeds, reach={})
     second.prepare()
     assert (tmp_path / "second" / CAPABILITIES / "abc.xml").read_text() == "<qemuCaps/>"
     before = (seeds / "abc.xml").stat().st_ino
@@ -82,7 +82,7 @@ def test_what_was_learnt_about_qemu_serves_the_next_pod(tmp_path: Path) -> None:
 
 
 def lean_host(root: Path, seeds: Path) -> Host:
-    host = Host(root, root.parent / "ram", USER, seeds, cpu_models=False)
+    host = Host(root, root.parent / "ram", USER, seeds, cpu_models=False, reach={})
     host.prepare()
     (root / CAPABILITIES).mkdir(parents=True, exist_ok=True)
     return host

@@ -183,7 +183,7 @@ class SlowHost(Host):
     """libvirt, as it can behave: it says what QEMU said."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(directory / "libvirt", directory / "ram", USER, directory / "seeds")
+        super().__init__(directory / "libvirt", directory / "ram", USER, directory / "seeds", reach={})
 
 
 def setting_of(directory: Path, limit_s: float = 5.0) -> Setting:
