@@ -2,6 +2,7 @@
 #   PREFIX=/opt/casemate   where the product goes
 #   BASE=main              the commit that make bench-compare compares this checkout with
 #   ARGS=...               more arguments for pytest: make test ARGS="-m unit -k codec"
+#   SUITE=...              a checkout of github.com/containerd/shimtest, for make shimtest; for make bare, a release
 #   SCRIPT=... SHARE=...   for testbed-run: what runs in the bed, with ARGS; a directory that it sees as /share
 #   DEVICES=gpu-host       for testbed-run and testbed-shell: the devices that the host in the bed has
 
@@ -17,7 +18,7 @@ BIN := .venv/bin
 PROMISED := rpc/*,config/*,shim/journal.py,shim/process.py,shim/container.py,shim/pod.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test posix kubernetes coverage check install uninstall bench bench-testbed bench-page bench-compare dev lock format clean bare testbed testbed-run testbed-shell test-testbed
+.PHONY: help demo test posix shimtest kubernetes coverage check install uninstall bench bench-testbed bench-page bench-compare dev lock format clean bare testbed testbed-run testbed-shell test-testbed
 
 $(PYTHON):
 	@[ "$$(id -u)" = 0 ] || { echo "$(PYTHON) is missing: run this as root, or install python3" >&2; exit 1; }
@@ -36,6 +37,9 @@ test: $(PYTHON) ## as root: install what the tests need, and run them all
 
 posix: $(PYTHON) ## as root: public tests of file systems beside runc, and write docs/filesystems.md
 	@$(SCRIPTS).posix $(ARGS)
+
+shimtest: $(PYTHON) ## as root: containerd's tests of shims, of the checkout SUITE, and write docs/shimtest.md
+	@$(SCRIPTS).shimtest '$(SUITE)' $(ARGS)
 
 kubernetes: $(PYTHON) ## as root: pods of a real kubelet, by kubectl; not part of `make test`, as building Kubernetes takes long
 	@$(SCRIPTS).test -m kubernetes $(ARGS)

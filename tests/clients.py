@@ -21,7 +21,7 @@ Each row is what a test of tests/vm shows, which the row names: `sudo make test`
 more. Those of kubectl are of tests/kubernetes, with a real kubelet and API server: CI does not run these, as
 building Kubernetes takes long, `sudo make kubernetes` does. *Works* is as with runc, *differs* as said,
 *refused* by an error that says what and why. What is not listed was not tried. `python -m tests.clients`
-writes this page.
+writes this page. What containerd's own tests of shims find is in [shimtest.md](shimtest.md).
 
 nerdctl is 2.2, built from its sources with containerd 2.x. `nerdctl run --runtime io.containerd.casemate.v2`.
 
