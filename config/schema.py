@@ -73,6 +73,7 @@ class VfioTable(_Table):
     scrub_s: Seconds
     cdi_dir: AbsolutePath
     cdi_kind: Annotated[str, AfterValidator(values.cdi_kind)]
+    pod_resources: Annotated[str, AfterValidator(values.absolute_path_or_none)]
 
 
 class ConfigTable(_Table):
@@ -136,6 +137,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
             scrub_s=table.vfio.scrub_s,
             cdi_dir=table.vfio.cdi_dir,
             cdi_kind=table.vfio.cdi_kind,
+            pod_resources=table.vfio.pod_resources,
         ),
         console_bytes=table.console_size,
         traces_kept=table.traces_kept,

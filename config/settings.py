@@ -52,7 +52,7 @@ class Vfio(Record):
     """What an operator answers for when devices are given to pods. waive: codes of vfio/findings.py.
 
     ready_s, reset_s, scrub_s: in seconds, of one device. scrub: a program's path, or "" for none. cdi_dir,
-    cdi_kind: of the file that `casemate cdi generate` writes.
+    cdi_kind: of the file that `casemate cdi generate` writes. pod_resources: of a kubelet's socket, or "".
     """
 
     waive: tuple[str, ...]
@@ -62,6 +62,7 @@ class Vfio(Record):
     scrub_s: float
     cdi_dir: str
     cdi_kind: str
+    pod_resources: str
 
 
 class Settings(Record):

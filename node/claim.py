@@ -26,7 +26,7 @@ from shim.bootstrap import Start
 from shim.bundle import is_containers
 from shim.network import open_pod_network
 from shim.paths import CLAIM, SPARES
-from shim.wants import wants_of
+from shim.wants import Wants, wants_of
 
 ANSWER_S = 0.5
 
@@ -60,7 +60,7 @@ class Claimed:
 
 def order_of(request: Start, settings: Settings, alike: Likeness) -> Order | None:
     """None for a pod that the pool has nothing for, or that is to be refused anyway, or that says only later
-    what it wants (the Sandbox API)."""
+    what it wants (the Sandbox API), or of which a kubelet has to be asked."""
     if not is_containers(request.spec):
         return None
     try:
@@ -68,7 +68,16 @@ def order_of(request: Start, settings: Settings, alike: Likeness) -> Order | Non
     except CasemateError:
         return None  # the pod's shim raises it, where the client is told
     order = Order(settings, wants, alike.nature)
-    return order if order.is_pooled else None
+    return order if order.is_pooled and not _may_have_devices(settings, wants) else None
+
+
+def _may_have_devices(settings: Settings, wants: Wants) -> bool:
+    """By a kubelet's word, which the pod's shim asks for: nobody waits for that here."""
+    if wants.kubelet_pod is None:
+        return False
+    from shim import kubelet
+
+    return kubelet.may_have(settings, wants)
 
 
 def claim(order: Order, request: Start, hello: dict[str, Any], alike: Likeness) -> tuple[Claimed | None, str]:

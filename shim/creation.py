@@ -30,7 +30,16 @@ from shim.nameservers import RESOLV_CONF
 from shim.oomscore import OomScores
 from shim.paths import PodPaths
 from shim.record import Identity
-from shim.sandbox import GUEST_SHM, Siblings, furnished, is_sandbox, pod_limits, pod_request, shm_of
+from shim.sandbox import (
+    GUEST_SHM,
+    Siblings,
+    container_name,
+    furnished,
+    is_sandbox,
+    pod_limits,
+    pod_request,
+    shm_of,
+)
 from shim.stdio import open_stdio
 from shim.trace import Trace
 from shim.vm.guest import Machine
@@ -146,7 +155,7 @@ async def make_container(
         container.is_sandbox, container.shm, container.gives, container.asked = True, shm, new.gives, asked
         return container
     undo.enter_context(means.oom_scores.asked(new.container_id, score, (machine.qemu, machine.files)))
-    devices = means.devices.of_container(new.container_id, guest.devices)
+    devices = means.devices.of_container(new.container_id, guest.devices, container_name(wanted))
     given = []
     for device in guest.disks:
         with trace.span(phases.DISK_PLUG, phases.CREATE):

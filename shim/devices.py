@@ -6,6 +6,7 @@ when. It must not know what a device is.
 
 import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 
 from config.annotations import DEVICES
@@ -22,7 +23,7 @@ from shim.wants import Wants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from shim.giving import Given, Giver
     from shim.vm.guest import Machine
@@ -51,6 +52,7 @@ class Devices:
         self._held: Held | None = None
         self._taking: asyncio.Future[Held] | None = None
         self._machine: Machine | None = None
+        self._allocated: Mapping[str, tuple[Node, ...]] = {}  # by containers' names, a kubelet's
         self._changing = asyncio.Lock()
 
     async def in_a_machine(
@@ -60,11 +62,24 @@ class Devices:
         left. Raises as take() and obtain() do, and ResourceExhausted where there is no room for it."""
         shortage.check_room()
         try:
-            self._machine = machine = await obtain(await self.take(wants))
+            self._machine = machine = await obtain(await self.take(await self._with_the_kubelets(wants)))
         except CasemateError:
             await self.give_back()
             raise
         return machine
+
+    async def _with_the_kubelets(self, wants: Wants) -> Wants:
+        """With what a kubelet has allocated to the pod's containers. Raises as kubelet.ask()."""
+        if wants.kubelet_pod is None:
+            return wants
+        from shim import kubelet
+
+        if not kubelet.may_have(self._settings, wants):
+            return wants
+        with self._trace.span(phases.DEVICES_ASK, phases.POD_READY):
+            self._allocated = told = await kubelet.ask(self._settings, wants)
+        nodes = (*wants.devices.nodes, *(node for nodes in told.values() for node in nodes))
+        return replace(wants, devices=wants.devices.replace(nodes=nodes))
 
     async def take(self, wants: Wants) -> "Given | None":
         """All of them, bound and this pod's, or an error and nothing. Raises what is wrong with the wish, who
@@ -89,9 +104,11 @@ class Devices:
         giver = Giver.of(self._identity, wants.owner, self._settings)
         return Held(giver, wants.devices, giver.take(wants.devices, Ram.of(wants.profile)))
 
-    def of_container(self, container_id: str, wishes: DeviceWishes) -> list[api.GivenDevice]:
-        """Those of the pod's that a container asks for. Raises FailedPrecondition if the pod has not all."""
-        if not wishes:
+    def of_container(self, container_id: str, wishes: DeviceWishes, name: str = "") -> list[api.GivenDevice]:
+        """Those of the pod's that a container asks for, or that a kubelet has allocated to it. name: what it
+        is for the kubelet. Raises FailedPrecondition if the pod has not all."""
+        allocated = self._allocated.get(name, ())
+        if not wishes and not allocated:
             return []
         held = self._held
         if wishes.text and (held is None or wishes.text != held.wishes.text):
@@ -102,7 +119,8 @@ class Devices:
             for each in functions
             if wishes.text and each.by_text
         }
-        for node in wishes.nodes:
+        # What config.json says of a node is said last.
+        for node in (*allocated, *wishes.nodes):
             ports = {each.port for each in functions if _is(node, each)}
             if not ports:
                 named = node.address or f"the IOMMU group {node.group}"
@@ -146,5 +164,5 @@ def _too_late(container_id: str, what: str) -> FailedPrecondition:
     return FailedPrecondition(
         f"container {container_id}: {what}: its pod was not given this when it started",
         hint="devices are in a pod's machine from its start on: ask for them with the pod (in Kubernetes, by "
-        f"the pod's annotation {DEVICES})",
+        f"a device plugin's resource, which the kubelet tells of, or by the pod's annotation {DEVICES})",
     )

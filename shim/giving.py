@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from config.annotations import DEVICES
 from config.settings import Settings
 from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from shim import shortage
@@ -150,17 +151,25 @@ class Giver:
 def _wanted(
     wishes: DeviceWishes, found: Inventory
 ) -> tuple[Wanted, tuple[tuple[Node, Request], ...], tuple[Wish, ...]]:
-    """Nodes' requests come first, in their order."""
+    """Nodes' requests come first, in their order. What several name (a group, and a device of it) is asked
+    for once. Raises InvalidArgument where an annotation names one of these, too."""
     wished: tuple[Wish, ...] = ()
     together: Same | None = None
     if wishes.text:
         wished, together = parse(wishes.text)
-    by_node: dict[tuple[PciAddress, ...], Node] = {}
+    named: set[PciAddress] = set()
+    pairs: list[tuple[Node, Request]] = []
     for node in wishes.nodes:
-        by_node.setdefault(_addresses(node, found), node)
-    pairs = tuple((node, Request.at(*addresses)) for addresses, node in by_node.items())
+        if addresses := [each for each in _addresses(node, found) if each not in named]:
+            named.update(addresses)
+            pairs.append((node, Request.at(*addresses)))
+    if twice := sorted(named & {each for wish in wished for each in wish.request.addresses}):
+        raise InvalidArgument(
+            f"device {twice[0]} is asked for by the annotation {DEVICES}, and by a node or the kubelet, too",
+            hint="a device that is asked for twice may be meant for two: leave it to one of them",
+        )
     requests = (*(request for _, request in pairs), *(wish.request for wish in wished))
-    return Wanted(requests, together), pairs, wished
+    return Wanted(requests, together), tuple(pairs), wished
 
 
 def _addresses(node: Node, found: Inventory) -> tuple[PciAddress, ...]:

@@ -14,6 +14,7 @@ SERVE = "serve"  # the ttrpc server answers
 
 POD_READY = "pod.ready"  # from the daemon's first line to an agent that answered
 SETTINGS = "settings"  # operator's settings and the OCI spec
+DEVICES_ASK = "devices.ask"  # a kubelet is asked which it has allocated to the pod
 DEVICES_CLAIM = "devices.claim"  # the host's devices chosen, claimed, judged, bound to vfio-pci
 IMAGE = "image"  # guest image found, verified, leased
 FILES = "files"  # file server spawned

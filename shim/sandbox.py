@@ -21,7 +21,8 @@ SHM = "/dev/shm"
 GUEST_SHM = "/run/casemate/pod/shm"
 SHM_BYTES = 64 << 20  # as CRI mounts it (defaultShmSize)
 _STATUS_AFTER: dict[int, int] = {signal.SIGKILL: KILLED, signal.SIGTERM: 0, signal.SIGINT: 0}
-_LIMITS = "io.kubernetes.cri.sandbox-"
+_SANDBOX = "io.kubernetes.cri.sandbox-"
+_CONTAINER_NAME = "io.kubernetes.cri.container-name"
 _NAMESPACE = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/([a-z]+)")
 # The guest's own are its pod's. A sandbox's PID namespace is one that the agent makes when it is asked for.
 OF_THE_GUEST = frozenset(("ipc", "uts"))
@@ -62,6 +63,17 @@ def is_sandbox(spec: Spec) -> bool:
     return spec.annotations.get(CONTAINER_TYPE) == SANDBOX
 
 
+def kubelet_pod(spec: Spec) -> tuple[str, str] | None:
+    """Namespace and name of the pod that a kubelet may know, as CRI was told them; None for any other's."""
+    namespace, name = (spec.annotations.get(f"{_SANDBOX}{what}", "") for what in ("namespace", "name"))
+    return (namespace, name) if is_sandbox(spec) and namespace and name else None
+
+
+def container_name(spec: Spec) -> str:
+    """What the kubelet calls a container of a pod, as CRI was told; "" for any other's."""
+    return "" if is_sandbox(spec) else spec.annotations.get(_CONTAINER_NAME, "")
+
+
 def status_after(number: int) -> int | None:
     """How a sandbox ends that is sent this signal, as the pause program does; None if it does not.
 
@@ -89,13 +101,13 @@ def limits_of(spec: Spec) -> Limits:
     """What the kubelet says that the containers of the pod may use together. Raises InvalidArgument."""
 
     def number(name: str) -> int:
-        text = spec.annotations.get(f"{_LIMITS}{name}", "")
+        text = spec.annotations.get(f"{_SANDBOX}{name}", "")
         if not text:
             return 0
         try:
             return int(text)
         except ValueError as error:
-            raise InvalidArgument(f"annotation {_LIMITS}{name}: {text!r} is no number") from error
+            raise InvalidArgument(f"annotation {_SANDBOX}{name}: {text!r} is no number") from error
 
     return Limits(number("memory"), number("cpu-quota"), number("cpu-period"))
 

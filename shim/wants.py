@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Wants:
     """tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have
     it. hostname alone is no matter of the machine's making, and owner, who has the devices. What has devices
-    comes from no template and no pool.
+    comes from no template and no pool. kubelet_pod: namespace and name, by which a kubelet may know of more
+    devices (kubelet.py).
     """
 
     profile: Profile
@@ -35,6 +36,7 @@ class Wants:
     hostname: str
     devices: DeviceWishes = NO_DEVICES
     owner: str = ""
+    kubelet_pod: tuple[str, str] | None = None
 
     def request(
         self, pod_id: str, settings: Settings, paths: PodPaths, given: "Given | None" = None
@@ -84,4 +86,5 @@ def wants_of(
         hostname=wanted.hostname or pod_id[:12],
         devices=wishes_of(spec.as_asked(wanted)),
         owner=wanted.annotations.get(TENANT_ANNOTATION, ""),
+        kubelet_pod=sandbox.kubelet_pod(wanted),
     )

@@ -239,6 +239,53 @@ def test_it_reads_and_writes_nothing_outside_and_the_hosts_log_says_so(seen: Any
         assert [line for line in stopped if way in line and f"{seen['dma']['outside']:#x}" in line], stopped
 
 
+# --- what a kubelet has allocated ---
+
+
+@pytest.fixture(scope="module")
+def kubelets(seen: Any) -> Any:
+    assert seen["kubelet"]["record"], seen["kubelet"]["ended"]
+    return seen["kubelet"]
+
+
+def test_a_pod_has_what_the_kubelet_has_allocated_to_its_containers(kubelets: Any) -> None:
+    assert {name: state for name, (state, _, _) in kubelets["states"].items()} == {
+        "nvme0": "in use",
+        "gpu0": "in use",
+    }
+    assert {each["kind"] for each in kubelets["record"]["devices"]} == {"nvme", "gpu"}
+    assert kubelets["trace"].index("devices.ask") < kubelets["trace"].index("devices.claim")
+
+
+def test_each_container_has_its_own_of_it(kubelets: Any) -> None:
+    nodes = {}
+    for name, done in kubelets["containers"].items():
+        assert done["code"] == 0, (name, done)
+        nodes[name] = done["out"].splitlines()[0].split()[1:]
+    assert nodes["main"] == nodes["named"] == ["nvme0", "nvme0n1"]
+    assert nodes["side"] == nodes["bare"] == ["nvme*"]
+
+
+def test_the_pods_log_says_what_the_kubelet_has_said(seen: Any, kubelets: Any) -> None:
+    disk, gpu = seen["places"]["nvme0"], seen["places"]["gpu0"]
+    log = kubelets["log"]
+    assert f"has allocated casemate.example/disk {disk} to container 'main': {disk}" in log
+    assert f"has allocated casemate.example/pgpu {gpu} to container 'side': {gpu}" in log
+    assert "example.org/fuse of container side (0) is not the machine's to have" in log
+
+
+def test_after_the_pod_they_are_free_and_bound_as_before(kubelets: Any) -> None:
+    left, *drivers = kubelets["after"]
+    assert not left.keys() & {"nvme0", "gpu0"}
+    assert drivers == ["vfio-pci", "vfio-pci"]
+
+
+def test_a_kubelet_that_does_not_say_is_the_pods_end(kubelets: Any) -> None:
+    assert kubelets["silent"]["code"] != 0
+    assert "the kubelet does not say which devices the pod has" in kubelets["silent"]["err"]
+    assert "INTERNAL: out of order" in kubelets["silent"]["err"]
+
+
 # --- when something is killed ---
 
 

@@ -26,7 +26,7 @@ from node.likeness import Likeness
 from node.order import Order, from_words
 from node.spare import Claim, Process
 from rpc.errors import FailedPrecondition, Unavailable
-from shim import forkserver, seclusion, system
+from shim import forkserver, kubelet, seclusion, system
 from shim.bootstrap import Arguments, Start
 from shim.paths import CLAIM, PodPaths
 from tests.unit.shim.pods import config
@@ -330,3 +330,26 @@ def test_nonsense_takes_nothing(host: Host) -> None:
     host.live(taking)
     assert host.claims == []
     assert [machine.ended for machine in host.machines] == [True]
+
+
+def test_a_pod_that_a_kubelet_may_have_devices_for_has_no_machine_that_was_made_without(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    document = config()
+    kinds = ("container-type", "sandbox-id", "sandbox-name", "sandbox-namespace")
+    words = ("sandbox", "web", "training", "acme")
+    document["annotations"] = {
+        f"io.kubernetes.cri.{kind}": word for kind, word in zip(kinds, words, strict=True)
+    }
+    arguments = Arguments(["-namespace", "k8s.io", "-address", "/a", "-id", "web", "start"])
+    request = Start(arguments, "/bundle", "web", document)
+    vfio, path = tmp_path / "vfio", tmp_path / "kubelet.sock"
+    vfio.mkdir()
+    monkeypatch.setattr(kubelet, "VFIO", str(vfio))
+    settings = host.settings.replace(vfio=host.settings.vfio.replace(pod_resources=str(path)))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert order_of(request, settings, host.alike) is not None
+        (vfio / "29").touch()
+        assert order_of(request, settings, host.alike) is None
+    assert order_of(host.request(), settings, host.alike) is not None  # of no sandbox's

@@ -22,7 +22,7 @@ FROM_DEBIAN = {"libvirt", "libvirt_qemu"}
 # The standard library's, in other versions of Python than the one that runs this.
 STANDARD = {*sys.stdlib_module_names, "_sha256", "_sha2"}
 # Import name -> distribution, where they differ.
-DISTRIBUTIONS = {"grpc": "grpcio", "google": "protobuf", "grpc_tools": "grpcio-tools"}
+DISTRIBUTIONS = {"grpc": "grpcio", "google": "protobuf", "grpc_tools": "grpcio-tools", "yaml": "pyyaml"}
 LONGEST_MODULE = 500
 LONGEST_TEST = 900  # a list, of which one reads an entry at a time
 

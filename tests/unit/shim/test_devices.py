@@ -7,16 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
-from functools import wraps
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from config.annotations import DEVICES
-from rpc.errors import CasemateError, FailedPrecondition, PermissionDenied, ResourceExhausted, Unavailable
+from rpc.errors import FailedPrecondition, PermissionDenied, ResourceExhausted, Unavailable
 from shim import reclaim
 from shim.cleanup import clean_pod
 from shim.devicewishes import DeviceWishes
@@ -24,19 +22,12 @@ from shim.giving import Giver
 from shim.hugepages import Ram
 from shim.journal import Kind, read_journal
 from shim.record import Identity
-from shim.trace import Trace
-from shim.vm import sources
-from shim.vm.guest import Machine
-from shim.vm.setting import MachineRequest
-from tests.unit.rpc.wires import run
 from tests.unit.shim import pods
 from tests.unit.shim.devicehosts import FIRST, SECOND, DeviceHost, node, wishes
-from tests.unit.shim.guests import running_guest
-from tests.unit.shim.pods import POD, PodOfTest, Recorder, Sleepers, config
-from vfio.ledger.ledger import Ledger
+from tests.unit.shim.devicepods import TWO, given_pod, in_a_loop
+from tests.unit.shim.pods import POD, Recorder, Sleepers, config
 
 ROOT = Path(__file__).parents[3]
-TWO = "count=2,device=2330"
 
 
 @pytest.fixture
@@ -53,63 +44,6 @@ def host(tmp_path: Path, ledger_dir: Path, monkeypatch: pytest.MonkeyPatch) -> D
     host = DeviceHost(tmp_path / "host")
     monkeypatch.setattr(Giver, "of", lambda _, __, settings: host.giver(settings, POD))
     return host
-
-
-def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @wraps(test)
-    def wrapper(*arguments: Any, **named: Any) -> None:
-        run(test(*arguments, **named))
-
-    return wrapper
-
-
-class GivenPod:
-    """A pod that asks for devices, and what its source was asked for. fails: why there is no machine."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.requests: list[MachineRequest] = []
-        self.fails: CasemateError | None = None
-        self.test: PodOfTest
-
-    @property
-    def states(self) -> dict[str, str]:
-        with Ledger(Path(self.test.pod.settings.ledger_dir)) as ledger:
-            return {str(each.address): each.state.value for each in ledger.devices()}
-
-    async def create(self, name: str = POD, **document: Any) -> None:
-        await self.test.create(name, document=config(**document))
-
-
-@asynccontextmanager
-async def given_pod(
-    tmp_path: Path, text: str = TWO, fails: CasemateError | None = None
-) -> AsyncIterator[GivenPod]:
-    directory = tmp_path / "p"
-    (directory / "bundles").mkdir(parents=True)
-    (directory / "etc").mkdir()
-    allowed = f'allowed_annotations = ["{DEVICES}"]\n'
-    (directory / "etc/config.toml").write_text(allowed)
-    recorder, anchors, given = Recorder(), Sleepers(), GivenPod(directory)
-    given.fails = fails
-    with pods.host(directory), pytest.MonkeyPatch.context() as patch:
-        pod = pods.empty_pod(directory, recorder, anchors)
-        async with running_guest(pod.paths.directory) as guest:
-
-            async def source(request: MachineRequest, _: Trace, __: sources.Wanted) -> Machine:
-                given.requests.append(request)
-                if given.fails is not None:
-                    raise given.fails
-                return guest.machine
-
-            patch.setattr(sources, "obtain", source)
-            given.test = PodOfTest(pod, guest, recorder, anchors, directory / "bundles")
-            pod.begin(config(annotations={DEVICES: text}), 0.0)
-            try:
-                yield given
-            finally:
-                await pods.close(pod)
-                anchors.close()
 
 
 @in_a_loop
@@ -283,7 +217,10 @@ def test_the_shim_of_a_pod_without_devices_imports_nothing_for_them() -> None:
     assert not {name for name in modules if name.partition(".")[0] == "vfio"} | modules & {
         "sqlite3",
         "shim.giving",
+        "shim.kubelet",
         "shim.reclaim",
+        "grpc",
+        "yaml",
     }
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from config.annotations import DEVICES
 from config.settings import Settings
-from rpc.errors import CasemateError, FailedPrecondition, NotFound, ResourceExhausted
+from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from shim.devicewishes import DeviceWishes
 from tests.unit.shim.devicehosts import (
     AUDIO,
@@ -123,7 +124,21 @@ def test_nodes_of_vfio_are_requests_too(host: DeviceHost, settings: Settings) ->
         host.giver(settings, "other").take(wishes(node(77, "")), RAM)
 
 
+def test_what_several_nodes_name_is_asked_for_once(host: DeviceHost, settings: Settings) -> None:
+    group = int((host.node[CARD].directory / "iommu_group").readlink().name)
+    by_node = wishes(node(None, str(AUDIO)), node(group, ""), node(None, str(CARD)))
+    functions = host.giver(settings).take(by_node, RAM).functions
+    assert [each.address for each in functions] == [str(CARD), str(AUDIO)]
+
+
 # --- what goes wrong ---
+
+
+def test_what_a_node_and_the_annotation_name_is_refused(host: DeviceHost, settings: Settings) -> None:
+    both = DeviceWishes(nodes=(node(None, str(FIRST)),), text=f"count=1,kind=gpu; {FIRST}")
+    error = refused(host, settings, both)
+    assert isinstance(error, InvalidArgument)
+    assert error.brief.startswith(f"device {FIRST} is asked for by the annotation {DEVICES}, and by")
 
 
 def refused(host: DeviceHost, settings: Settings, wishes: DeviceWishes, pod: str = "web") -> CasemateError:

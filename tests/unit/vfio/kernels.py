@@ -129,7 +129,11 @@ class Kernel:
         self.tree.bind(self.tree.nodes[address], driver)
         if driver == "vfio-pci":
             self._cdevs += 1
-            self.at(address, f"vfio-dev/vfio{self._cdevs}").mkdir(parents=True)
+            cdev = self.at(address, f"vfio-dev/vfio{self._cdevs}")
+            cdev.mkdir(parents=True)
+            self.tree.link(f"sys/class/vfio-dev/{cdev.name}", cdev)
+            if group := self._group(address):
+                (self.tree.sys / "class/vfio" / group).mkdir(parents=True, exist_ok=True)
 
     def _probe(self, address: PciAddress) -> None:
         """Any driver that takes it; it is no error if none does (device_attach, drivers/base/dd.c)."""
@@ -145,9 +149,20 @@ class Kernel:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         if self.driver(address) == "vfio-pci":
             for cdev in self.at(address, "vfio-dev").iterdir():
+                (self.tree.sys / "class/vfio-dev" / cdev.name).unlink()
                 cdev.rmdir()
             self.at(address, "vfio-dev").rmdir()
         self.tree.bind(self.tree.nodes[address], None)
+        if group := self._group(address):
+            members = (self.tree.sys / f"kernel/iommu_groups/{group}/devices").iterdir()
+            node = self.tree.sys / "class/vfio" / group
+            if node.is_dir() and not any((member / "vfio-dev").exists() for member in members):
+                node.rmdir()
+
+    def _group(self, address: PciAddress) -> str:
+        """Its IOMMU group's number; "" where the host has no IOMMU."""
+        link = self.at(address, "iommu_group")
+        return link.readlink().name if link.is_symlink() else ""
 
     def _reset(self, address: PciAddress, path: str) -> None:
         file = self.at(address, "reset_method")
