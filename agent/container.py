@@ -9,8 +9,9 @@ import asyncio
 import json
 import logging
 import os
+from contextlib import ExitStack, nullcontext
 
-from agent import executables, hooks, submounts, sysctls
+from agent import executables, hooks, ids, submounts, sysctls
 from agent.cgroups import Cgroup
 from agent.crun import CrunFailed
 from agent.files import remove, remove_directory, write
@@ -22,10 +23,12 @@ from rpc.errors import AlreadyExists, CasemateError, FailedPrecondition, NotFoun
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from agent.containers import Guest
     from agent.reaper import Exit
+    from agent.stdio import Stdio
 
     Json = dict[str, Any]
 
@@ -51,12 +54,19 @@ class Container:
         self._launched = 0
         self._submounts: Submounts | None = None
         self._simple = False
+        self._ids = ids.Ids()
 
     @property
     def init(self) -> Process:
         if self._init is None:
             raise FailedPrecondition(f"container {self.id} is being created")
         return self._init
+
+    def running(self, kind: str) -> Process:
+        """init, whose namespace of this kind is to be joined. Raises FailedPrecondition if it has ended."""
+        if self.init.gone:
+            raise FailedPrecondition(f"{self.init.who} is stopped, its {kind} namespace cannot be joined")
+        return self.init
 
     def process(self, exec_id: str) -> Process:
         if not exec_id:
@@ -73,6 +83,7 @@ class Container:
         process_spec = spec["process"]
         executables.check_arguments(process_spec)
         network = sysctls.take_network(spec)
+        self._ids = ids.of_spec(spec)
         self._guest.resolve_namespaces(spec)
         self._guest.name_host(spec)
         hooks.check(spec, "createContainer", "/")
@@ -80,28 +91,31 @@ class Container:
         process_spec["terminal"] = terminal
         self._simple = _is_simple(spec)
         spec.setdefault("linux", {})["cgroupsPath"] = f"{CGROUP_PARENT}/{self.id}"
-        process = Process(self.id, "", make_stdio(terminal=terminal, stdin=stdin))
+        process = Process(self.id, "", self._stdio(process_spec, terminal=terminal, stdin=stdin))
+        made = ExitStack()
         try:
             os.makedirs(self.bundle)
             submounts.take_volumes_from(spec, self._guest.share, self._guest.volumes)
             self._submounts = Submounts(spec, self._guest.share)
+            made.enter_context(self._nodes(spec))
             write(f"{self.bundle}/config.json", json.dumps(spec).encode())
             with sysctls.all_set(network, self._guest.sysctl_root, shared=self._guest.has_others(self)):
                 ended = await self._launch(
                     process, "init", terminal, "create", "--bundle", self.bundle, self.id
                 )
-                _check_command(f"/proc/{process.pid}/root", process_spec)
+                self._check_command(f"/proc/{process.pid}/root", process_spec)
                 hooks.check(spec, "startContainer", f"/proc/{process.pid}/root")
         except BaseException as error:
             process.stdio.close()
             said = hooks.words(self._hooks_log)
             await self._abandon()
             if isinstance(error, CrunFailed) and error.silent:
-                _check_command(spec["root"]["path"], process_spec)
+                self._check_command(spec["root"]["path"], process_spec)
             if said and isinstance(error, CrunFailed):
                 raise CrunFailed(error.brief, f"{error.details}: {said}") from error
             raise
         finally:
+            made.close()
             self._made.set()
         self._init = process
         self._oom_watch = self._guest.oom_watch.add(self.cgroup, self.look_for_oom)
@@ -131,13 +145,13 @@ class Container:
         executables.check_arguments(spec)
         self._check_alive()
         spec["terminal"] = terminal
-        process = Process(self.id, exec_id, make_stdio(terminal=terminal, stdin=stdin))
+        process = Process(self.id, exec_id, self._stdio(spec, terminal=terminal, stdin=stdin))
         self.execs[exec_id] = process
         self._launched += 1
         name = f"exec-{self._launched}"
         path = f"{self.bundle}/{name}.json"
         try:
-            _check_command(f"/proc/{self.init.pid}/root", spec)
+            self._check_command(f"/proc/{self.init.pid}/root", spec)
             write(path, json.dumps(spec).encode())
             ended = await self._launch(
                 process, name, terminal, "exec", "--detach", "--process", path, self.id
@@ -256,6 +270,29 @@ class Container:
             await self._crun(command, self.id)
             self.paused = paused
 
+    def _nodes(self, spec: Json) -> AbstractContextManager[None]:
+        if self._ids.is_same() or not spec["linux"].get("devices"):
+            return nullcontext()
+        from agent import devices
+
+        return devices.nodes_of(spec, f"{devices.NODES}/{self.id}")
+
+    def _stdio(self, process_spec: Json, *, terminal: bool, stdin: bool) -> Stdio:
+        stdio = make_stdio(terminal=terminal, stdin=stdin)
+        if not self._ids.is_same():
+            user = process_spec.get("user") or {}
+            uid, gid = self._ids.uid_outside(user.get("uid", 0)), self._ids.gid_outside(user.get("gid", 0))
+            if uid is not None and gid is not None:  # else crun has a word to say
+                stdio.give_to(uid, gid)
+        return stdio
+
+    def _check_command(self, root: str, process_spec: Json) -> None:
+        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            executables.check(root_fd, executables.Command.of(process_spec, self._ids))
+        finally:
+            os.close(root_fd)
+
     async def _launch(
         self, process: Process, name: str, terminal: bool, *command: str
     ) -> asyncio.Future[Exit]:
@@ -293,11 +330,3 @@ class Container:
 def _is_simple(spec: Json) -> bool:
     """Whether crun has nothing to do for it when it starts and when it is deleted but what state.py does."""
     return not spec.get("hooks") and "intelRdt" not in spec.get("linux", {})
-
-
-def _check_command(root: str, process_spec: Json) -> None:
-    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        executables.check(root_fd, executables.Command.of(process_spec))
-    finally:
-        os.close(root_fd)

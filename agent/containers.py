@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from agent.crun import Crun
     from agent.forward import Forward
+    from agent.ids import Ids
     from agent.nameserver import NameServer
     from agent.passthrough import Passthrough
     from agent.process import Process
     from agent.reaper import Exit, Reaper
+    from agent.users import Users
     from rpc.api.agent import Disk, GivenDevice
 
 MAX_ID_BYTES = 76  # containerd's own limit
@@ -62,6 +64,7 @@ class Guest:
         self.writes_back = True  # whether files that nobody has open may be newer here than on the host
         self.volumes = ""  # the same files, if what is bound into a container is cached less than its root
         self.sysctl_root = sysctl_root
+        self.users: Users | None = None  # of the pod, if it has a user namespace
         self._pod: Pod | None = None
         self._name_servers: dict[str, NameServer] = {}
         self._passthrough: Passthrough | None = None
@@ -103,12 +106,28 @@ class Guest:
             raise NotFound(f"this guest is not that of pod {pod_id}")
         await self._pod.connect(name, port)
 
+    def make_users(self, wanted: Ids) -> None:
+        """The pod's user namespace, before anything is in it. Raises InvalidArgument, FailedPrecondition."""
+        if self.sysctl_root is None:
+            raise FailedPrecondition("user namespace of the pod: this agent does not own its kernel")
+        if self.users is not None and self.users.ids == wanted:
+            return  # of a container that could not be made
+        if self.users is not None or self._containers or self._pod is not None:
+            raise FailedPrecondition("user namespace of the pod: there is something in the pod already")
+        from agent.users import Users  # most pods have none
+
+        users = Users(wanted)
+        users.enter()
+        self.users = users
+        if self._passthrough is not None:
+            self._passthrough.move_cards(users)
+
     def make_pod(self, pod_id: str, shm_path: str, shm_bytes: int, wanted: dict[str, str]) -> None:
         """What containers to come have in common. Raises as Pod.make()."""
         check_id(pod_id)
         if self._pod is not None:
             raise AlreadyExists(f"this guest is that of pod {self._pod.id}")
-        pod = Pod(pod_id, f"{self.directory}-pod", self.reaper)
+        pod = Pod(pod_id, f"{self.directory}-pod", self.reaper, self.users)
         pod.make(shm_path, shm_bytes, wanted, self.sysctl_root)
         self._pod = pod
 
@@ -122,12 +141,15 @@ class Guest:
     def resolve_namespaces(self, spec: dict[str, Any]) -> None:
         """Puts paths in the place of those that stand for a container's (rpc/api/agent.py, NAMESPACES).
 
-        Raises NotFound for a container that is not there, FailedPrecondition for one that has ended.
+        Raises NotFound for a container that is not there, FailedPrecondition for one that has ended,
+        InvalidArgument for a user namespace whose IDs are other ones than config.json says.
         """
         for entry in (spec.get("linux") or {}).get("namespaces") or ():
             path = entry.get("path")
             if isinstance(path, str) and path.startswith(f"{NAMESPACES}/"):
                 container_id, _, kind = path.removeprefix(f"{NAMESPACES}/").partition("/")
+                if kind == "user":
+                    self._check_ids(container_id, spec)
                 entry["path"] = self._namespace(container_id, kind)
 
     def name_host(self, spec: dict[str, Any]) -> None:
@@ -140,13 +162,26 @@ class Guest:
         if own and self.hostname and not spec.get("hostname"):
             spec["hostname"] = self.hostname
 
+    def _check_ids(self, container_id: str, spec: dict[str, Any]) -> None:
+        from agent import ids, users
+
+        if container_id:
+            there = users.of_process(self.container(container_id).running("user").pid)
+        elif self.users is not None:
+            there = self.users.ids
+        else:
+            raise FailedPrecondition("user namespace of the pod: it has none")
+        if ids.of_spec(spec) != there:
+            raise InvalidArgument(
+                "linux.uidMappings, gidMappings: the user namespace that it names has others"
+            )
+
     def _namespace(self, container_id: str, kind: str) -> str:
+        if not container_id and kind == "user" and self.users is not None:
+            return self.users.path
         if self._pod is not None and container_id == self._pod.id and kind == "pid":
             return self._pod.pid_namespace()
-        init = self.container(container_id).init
-        if init.gone:
-            raise FailedPrecondition(f"{init.who} is stopped, its {kind} namespace cannot be joined")
-        return f"/proc/{init.pid}/ns/{kind}"
+        return f"/proc/{self.container(container_id).running(kind).pid}/ns/{kind}"
 
     async def create(
         self,

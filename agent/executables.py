@@ -10,6 +10,7 @@ import os
 import stat
 
 from agent import elf, libc
+from agent.ids import Ids
 from rpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 
 TYPE_CHECKING = False
@@ -24,20 +25,22 @@ _HASHBANG_BYTES = 256
 
 
 class User:
-    """Whom the process runs as, as far as a file's mode bits care."""
+    """Whom the process runs as, as far as a file's mode bits care. ids: of its user namespace."""
 
-    __slots__ = ("gids", "uid")
+    __slots__ = ("gids", "ids", "uid")
 
-    def __init__(self, uid: int = 0, gids: Sequence[int] = ()) -> None:
+    def __init__(self, uid: int = 0, gids: Sequence[int] = (), ids: Ids | None = None) -> None:
         self.uid = uid
         self.gids = gids
+        self.ids = ids or Ids()
 
     def may_execute(self, status: os.stat_result) -> bool:
-        if self.uid == 0:
+        uid, gid = self.ids.uid_inside(status.st_uid), self.ids.gid_inside(status.st_gid)
+        if self.uid == 0 and uid is not None and gid is not None:  # else root is as others (capabilities(7))
             return bool(status.st_mode & 0o111)
-        if self.uid == status.st_uid:
+        if self.uid == uid:
             return bool(status.st_mode & 0o100)
-        return bool(status.st_mode & (0o010 if status.st_gid in self.gids else 0o001))
+        return bool(status.st_mode & (0o010 if gid in self.gids else 0o001))
 
 
 class Command:
@@ -52,7 +55,7 @@ class Command:
         self.user = user or User()
 
     @classmethod
-    def of(cls, process: dict[str, Any]) -> Command:
+    def of(cls, process: dict[str, Any], ids: Ids | None = None) -> Command:
         """Of an OCI process that passes check_arguments()."""
         path = DEFAULT_PATH
         for entry in process.get("env") or ():
@@ -60,7 +63,7 @@ class Command:
                 path = entry[5:]
         user = process.get("user") or {}
         gids = [user.get("gid", 0), *(user.get("additionalGids") or ())]
-        return cls(process["args"][0], process.get("cwd", "/"), path, User(user.get("uid", 0), gids))
+        return cls(process["args"][0], process.get("cwd", "/"), path, User(user.get("uid", 0), gids, ids))
 
 
 def check_arguments(process: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""The few system calls that Python's standard library lacks: mount, unshare, finit_module, reboot, openat2.
+"""The few system calls that Python's standard library lacks: mount, unshare, setns, finit_module, reboot,
+openat2.
 
 The only module of the agent that knows ctypes. It knows nothing of what the calls are for.
 """
@@ -21,7 +22,11 @@ MS_REC = 16384
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
 RESOLVE_IN_ROOT = 0x10
 _OPENAT2 = 437  # the same number on every architecture (Linux 5.6)
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
@@ -58,6 +63,11 @@ def umount(target: str) -> None:
 def unshare(flags: int) -> None:
     """CLONE_NEWPID: of children to come, not of the caller."""
     _check(_libc.unshare(flags))
+
+
+def setns(fd: int, kind: int) -> None:
+    """kind: the CLONE_NEW... that the namespace is."""
+    _check(_libc.setns(fd, kind))
 
 
 def load_module(path: str, options: str = "") -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import struct
+from contextlib import ExitStack, nullcontext
 from itertools import count
 
 from agent import boot
@@ -32,6 +33,8 @@ from rpc.netlink import (
     IFF_UP,
     IFLA_IFNAME,
     IFLA_MTU,
+    IFLA_NET_NS_FD,
+    IFLA_PARENT_DEV_NAME,
     LINK,
     NDA_DST,
     NDA_LLADDR,
@@ -56,19 +59,28 @@ from rpc.netlink import (
     text,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from agent.users import Users
+
 DEVICE_S = 10.0  # from QEMU's word that a device is plugged in to the guest's interface
 DRIVER = "net"
-_BEHIND_PORT = re.compile(r"/pci0000:00/0000:00:([0-9a-f]{2}\.[0-7])/[^/]+/virtio[0-9]+/net/[^/]+$")
-"""Of the directory of a device's interface. Those that a container makes have others, whatever their MACs."""
+DEVICES = "/sys/bus/virtio/devices"
+_BEHIND_PORT = re.compile(r"/pci0000:00/0000:00:([0-9a-f]{2}\.[0-7])/[^/]+/virtio[0-9]+$")
+"""Of the directory of a device that has an interface. Those that a container makes are no device's."""
 _log = logging.getLogger("casemate.agent")
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
 
 
 class Network:
-    """One per guest."""
+    """One per guest. users: those whom it belongs to, where they are the pod's own."""
 
     def __init__(self) -> None:
+        self.users: Users | None = None
         self._applied: dict[tuple[int, bytes], None] = {}
         self._ipv6: dict[int, bool] = {}
         self._lock = asyncio.Lock()
@@ -84,7 +96,7 @@ class Network:
         wanted = {interface.port: interface for interface in request.interfaces if interface.port}
         if wanted:
             boot.load_feature(DRIVER)
-            await _wait_for(set(wanted))
+            await self._bring(set(wanted))
         with Netlink() as asking:
             _name(asking, wanted)
             ipv6 = {}
@@ -95,6 +107,19 @@ class Network:
                     ipv6[index] = _has_ipv6(wanted[port])
             self._ipv6 = ipv6
             self._replace(asking, _entries(request, indices))
+
+    async def _bring(self, ports: set[str]) -> None:
+        """Until there is an interface behind each, here: devices come to the machine's first namespace."""
+        if self.users is None:
+            await _wait_for(ports, nullcontext)
+            return
+        if not (missing := ports - _present()):
+            return
+        await _wait_for(missing, self.users.where_devices_come)
+        with self.users.where_devices_come(), Netlink() as asking:
+            for port, (index, _) in _by_port(asking).items():
+                if port in missing:
+                    _move(asking, index, self.users, f"casemate{port}")  # a name that nobody has there
 
     def _replace(self, asking: Netlink, entries: dict[tuple[int, bytes], None]) -> None:
         for kind, body in reversed(self._applied):
@@ -124,16 +149,18 @@ def _ask(asking: Netlink, kind: int, body: bytes, flags: int, what: str) -> None
         raise FailedPrecondition(f"the guest's kernel does not take {what}", error.strerror) from error
 
 
-async def _wait_for(ports: set[str]) -> None:
-    """Until there is an interface behind each, told by the kernel."""
+async def _wait_for(ports: set[str], there: Callable[[], AbstractContextManager[None]]) -> None:
+    """Until there is an interface behind each, told by the kernel. there: the namespace where they come."""
     loop = asyncio.get_running_loop()
     missing = ports
-    with Netlink(netlink.RTMGRP_LINK) as changes:
+    with ExitStack() as undo:
+        with there():
+            changes = undo.enter_context(Netlink(netlink.RTMGRP_LINK))
         changed = asyncio.Event()
         loop.add_reader(changes.fileno(), changed.set)
         try:
             async with asyncio.timeout(DEVICE_S):
-                while missing := ports - _present():
+                while missing := ports - _present(there):
                     await changed.wait()
                     changed.clear()
                     changes.forget_changes()
@@ -144,18 +171,37 @@ async def _wait_for(ports: set[str]) -> None:
             loop.remove_reader(changes.fileno())
 
 
-def set_up_card(name: str, wanted: api.PciDevice) -> None:
+def set_up_card(name: str, wanted: api.PciDevice) -> str:
     """An interface of a network card that the machine was given: named as it is wanted, or nicN, up, with its
-    addresses. The pod's other interfaces may have any other name. Raises FailedPrecondition."""
+    addresses. The pod's other interfaces may have any other name. Returns its own. Raises FailedPrecondition.
+    """
+    title = wanted.interface or _free_name()
     with Netlink() as asking:
-        index = socket.if_nametoindex(name)
-        title = wanted.interface or _free_name()
-        _rename(asking, index, title)
-        body = LINK.pack(0, 0, index, IFF_UP, IFF_UP)
-        _ask(asking, netlink.RTM_SETLINK, body, 0, f"that {title} is up")
-        for address in wanted.addresses:
-            flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-            _ask(asking, netlink.RTM_NEWADDR, _address(address, index), flags, f"an address of {title}")
+        _rename(asking, socket.if_nametoindex(name), title)
+        _raise_card(asking, title, wanted)
+    return title
+
+
+def move_card(title: str, wanted: api.PciDevice, users: Users) -> None:
+    """From the machine's first namespace to the pod's, where we are: a move takes all but its name away."""
+    with users.where_devices_come(), Netlink() as asking:
+        _move(asking, socket.if_nametoindex(title), users, title)
+    with Netlink() as asking:
+        _raise_card(asking, title, wanted)
+
+
+def _raise_card(asking: Netlink, title: str, wanted: api.PciDevice) -> None:
+    index = socket.if_nametoindex(title)
+    body = LINK.pack(0, 0, index, IFF_UP, IFF_UP)
+    _ask(asking, netlink.RTM_SETLINK, body, 0, f"that {title} is up")
+    for address in wanted.addresses:
+        flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
+        _ask(asking, netlink.RTM_NEWADDR, _address(address, index), flags, f"an address of {title}")
+
+
+def _move(asking: Netlink, index: int, users: Users, name: str) -> None:
+    body = LINK.pack(0, 0, index, 0, 0) + attribute(IFLA_NET_NS_FD, users.net) + attribute(IFLA_IFNAME, name)
+    _ask(asking, netlink.RTM_SETLINK, body, 0, f"where the interface {name} is to be")
 
 
 def _free_name() -> str:
@@ -163,8 +209,8 @@ def _free_name() -> str:
     return next(name for number in count() if (name := f"nic{number}") not in taken)
 
 
-def _present() -> set[str]:
-    with Netlink() as asking:
+def _present(there: Callable[[], AbstractContextManager[None]] = nullcontext) -> set[str]:
+    with there(), Netlink() as asking:
         return set(_by_port(asking))
 
 
@@ -174,17 +220,17 @@ def _by_port(asking: Netlink) -> dict[str, tuple[int, str]]:
     for body in asking.dump(netlink.RTM_GETLINK, LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         _, kind, index, _, _ = LINK.unpack_from(body)
         if kind == ARPHRD_ETHER:
-            name = text(attributes_of(body[LINK.size :])[IFLA_IFNAME])
-            if port := _port_of(name):
-                found[port] = index, name
+            attributes = attributes_of(body[LINK.size :])
+            if port := _port_of(text(attributes.get(IFLA_PARENT_DEV_NAME, b""))):
+                found[port] = index, text(attributes[IFLA_IFNAME])
     return found
 
 
-def _port_of(name: str) -> str | None:
-    """None for one that is no device of the machine's, or has gone or been renamed meanwhile."""
+def _port_of(device: str) -> str | None:
+    """None for "", or what else is no virtio device of the machine's, or has gone meanwhile."""
     try:
-        behind = _BEHIND_PORT.search(os.readlink(f"/sys/class/net/{name}"))
-    except FileNotFoundError:
+        behind = _BEHIND_PORT.search(os.readlink(f"{DEVICES}/{device}"))
+    except OSError:  # it has gone, or is the directory itself
         return None
     return behind and behind[1]
 

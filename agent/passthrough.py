@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent.nvidia import Driver
+    from agent.users import Users
     from rpc.api.agent import GivenDevice, PciDevice
 
 SYSFS = "/sys"
@@ -42,6 +43,7 @@ class Passthrough:
         self._root = root
         self._addresses: dict[str, str] = {}
         self._nvidia: Driver | None = None
+        self._cards: list[tuple[str, PciDevice]] = []
 
     async def come_up(self, devices: Sequence[PciDevice], limit_s: float) -> list[FoundDevice]:
         """What has become of each, all waited for at once."""
@@ -113,7 +115,14 @@ class Passthrough:
 
             what = "interface of the network card"
             (name, *_) = await appearance(lambda: self._interfaces(address) or None, what, limit_s)
-            network.set_up_card(name, device)
+            self._cards.append((network.set_up_card(name, device), device))
+
+    def move_cards(self, users: Users) -> None:
+        """Network cards, to where the pod's network is from now on. Raises FailedPrecondition."""
+        from agent import network
+
+        for title, wanted in self._cards:
+            network.move_card(title, wanted, users)
 
     def _namespace(self, address: str) -> str | None:
         """Of an NVMe: one that is a block device."""

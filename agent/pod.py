@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from agent.forward import Forward
     from agent.reaper import Exit, Reaper
+    from agent.users import Users
 
 _NOBODY = 65534
 _WORDS_BYTES = 256
@@ -27,8 +28,9 @@ _MOST_FDS = 1 << 16
 class Pod:
     """id: of its sandbox container. directory: for what is made here."""
 
-    def __init__(self, pod_id: str, directory: str, reaper: Reaper) -> None:
+    def __init__(self, pod_id: str, directory: str, reaper: Reaper, users: Users | None = None) -> None:
         self.id = pod_id
+        self._users = users
         self._directory = directory
         self._reaper = reaper
         self._init = 0
@@ -43,7 +45,14 @@ class Pod:
             if shm_path:
                 os.makedirs(shm_path, exist_ok=True)
                 flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
-                libc.mount("shm", shm_path, "tmpfs", flags, f"mode=1777,size={shm_bytes}")
+                libc.mount("shm", shm_path, "tmpfs", flags, f"mode=1777,size={shm_bytes}{self._owner()}")
+
+    def _owner(self) -> str:
+        """Options of a file system that is to be the pod's root's, where that is another one than ours."""
+        if self._users is None:
+            return ""
+        uid, gid = self._users.ids.uid_outside(0), self._users.ids.gid_outside(0)
+        return "" if uid is None or gid is None else f",uid={uid},gid={gid}"
 
     async def connect(self, name: str, port: int) -> None:
         """To a port of the loopback. Raises FailedPrecondition if nobody listens there, AlreadyExists."""
@@ -70,21 +79,21 @@ class Pod:
         if self._ended is None:
             root = f"{self._directory}/empty"
             os.makedirs(root, exist_ok=True)
-            self._init = _fork_init(root)
+            self._init = _fork_init(root, self._users)
             self._ended = self._reaper.watch(self._init)
         if self._ended.done():
             raise FailedPrecondition("the first process of the pod's PID namespace has ended")
         return f"/proc/{self._init}/ns/pid"
 
 
-def _fork_init(root: str) -> int:
+def _fork_init(root: str, users: Users | None) -> int:
     """The pid of a process that is the first of a new PID namespace and does nothing there but reap.
 
     The process between it and us ends, so that it is a child of PID 1's.
     """
     read, write = os.pipe2(os.O_CLOEXEC)
     if os.fork() == 0:
-        _be_parent(root, write)
+        _be_parent(root, users, write)
     os.close(write)
     with open(read, "rb") as pipe:
         said = pipe.read(_WORDS_BYTES)
@@ -93,14 +102,16 @@ def _fork_init(root: str) -> int:
     return int(said)
 
 
-def _be_parent(root: str, write: int) -> NoReturn:
+def _be_parent(root: str, users: Users | None, write: int) -> NoReturn:
     signal.set_wakeup_fd(-1)  # of the agent's event loop
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # also the first process': the kernel reaps
     try:
+        if users is not None:  # whom the namespace of processes then belongs to
+            libc.setns(users.fd, libc.CLONE_NEWUSER)
         libc.unshare(libc.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _be_init(root)
+            _be_init(root, _nobody(users))
         os.write(write, b"%d" % pid)
     except BaseException as error:  # noqa: BLE001 - whoever forked us raises what is written here
         os.write(write, f"{type(error).__name__}: {error}".encode()[:_WORDS_BYTES])
@@ -108,7 +119,19 @@ def _be_parent(root: str, write: int) -> NoReturn:
         os._exit(0)
 
 
-def _be_init(root: str) -> NoReturn:
+def _nobody(users: Users | None) -> tuple[int, int]:
+    """A user and a group without privileges. Where nobody's have no place, whoever comes last."""
+    if users is None:
+        return _NOBODY, _NOBODY
+    found = []
+    for mapping in (users.ids.uids, users.ids.gids):
+        last = max(inside + size - 1 for inside, _, size in mapping or ())
+        has_nobody = any(inside <= _NOBODY < inside + size for inside, _, size in mapping or ())
+        found.append(_NOBODY if has_nobody else last)
+    return found[0], found[1]
+
+
+def _be_init(root: str, user: tuple[int, int]) -> NoReturn:
     """Who forked its parent learns of a failure: the pipe is inherited, and open until all is in place.
 
     The kernel lets nobody of the namespace kill it, nor send it anything that it does not wait for.
@@ -121,8 +144,9 @@ def _be_init(root: str) -> NoReturn:
     os.chroot(root)  # who may look at /proc/1/root sees nothing of the guest's
     os.chdir("/")
     os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    uid, gid = user
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
     os.closerange(0, _MOST_FDS)
     while True:
         signal.pause()

@@ -43,6 +43,7 @@ class AgentService:
         server.add(api.HELLO, self.hello)
         server.add(api.MOUNT_SHARE, self.mount_share)
         server.add(api.MAKE_POD, self.make_pod)
+        server.add(api.MAKE_USERS, self.make_users)
         server.add(api.CONNECT, self.connect)
         server.add(api.NAME_SERVER, self.name_server)
         server.add(api.CREATE_CONTAINER, self.create_container)
@@ -128,6 +129,7 @@ class AgentService:
             from agent.network import Network
 
             self._network = Network()
+        self._network.users = self._guest.users
         await self._network.apply(request)
         return Empty()
 
@@ -173,6 +175,16 @@ class AgentService:
 
     async def make_pod(self, request: api.MakePodRequest, context: Context) -> Empty:
         self._guest.make_pod(request.container_id, request.shm_path, request.shm_bytes, request.sysctls)
+        return Empty()
+
+    async def make_users(self, request: api.MakeUsersRequest, context: Context) -> Empty:
+        from agent import ids  # most pods have no user namespace
+
+        uids, gids = (
+            [(line.inside, line.outside, line.size) for line in mapping]
+            for mapping in (request.uids, request.gids)
+        )
+        self._guest.make_users(ids.Ids(uids, gids))
         return Empty()
 
     async def connect(self, request: api.ConnectRequest, context: Context) -> Empty:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import termios
 from struct import pack
 
@@ -243,6 +244,15 @@ class Stdio:
         made._terminal = True
         made.inherited = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for _ in range(3)]
         return made
+
+    def give_to(self, uid: int, gid: int) -> None:
+        """Pipes that are to be inherited are this user's, who may then open them by /dev/stdout and the like.
+
+        crun sees to it where they are of the container's own user namespace, which they are not before.
+        """
+        for fd in self.inherited:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, uid, gid)
 
     def adopt(self, master: int) -> None:
         """Takes over the master end of the terminal."""

@@ -36,6 +36,7 @@ LINK = struct.Struct("=BxHiII")
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 ARPHRD_ETHER = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_AF_SPEC = 1, 3, 4, 10, 26
+IFLA_NET_NS_FD, IFLA_PARENT_DEV_NAME = 28, 56  # the latter since Linux 5.14
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 1, 8, 1
 # Addresses (linux/if_addr.h): family, length of the prefix, flags, scope, interface
 ADDRESS = struct.Struct("=BBBBi")

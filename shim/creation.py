@@ -16,7 +16,7 @@ from config.settings import Profile
 from rpc.api import agent as api
 from rpc.api.types import Mount
 from rpc.errors import AlreadyExists, CasemateError, DeadlineExceeded, NotFound
-from shim import oci, phases, resources, rootfs, spec
+from shim import oci, phases, resources, rootfs, spec, users
 from shim.anchor import Anchors
 from shim.blockdevices import BlockDevice
 from shim.bundle import read_config
@@ -35,6 +35,7 @@ from shim.sandbox import (
     Siblings,
     container_name,
     furnished,
+    has_pods_users,
     is_sandbox,
     pod_limits,
     pod_request,
@@ -138,6 +139,8 @@ async def make_container(
     await hooks.create(shown_pid)
     # The pod's network is as its client wants it from here on: CNI's was before `start`, the hooks' is now.
     # The guest has to have it first: sysctls may be those of an interface.
+    if has_pods_users(wanted, siblings):  # to whom the network is to belong
+        await machine.call(api.MAKE_USERS, users.request(wanted.id_mappings))
     resolv_conf = next((each.name for each in guest.shared if each.destination == RESOLV_CONF), "")
     await network_ready(directory / resolv_conf if resolv_conf else None)
     init = Process(new.container_id, "", new.terminal, new.stdin, new.stdout, new.stderr)

@@ -13,7 +13,20 @@ from shim.spec import GUEST_HOOKS, GUEST_NAMESPACES
 
 TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 """containerd's typeurl of the Go type, whose value is JSON."""
-MOUNT_OPTIONS = ("bind", "nodev", "noexec", "nosuid", "private", "rbind", "ro", "rprivate", "rro", "rw")
+MOUNT_OPTIONS = (
+    "bind",
+    "idmap",
+    "nodev",
+    "noexec",
+    "nosuid",
+    "private",
+    "rbind",
+    "ridmap",
+    "ro",
+    "rprivate",
+    "rro",
+    "rw",
+)
 """Of a volume. With ro as with rro, all that lies below it is read-only as well."""
 OFF: dict[str, Json] = {"enabled": False}
 
@@ -29,7 +42,7 @@ def features() -> Any:
             "apparmor": OFF,
             "selinux": OFF,
             "intelRdt": OFF,
-            "mountExtensions": {"idmap": OFF},
+            "mountExtensions": {"idmap": {"enabled": True}},
         },
     }
     return Any(type_url=TYPE_URL, value=json.dumps(document).encode())

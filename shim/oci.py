@@ -13,6 +13,22 @@ from rpc.errors import InvalidArgument
 T = TypeVar("T")
 D = TypeVar("D")
 Document = dict[str, Any]
+NO_ID = (1 << 32) - 1
+MOST_ID_RANGES = 340  # user_namespaces(7)
+
+
+@dataclass(frozen=True, slots=True)
+class IdMappings:
+    """Of a user namespace or a mount: (ID inside or on disk, outside, how many)."""
+
+    uids: tuple[tuple[int, int, int], ...] = ()
+    gids: tuple[tuple[int, int, int], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.uids or self.gids)
+
+
+UNMAPPED = IdMappings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +37,7 @@ class Mount:
     type: str
     source: str
     options: tuple[str, ...]
-    id_mapped: bool = False
+    id_mappings: IdMappings = UNMAPPED
 
     @property
     def is_bind(self) -> bool:
@@ -85,6 +101,7 @@ class Spec:
     limits: Limits
     cgroups_path: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    id_mappings: IdMappings = UNMAPPED
 
     def namespace(self, kind: str) -> Namespace | None:
         """None means that the container would stay in the host's."""
@@ -111,6 +128,7 @@ def parse(document: object) -> Spec:
         limits=limits(_get(linux, "resources", dict, {}, "linux")),
         cgroups_path=_get(linux, "cgroupsPath", str, "", "linux"),
         annotations=_annotations(_get(spec, "annotations", dict, {}, "config.json")),
+        id_mappings=_id_mappings(linux, "linux"),
     )
 
 
@@ -193,8 +211,28 @@ def _mount(entry: object) -> Mount:
         type=_get(mount, "type", str, "", "mounts[]"),
         source=_get(mount, "source", str, "", "mounts[]"),
         options=_texts(mount, "options", "mounts[]"),
-        id_mapped=bool(mount.get("uidMappings") or mount.get("gidMappings")),
+        id_mappings=_id_mappings(mount, f"mount {destination}"),
     )
+
+
+def _id_mappings(document: Document, where: str) -> IdMappings:
+    return IdMappings(*(_id_ranges(document, name, where) for name in ("uidMappings", "gidMappings")))
+
+
+def _id_ranges(document: Document, name: str, where: str) -> tuple[tuple[int, int, int], ...]:
+    """Numbers that are IDs; whether they overlap is the kernel's to say."""
+    found = []
+    for entry in _get(document, name, list, [], where):
+        line = typed(entry, dict, f"{where}.{name}[]")
+        inside, outside, size = (
+            _get(line, key, int, 0, f"{where}.{name}[]") for key in ("containerID", "hostID", "size")
+        )
+        if min(inside, outside) < 0 or size < 1 or max(inside, outside) + size > NO_ID:
+            raise InvalidArgument(f"OCI spec: {where}.{name}: {inside} {outside} {size} are no IDs")
+        found.append((inside, outside, size))
+    if len(found) > MOST_ID_RANGES:
+        raise InvalidArgument(f"OCI spec: {where}.{name}: the kernel takes {MOST_ID_RANGES} at most")
+    return tuple(found)
 
 
 def _namespace(entry: object) -> Namespace:

@@ -7,7 +7,15 @@ way a pod came (sandbox.py). Pure. CRI's rules: containerd's podsandbox/sandbox_
 import posixpath
 from collections.abc import Mapping
 
-from rpc.api.cri import DNSConfig, LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig
+from rpc.api.cri import (
+    DNSConfig,
+    IDMapping,
+    LinuxPodSandboxConfig,
+    NamespaceMode,
+    NamespaceOption,
+    PodSandboxConfig,
+    UserNamespace,
+)
 from rpc.errors import InvalidArgument, Unimplemented
 from shim import oci
 from shim.apprentice import TENANT_ANNOTATION
@@ -42,10 +50,11 @@ def document_of(
     metadata = said.metadata
     linux = dict(base.get("linux") or {})
     linux["namespaces"] = _namespaces(linux_said, netns_path, linux.get("namespaces") or [])
+    linux |= _id_mappings(linux_said)
     if parent := linux_said.cgroup_parent:
         linux["cgroupsPath"] = _cgroup(parent, sandbox_id)
     sysctls = {**oci.typed(linux.get("sysctl") or {}, dict, "linux.sysctl"), **linux_said.sysctls}
-    linux["sysctl"] = {**UNPRIVILEGED, **sysctls} if config else sysctls
+    linux["sysctl"] = {**_usual_sysctls(linux_said), **sysctls} if config else sysctls
     known = {**spec.annotations, **annotations, **said.annotations}
     if metadata is not None:
         known |= {
@@ -69,6 +78,32 @@ def document_of(
     }
 
 
+def _usual_sysctls(said: LinuxPodSandboxConfig) -> dict[str, str]:
+    """Not all of these groups are in a user namespace, where containerd says nothing of any."""
+    if _users(said) is None:
+        return UNPRIVILEGED
+    return {name: value for name, value in UNPRIVILEGED.items() if "ping_group" not in name}
+
+
+def _users(said: LinuxPodSandboxConfig) -> UserNamespace | None:
+    """None where the pod has none of its own."""
+    context = said.security_context
+    users = (context.namespace_options or NamespaceOption()).userns_options if context else None
+    return None if users is None or users.mode == NamespaceMode.NODE else users
+
+
+def _id_mappings(said: LinuxPodSandboxConfig) -> Document:
+    """linux.uidMappings and gidMappings, if it has a user namespace."""
+
+    def ranges(given: list[IDMapping]) -> list[Document]:
+        return [
+            {"containerID": line.container_id, "hostID": line.host_id, "size": line.length} for line in given
+        ]
+
+    users = _users(said)
+    return {} if users is None else {"uidMappings": ranges(users.uids), "gidMappings": ranges(users.gids)}
+
+
 def _namespaces(said: LinuxPodSandboxConfig, netns_path: str, given: object) -> list[Document]:
     """One that is left out is the host's, which sandbox.py and spec.py refuse by name."""
     context = said.security_context
@@ -89,7 +124,7 @@ def _namespaces(said: LinuxPodSandboxConfig, netns_path: str, given: object) -> 
     for kind, mode in (("pid", modes.pid), ("ipc", modes.ipc)):
         if mode != NamespaceMode.NODE:
             wanted.append({"type": kind})
-    if modes.userns_options is not None and modes.userns_options.mode != NamespaceMode.NODE:
+    if _users(said) is not None:
         wanted.append({"type": "user"})
     return wanted
 

@@ -14,6 +14,7 @@ from rpc.errors import InvalidArgument, NotFound, Unimplemented
 from shim import system
 from shim.cleanup import remove_tree
 from shim.namespaces import HostNamespaces
+from shim.oci import UNMAPPED, IdMappings
 from shim.spec import SharedMount
 
 # Options of mount(8) that are flags of mount(2): what to set, what to clear.
@@ -183,7 +184,18 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
         raise Unimplemented(
             f"rootfs: mount type {mount.type}", hint="use the overlayfs or native snapshotter"
         )
-    flags, data = split_options([option for option in mount.options if option != LOOP])
+    options, mapped = _split_mapping(mount.options)
+    if mapped and mount.type == "overlay":
+        from shim import idmap
+
+        with idmap.mapped_layers(options, mapped, Path(f"{links}.mapped")) as layers:
+            _mount(Mount(type=mount.type, source=mount.source, options=layers), target, links)
+        return
+    flags, data = split_options([option for option in options if option != LOOP])
+    if mapped and not flags & system.MS_BIND:
+        raise Unimplemented(
+            f"rootfs: {mount.type} with mapped IDs", hint="the overlayfs snapshotter's can be had so"
+        )
     short: Path | None = None
     if len(data) > MOST_DATA_BYTES:
         data, short = shorten_layers(data, links), links
@@ -191,12 +203,14 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
         raise Unimplemented(f"rootfs: {len(data)} bytes of mount options; the kernel takes {MOST_DATA_BYTES}")
     try:
         if flags & system.MS_BIND:
-            system.bind_sealed(
-                mount.source,
-                target,
-                recursive=bool(flags & system.MS_REC),
-                read_only=bool(flags & system.MS_RDONLY),
-            )
+            recursive = bool(flags & system.MS_REC)
+            tree = system.clone_tree(mount.source, recursive=recursive)
+            if mapped:
+                from shim import idmap
+
+                idmap.map_tree(tree, mapped, f"rootfs: {mount.source}", recursive=recursive)
+            read_only = bool(flags & system.MS_RDONLY)
+            system.attach_sealed(tree, target, recursive=recursive, read_only=read_only)
             return
         # Nothing on the host executes from it or opens its devices; the guest's own mount has its own flags.
         flags |= system.MS_NOSUID | system.MS_NODEV
@@ -211,6 +225,15 @@ def _mount(mount: Mount, target: str, links: Path) -> None:
             system.mount(source, target, mount.type, flags, data)
     except OSError as error:
         raise InvalidArgument(f"rootfs: cannot mount {mount.type} {mount.source}", error.strerror) from error
+
+
+def _split_mapping(options: Sequence[str]) -> tuple[Sequence[str], IdMappings]:
+    """Without those of containerd's that map IDs, and what they say. Raises InvalidArgument."""
+    if not any(option.startswith(("uidmap=", "gidmap=")) for option in options):
+        return options, UNMAPPED
+    from shim import idmap  # few containers have a user namespace
+
+    return idmap.split_options(options)
 
 
 def shorten_layers(data: str, links: Path) -> str:
@@ -255,13 +278,14 @@ def bound(entry: SharedMount, directory: Path, host: HostNamespaces | None = Non
             target.mkdir(mode=0o700)
         else:
             target.touch(mode=0o600)
+        tree = clone() if host is None else host.run(clone)
+        if entry.mapped:
+            from shim import idmap
+
+            what = f"mount {entry.destination}: source {entry.source}"
+            idmap.map_tree(tree, entry.mapped, what, recursive=entry.maps_below)
         # Read-only not only in the guest: a guest's root could mount it again without the option.
-        system.attach_sealed(
-            clone() if host is None else host.run(clone),
-            str(target),
-            recursive=entry.recursive,
-            read_only=entry.read_only,
-        )
+        system.attach_sealed(tree, str(target), recursive=entry.recursive, read_only=entry.read_only)
     except FileNotFoundError as error:
         raise NotFound(f"mount source {entry.source} does not exist") from error
     try:

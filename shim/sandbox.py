@@ -88,15 +88,6 @@ def shm_of(spec: Spec) -> str:
     return next(sources, "") if is_sandbox(spec) else ""
 
 
-def refuse_users_of_pod(spec: Spec) -> None:
-    """Raises Unimplemented for a sandbox with a user namespace, which its containers would have to share."""
-    if is_sandbox(spec) and spec.namespace("user") is not None:
-        raise Unimplemented(
-            "user namespace of the pod: its containers share none in the VM",
-            hint="run without hostUsers: false; what root does in the VM, it does not do on the host",
-        )
-
-
 def limits_of(spec: Spec) -> Limits:
     """What the kubelet says that the containers of the pod may use together. Raises InvalidArgument."""
 
@@ -162,6 +153,17 @@ def _size_bytes(directory: str) -> int:
     return about.f_blocks * about.f_frsize
 
 
+def has_pods_users(spec: Spec, siblings: Siblings) -> bool:
+    """Whether its user namespace is that to which all belongs that the pod has in common: a sandbox's, or its
+    first container's own.
+
+    A sandbox may name one of the host's by a path (containerd 2 has made it for the network namespace): in
+    the guest there is another one of the same mappings.
+    """
+    users = spec.namespace("user")
+    return users is not None and (is_sandbox(spec) or not (users.path or siblings.pids))
+
+
 def guest_namespaces(spec: Spec, siblings: Siblings) -> list[dict[str, str]]:
     """linux.namespaces for the guest's runtime: new ones, and those of the pod's other containers.
 
@@ -172,9 +174,15 @@ def guest_namespaces(spec: Spec, siblings: Siblings) -> list[dict[str, str]]:
     for entry in spec.namespaces:
         if entry.type == "network":
             continue
+        if entry.type == "user" and has_pods_users(spec, siblings):
+            kinds.setdefault(entry.type, api.POD_USERS)
+            continue
         joined = joined_or_refused(entry, siblings) if entry.path else None
         if joined and joined == siblings.sandbox and entry.type in OF_THE_GUEST:
             continue
+        if joined and joined == siblings.sandbox and entry.type == "user":
+            joined = ""
+            kinds.setdefault(entry.type, api.POD_USERS)
         kinds.setdefault(entry.type, f"{api.NAMESPACES}/{joined}/{entry.type}" if joined else "")
     # containerd asks for it on hosts with cgroups v2 only; the guest always has v2, where a container
     # without one would see the guest's whole tree.

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rpc.errors import InvalidArgument, Unimplemented
-from shim import resources
+from shim import resources, users
 from shim.blockdevices import BLOCK, BlockDevice, asked_for, may_use_all, without_rules
 from shim.bootstrap import GROUP_ANNOTATIONS
 from shim.devicewishes import DeviceWishes, is_vfio, wishes_of
 from shim.fields import Table, leave_out, refuse
 from shim.hookserver import HOST_HOOKS
-from shim.oci import Device, Document, Hook, Mount, Spec
-from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, joined_or_refused, refuse_users_of_pod
+from shim.oci import UNMAPPED, Device, Document, Hook, IdMappings, Mount, Spec
+from shim.sandbox import ALONE, GUEST_SHM, Siblings, guest_namespaces, has_pods_users, joined_or_refused
 
 GUEST_SHARE = "/run/casemate/shared"
 
@@ -76,17 +76,24 @@ GIVERS_OF_THE_HOSTS_GPUS = frozenset(
 
 PROPAGATING = frozenset(("shared", "rshared", "slave", "rslave"))
 _BIND_OPTIONS = frozenset(("bind", "rbind"))
+# IDs on the mount are mapped; with the latter also on what is mounted below (config.md, "Mounts").
+_MAPPING_OPTIONS = frozenset(("idmap", "ridmap"))
 
 
 @dataclass(frozen=True, slots=True)
 class SharedMount:
-    """A host path that the guest sees as GUEST_SHARE/<container>/<name>, its container at destination."""
+    """A host path that the guest sees as GUEST_SHARE/<container>/<name>, its container at destination.
+
+    mapped: to what IDs on disk are for the guest, with maps_below on what is mounted below it as well.
+    """
 
     name: str
     source: str
     read_only: bool
     recursive: bool
     destination: str = ""
+    mapped: IdMappings = UNMAPPED
+    maps_below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +113,15 @@ def refuse_host_access(spec: Spec, siblings: Siblings = ALONE) -> None:
 
     siblings: whose namespaces it may join.
     """
-    refuse_users_of_pod(spec)
+    users.refuse_broken(spec)
     for kind, (what, why) in HOST_NAMESPACES.items():
         if spec.namespace(kind) is None:
             raise Unimplemented(f"{what}: not possible in a VM", hint=why)
     for namespace in spec.namespaces:
         if namespace.type not in (*GUEST_NAMESPACES, "network"):
             raise Unimplemented(f"{namespace.type!r} namespace: not known to this version")
-        if namespace.path and namespace.type != "network":
+        mapped = namespace.type == "user" and has_pods_users(spec, siblings)
+        if namespace.path and namespace.type != "network" and not mapped:
             joined_or_refused(namespace, siblings)
     refuse(spec.document, REFUSED, "")
     refuse(spec.document.get("process") or {}, REFUSED_OF_PROCESSES, "process.")
@@ -211,7 +219,9 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     directory = f"{GUEST_SHARE}/{container_id}"
     document["root"] = {"path": f"{directory}/rootfs", "readonly": spec.readonly}
     shared: list[SharedMount] = []
-    document["mounts"] = [_guest_mount(mount, directory, shared, siblings.shm) for mount in spec.mounts]
+    document["mounts"] = [
+        _guest_mount(mount, directory, shared, siblings.shm, spec.id_mappings) for mount in spec.mounts
+    ]
     given = document.pop("hooks", None) or {}
     if of_guest := {kind: entries for kind, entries in given.items() if kind in GUEST_HOOKS and entries}:
         document["hooks"] = of_guest
@@ -231,8 +241,11 @@ def for_guest(spec: Spec, container_id: str, siblings: Siblings = ALONE) -> Gues
     return GuestSpec(document, tuple(shared), asked_for(spec), wishes_of(spec), ignored, unmet)
 
 
-def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: str) -> Document:
-    options = list(mount.options)
+def _guest_mount(
+    mount: Mount, directory: str, shared: list[SharedMount], shm: str, users: IdMappings
+) -> Document:
+    options = [option for option in mount.options if option not in _MAPPING_OPTIONS]
+    mapped = mapped_of(mount, users)
     if not mount.is_bind:
         return {
             "destination": mount.destination,
@@ -241,7 +254,7 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: s
             "options": options,
         }
     refuse_mount_options(mount)
-    if shm and mount.source == shm:
+    if shm and mount.source == shm and not mapped:
         # Memory of the pod's own, not the host's by way of its file server.
         return {"destination": mount.destination, "type": "bind", "source": GUEST_SHM, "options": options}
     check_bind_source(mount)
@@ -251,6 +264,8 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: s
         read_only=not {"ro", "rro"}.isdisjoint(options),
         recursive="rbind" in options,
         destination=mount.destination,
+        mapped=mapped,
+        maps_below="ridmap" in mount.options,
     )
     shared.append(entry)
     return {
@@ -262,10 +277,28 @@ def _guest_mount(mount: Mount, directory: str, shared: list[SharedMount], shm: s
     }
 
 
+def mapped_of(mount: Mount, users: IdMappings) -> IdMappings:
+    """Its mappings, of which none means the container's, where an option asks for any.
+
+    Raises InvalidArgument where there are none, or only half of them, Unimplemented where nothing of the
+    host's is mounted.
+    """
+    mapped = mount.id_mappings
+    if not mapped and not _MAPPING_OPTIONS.isdisjoint(mount.options):
+        if not users:
+            raise InvalidArgument(f"mount {mount.destination}: idmap, and there are no mappings")
+        mapped = users
+    if not mapped:
+        return mapped
+    if not (mapped.uids and mapped.gids):
+        raise InvalidArgument(f"mount {mount.destination}: uidMappings and gidMappings go together")
+    if not mount.is_bind:
+        raise Unimplemented(f"mount {mount.destination}: uidMappings and gidMappings of type {mount.type}")
+    return mapped
+
+
 def refuse_mount_options(mount: Mount) -> None:
     """What would have to reach across the VM's border in a way that it does not."""
-    if mount.id_mapped:
-        raise Unimplemented(f"mount {mount.destination}: uidMappings and gidMappings are not honoured")
     for option in mount.options:
         if option in PROPAGATING:
             raise Unimplemented(

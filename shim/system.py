@@ -53,6 +53,7 @@ MOVE_MOUNT_F_EMPTY_PATH = 0x4
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_IDMAP = 0x100000
 
 RENAME_EXCHANGE = 0x2
 
@@ -128,14 +129,24 @@ def attach_sealed(tree: int, target: str, *, recursive: bool, read_only: bool) -
     """
     try:
         wanted = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (MOUNT_ATTR_RDONLY if read_only else 0)
-        attributes = struct.pack("=QQQQ", wanted, 0, MS_PRIVATE, 0)
-        flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-        size = ctypes.c_size_t(len(attributes))
-        check(_libc.syscall(442, tree, b"", ctypes.c_uint(flags), attributes, size), target)
+        _set_attributes(tree, (wanted, 0, MS_PRIVATE, 0), target, recursive=recursive)
         empty = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
         check(_libc.syscall(429, tree, b"", AT_FDCWD, target.encode(), empty), target)
     finally:
         os.close(tree)
+
+
+def map_ids(tree: int, users: int, *, recursive: bool) -> None:
+    """IDs on what clone_tree() gave are mapped from here on as they are in a user namespace's descriptor."""
+    _set_attributes(tree, (MOUNT_ATTR_IDMAP, 0, 0, users), "mount_setattr", recursive=recursive)
+
+
+def _set_attributes(tree: int, attributes: tuple[int, int, int, int], what: str, *, recursive: bool) -> None:
+    """attributes: of struct mount_attr, those to set, to clear, propagation, a user namespace."""
+    packed = struct.pack("=QQQQ", *attributes)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    size = ctypes.c_size_t(len(packed))
+    check(_libc.syscall(442, tree, b"", ctypes.c_uint(flags), packed, size), what)
 
 
 def umount_if_mounted(target: str) -> bool:

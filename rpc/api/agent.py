@@ -27,7 +27,7 @@ from rpc.codec import (
 from rpc.method import Method
 
 SERVICE = "casemate.agent.v1.Agent"
-PROTOCOL = 8
+PROTOCOL = 9
 """Version of this API; both sides send theirs in HELLO."""
 STDOUT, STDERR = 1, 2
 VSOCK_PORT = 1024
@@ -35,6 +35,8 @@ FILES_PORT = 1025
 """Where an agent listens, on vsock."""
 NAMESPACES = "/run/casemate/namespaces"
 """In spec_json, the path NAMESPACES/ID/KIND of a namespace means: the one that container ID is in."""
+POD_USERS = f"{NAMESPACES}//user"
+"""The user namespace of MAKE_USERS."""
 
 
 NAME_PORT = 53
@@ -111,6 +113,21 @@ class MakePodRequest(Message):
     shm_path: str = string(2)
     shm_bytes: int = uint64(3)
     sysctls: dict[str, str] = string_map(4)
+
+
+class IdRange(Message):
+    """IDs from `inside` on of a user namespace, and what they are outside of it."""
+
+    inside: int = uint32(1)
+    outside: int = uint32(2)
+    size: int = uint32(3)
+
+
+class MakeUsersRequest(Message):
+    """A user namespace for the pod. Its network, IPC and UTS namespaces belong to it from then on."""
+
+    uids: list[IdRange] = messages(1, IdRange)
+    gids: list[IdRange] = messages(2, IdRange)
 
 
 class ConnectRequest(Message):
@@ -366,6 +383,8 @@ class Event(Message):
 HELLO = Method(SERVICE, "Hello", HelloRequest, HelloResponse)
 MOUNT_SHARE = Method(SERVICE, "MountShare", MountShareRequest, Empty)
 MAKE_POD = Method(SERVICE, "MakePod", MakePodRequest, Empty)
+MAKE_USERS = Method(SERVICE, "MakeUsers", MakeUsersRequest, Empty)
+"""Before the pod's network is told and before any container is made. Once more with the same is no error."""
 CONNECT = Method(SERVICE, "Connect", ConnectRequest, Empty)
 NAME_SERVER = Method(SERVICE, "NameServer", NameServerRequest, Empty)
 CREATE_CONTAINER = Method(SERVICE, "CreateContainer", CreateContainerRequest, CreateContainerResponse)

@@ -22,7 +22,8 @@ def shared_directories(paths: PodPaths) -> Iterator[None]:
     shared, served = str(paths.shared), str(paths.served)
     with ExitStack() as undo:
         for path in (paths.shared, paths.served):
-            path.mkdir(mode=0o700, exist_ok=True)  # of another try at this pod's machine
+            # Root of a container's user namespace is none that owns it. exist_ok: another try at this machine
+            path.mkdir(mode=0o711, exist_ok=True)
         system.mount(shared, shared, None, system.MS_BIND)
         undo.callback(system.umount, shared, system.MNT_DETACH | system.UMOUNT_NOFOLLOW)
         system.mount("none", shared, None, system.MS_SHARED)

@@ -69,17 +69,43 @@ def test_containers_may_see_each_others_processes(kubectl: Kubectl) -> None:
         assert {"sleep 1111", "sleep 2222"} <= set(pod.sh("ps -eo args=").splitlines())
 
 
+@pytest.mark.client("kubectl create (hostUsers: false)", "works", "volumes are mounted with mapped IDs")
+def test_a_pod_has_users_of_its_own(kubectl: Kubectl, cluster: Cluster) -> None:
+    """Its root is nobody's, and writes as root to what the kubelet gives it."""
+    volumes = [
+        {"name": "disk", "emptyDir": {}},
+        {"name": "memory", "emptyDir": {"medium": "Memory"}},
+        {
+            "name": "about",
+            "downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]},
+        },
+    ]
+    mounts = [{"name": volume["name"], "mountPath": f"/{volume['name']}"} for volume in volumes]
+    pair = (
+        container(*FOREVER, volumeMounts=mounts, securityContext={"capabilities": {"add": ["NET_ADMIN"]}}),
+        container(*FOREVER, volumeMounts=mounts, name="other", securityContext={"runAsUser": 1000}),
+    )
+    with kubectl.pod(*pair, volumes=volumes, hostUsers=False) as pod:
+        inside, outside, size = pod.sh("cat /proc/self/uid_map").split()
+        assert (inside, size) == ("0", "65536")
+        assert int(outside) >= 65536
+        assert pod.sh("cat /about/name") == pod.name
+        pod.sh("ip address add 10.9.8.7/32 dev lo; touch /disk/roots /memory/roots; chmod 777 /disk /memory")
+        pod.sh("touch /disk/users /memory/users", container="other")
+        seen = "stat -c %u /disk/roots /memory/roots /disk/users /memory/users; readlink /proc/self/ns/user"
+        seen_by = [pod.sh(seen, container=name).split() for name in ("main", "other")]
+        assert seen_by[0] == seen_by[1]
+        assert seen_by[0][:4] == ["0", "0", "1000", "1000"]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "hostNetwork": ({"hostNetwork": True}, "host network: not possible in a VM"),
     "hostPID": ({"hostPID": True}, "host PID namespace: not possible in a VM"),
     "hostIPC": ({"hostIPC": True}, "host IPC namespace: not possible in a VM"),
-    "hostUsers": ({"hostUsers": False}, "user namespace"),
 }
 
 
-@pytest.mark.client(
-    "kubectl create (hostNetwork, hostPID, hostIPC, hostUsers: false)", "refused", "an event says why"
-)
+@pytest.mark.client("kubectl create (hostNetwork, hostPID, hostIPC)", "refused", "an event says why")
 @pytest.mark.parametrize("kind", list(REFUSED))
 def test_what_a_machine_cannot_give_is_said_in_an_event(kubectl: Kubectl, kind: str) -> None:
     spec, words = REFUSED[kind]

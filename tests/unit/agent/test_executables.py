@@ -1,6 +1,7 @@
 """What is wrong with a command is found out before it is executed, in runc's words."""
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from agent import executables
 from agent.executables import Command, User
+from agent.ids import Ids
 from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 
 HERE = Path("/proc/self/exe").resolve()
@@ -179,3 +181,25 @@ def test_command_without_environment_has_the_usual_path() -> None:
 def test_process_without_arguments_is_invalid(process: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument, match="no arguments"):
         executables.check_arguments(process)
+
+
+MAPPED = Ids([(0, 100000, 65536)], [(0, 200000, 65536)])
+
+
+@pytest.mark.parametrize(
+    ("user", "owner", "mode", "allowed"),
+    [
+        (User(0, [0], MAPPED), (100000, 200000), 0o700, True),
+        (User(0, [0], MAPPED), (0, 0), 0o700, False),  # root has no privilege over what has no place there
+        (User(0, [0], MAPPED), (0, 0), 0o701, True),
+        (User(7, [8], MAPPED), (100007, 200000), 0o100, True),
+        (User(7, [8], MAPPED), (100000, 200008), 0o010, True),
+        (User(7, [8], MAPPED), (7, 8), 0o110, False),
+    ],
+)
+def test_who_may_execute_goes_by_the_ids_inside(
+    user: User, owner: tuple[int, int], mode: int, allowed: bool
+) -> None:
+    uid, gid = owner
+    status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, uid, gid, 0, 0, 0, 0))
+    assert user.may_execute(status) is allowed

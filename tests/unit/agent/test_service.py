@@ -154,6 +154,33 @@ def test_a_host_name_of_a_containers_own_begins_as_the_pods(run: Callable[[Scena
     run(scenario)
 
 
+def test_an_agent_that_owns_no_kernel_makes_no_users(run: Callable[[Scenario], None]) -> None:
+    line = api.IdRange(inside=0, outside=100000, size=65536)
+
+    async def scenario(shim: Shim) -> None:
+        shim.guest.sysctl_root = None
+        with pytest.raises(FailedPrecondition, match="does not own its kernel"):
+            await shim.call(api.MAKE_USERS, uids=[line], gids=[line])
+        refused = ((api.POD_USERS, "it has none"), (f"{api.NAMESPACES}/gone/user", "gone does not exist"))
+        for path, words in refused:
+            users = {"namespaces": [{"type": "user", "path": path}]}
+            with pytest.raises((FailedPrecondition, NotFound), match=words):
+                await shim.create("c", "true", linux={**users, **MAPPED})
+        own = {"namespaces": [{"type": "user"}], **MAPPED}
+        await shim.create("first", "sleep", "100", linux=own)
+        users = {"namespaces": [{"type": "user", "path": f"{api.NAMESPACES}/first/user"}]}
+        with pytest.raises(InvalidArgument, match="the user namespace that it names has others"):
+            await shim.create("c", "true", linux={**users, **MAPPED})  # minicrun has made none
+        await end(shim, "first")
+
+    run(scenario)
+
+
+MAPPED = {
+    name: [{"containerID": 0, "hostID": 100000, "size": 65536}] for name in ("uidMappings", "gidMappings")
+}
+
+
 def test_a_containers_life(run: Callable[[Scenario], None]) -> None:
     async def scenario(shim: Shim) -> None:
         pid = await shim.create("c", "sh", "-c", "echo out; echo err >&2; exit 9")

@@ -93,6 +93,7 @@ class GuestAgent:
         self.calls: list[str] = []
         self.created: list[api.CreateContainerRequest] = []
         self.fails: dict[str, CasemateError] = {}
+        self.users: api.MakeUsersRequest | None = None
         self.protocol = api.PROTOCOL
         self.obeys = True
         """Whether programs end when they are sent a deadly signal."""
@@ -108,6 +109,7 @@ class GuestAgent:
             api.HELLO: self._hello,
             api.MOUNT_SHARE: self._mount_share,
             api.MAKE_POD: self._make_pod,
+            api.MAKE_USERS: self._make_users,
             api.CONNECT: self._connect,
             api.NAME_SERVER: self._name_server,
             api.CREATE_CONTAINER: self._create,
@@ -223,6 +225,10 @@ class GuestAgent:
         return Empty()
 
     async def _make_pod(self, request: api.MakePodRequest) -> Empty:
+        return Empty()
+
+    async def _make_users(self, request: api.MakeUsersRequest) -> Empty:
+        self.users = request
         return Empty()
 
     async def _create(self, request: api.CreateContainerRequest) -> api.CreateContainerResponse:

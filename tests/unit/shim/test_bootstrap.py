@@ -427,7 +427,7 @@ def test_info_says_who_we_are(
     assert info.features.type_url == "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
     features = json.loads(info.features.value)
     assert "rro" in features["mountOptions"]  # CRI: a RuntimeHandler's recursive_read_only_mounts
-    assert features["linux"]["mountExtensions"] == {"idmap": {"enabled": False}}  # its user_namespaces
+    assert features["linux"]["mountExtensions"] == {"idmap": {"enabled": True}}  # its user_namespaces
 
 
 def test_delete_answers_with_the_pid_that_was_told_and_leaves_nothing(

@@ -97,7 +97,6 @@ NODE, POD = cri.NamespaceMode.NODE, cri.NamespaceMode.POD
         (with_modes(network=NODE), "host network: not possible in a VM"),
         (with_modes(pid=NODE), "host PID namespace"),
         (with_modes(ipc=NODE), "host IPC namespace"),
-        (with_modes(userns_options=cri.UserNamespace(mode=POD)), "user namespace of the pod"),
     ],
 )
 def test_what_a_machine_cannot_have_is_refused_as_in_any_config(
@@ -106,6 +105,21 @@ def test_what_a_machine_cannot_have_is_refused_as_in_any_config(
     document = document_of(config, ID, "", {}, {})
     with pytest.raises(Unimplemented, match=words):
         wants_of(document, load(), "k8s.io", ID)
+
+
+def test_a_pod_may_have_a_user_namespace() -> None:
+    line = cri.IDMapping(host_id=300000, container_id=0, length=65536)
+    users = cri.UserNamespace(mode=POD, uids=[line], gids=[line])
+    spec = oci.parse(document_of(with_modes(userns_options=users), ID, NETNS, {}, {}))
+    mapping = ((0, 300000, 65536),)
+    assert spec.namespace("user") == oci.Namespace("user", "")
+    assert spec.id_mappings == oci.IdMappings(mapping, mapping)
+    assert "net.ipv4.ping_group_range" not in sandbox.pod_request(spec, ID, sandbox.GUEST_SHM).sysctls
+    wants_of(spec.document, load(), "k8s.io", ID)
+    nodes = cri.UserNamespace(mode=NODE)
+    assert (
+        oci.parse(document_of(with_modes(userns_options=nodes), ID, NETNS, {}, {})).namespace("user") is None
+    )
 
 
 def test_a_pod_of_windows_is_refused() -> None:

@@ -70,7 +70,6 @@ def test_another_containers_namespace_is_named_by_its_id() -> None:
         ("pid", "/proc/70/ns/ipc"),
         ("pid", "/proc/70/ns/pid/../pid"),
         ("ipc", "/run/pod/70/ipc"),
-        ("user", "/proc/1/ns/user"),
     ],
 )
 def test_a_namespace_that_is_not_the_pods_is_refused(kind: str, path: str) -> None:
@@ -79,14 +78,69 @@ def test_a_namespace_that_is_not_the_pods_is_refused(kind: str, path: str) -> No
         spec.for_guest(oci.parse(config(linux={"namespaces": entries})), "second", SIBLINGS)
 
 
-@pytest.mark.parametrize("path", ["", "/run/cri/sandboxes/web/userns"])
-def test_a_pod_with_users_of_its_own_is_refused(path: str) -> None:
-    """containerd 1.7 asks for a new namespace, 2.x for one that it has made."""
+MAPPED = {
+    "uidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
+    "gidMappings": [{"containerID": 0, "hostID": 200000, "size": 65536}],
+}
+
+
+def with_users(path: str = "") -> dict[str, Any]:
+    """linux of a config.json."""
     users = {"type": "user", **({"path": path} if path else {})}
-    document = pod_config(linux={"namespaces": [*NAMESPACES, users]})
-    with pytest.raises(Unimplemented, match="user namespace of the pod"):
+    return {"namespaces": [*NAMESPACES, users], **MAPPED}
+
+
+@pytest.mark.parametrize("path", ["", "/run/cri/sandboxes/web/userns"])
+def test_a_pod_with_users_of_its_own_has_them_in_the_guest(path: str) -> None:
+    """containerd 1.7 asks for a new namespace, 2.x for one that it has made, which is not opened."""
+    document = pod_config(linux=with_users(path))
+    spec.refuse_host_access(oci.parse(document))
+    assert sandbox.has_pods_users(oci.parse(document), sandbox.ALONE)
+
+
+@pytest.mark.parametrize(
+    ("path", "siblings", "found"),
+    [
+        ("", sandbox.ALONE, api.POD_USERS),
+        ("", SIBLINGS, ""),
+        ("/proc/70/ns/user", SIBLINGS, api.POD_USERS),
+        ("/proc/71/ns/user", SIBLINGS, f"{api.NAMESPACES}/app/user"),
+    ],
+    ids=["first", "another", "sandbox", "joined"],
+)
+def test_whose_users_a_container_has(path: str, siblings: Siblings, found: str) -> None:
+    guest = spec.for_guest(oci.parse(config(linux=with_users(path))), "second", siblings)
+    linux = guest.document["linux"]
+    assert {entry["type"]: entry.get("path", "") for entry in linux["namespaces"]}["user"] == found
+    assert {name: linux[name] for name in MAPPED} == MAPPED
+    assert sandbox.has_pods_users(oci.parse(config(linux=with_users(path))), siblings) is (
+        siblings is sandbox.ALONE
+    )
+
+
+def test_the_users_of_a_process_of_the_hosts_are_none_to_join() -> None:
+    with pytest.raises(Unimplemented, match="user namespace /proc/1/ns/user: "):
+        spec.refuse_host_access(oci.parse(config(linux=with_users("/proc/1/ns/user"))))
+
+
+@pytest.mark.parametrize(
+    ("linux", "words"),
+    [
+        ({**MAPPED}, "without a user namespace"),
+        ({"uidMappings": MAPPED["uidMappings"]}, "without a user namespace"),
+        ({"namespaces": [*NAMESPACES, {"type": "user"}]}, "do not both say"),
+        ({**with_users(), "gidMappings": None}, "do not both say"),
+        ({**with_users(), "gidMappings": [{"size": 0}]}, "linux.gidMappings: 0 0 0 are no IDs"),
+        ({**with_users(), "gidMappings": [{"hostID": -1, "size": 1}]}, "0 -1 1 are no IDs"),
+        ({**with_users(), "uidMappings": [{"hostID": 2**32 - 2, "size": 2}]}, "are no IDs"),
+        ({**with_users(), "uidMappings": [{"hostID": "0", "size": 2}]}, "is not of type int"),
+        ({**with_users(), "uidMappings": [{"size": 1}] * 341}, "340 at most"),
+    ],
+)
+def test_mappings_that_are_none_are_refused(linux: dict[str, Any], words: str) -> None:
+    document = config(linux={"namespaces": NAMESPACES, **linux})
+    with pytest.raises(InvalidArgument, match=words):
         spec.refuse_host_access(oci.parse(document))
-    spec.refuse_host_access(oci.parse(config(linux={"namespaces": [*NAMESPACES, {"type": "user"}]})))
 
 
 def test_the_pods_shared_memory_is_the_guests_wherever_it_is_mounted(tmp_path: Path) -> None:
@@ -130,6 +184,24 @@ def test_the_kubelets_limits_of_the_pod_are_read() -> None:
 
 
 # --- its life ---
+
+
+def test_the_guest_makes_the_users_of_a_pod_before_anything_in_it(tmp_path: Path) -> None:
+    """Once: a container that comes later has others, or joins these."""
+
+    async def life() -> None:
+        async with running_pod(tmp_path) as tested:
+            await tested.run(document=config(linux=with_users()))
+            asked = tested.agent.users
+            assert asked is not None
+            for mapping, outside in ((asked.uids, 100000), (asked.gids, 200000)):
+                assert [(line.inside, line.outside, line.size) for line in mapping] == [(0, outside, 65536)]
+            await tested.run("second", document=config(linux=with_users()))
+            calls = tested.agent.calls
+            assert calls.count("MakeUsers") == 1
+            assert calls.index("MakeUsers") < calls.index("CreateContainer")
+
+    run(life())
 
 
 def test_nothing_of_a_sandbox_runs_in_the_guest(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rpc.errors import InvalidArgument, Unimplemented
 from shim import oci, spec
-from shim.oci import Mount
+from shim.oci import Document, IdMappings, Mount
 from shim.spec import GUEST_SHARE, GuestSpec, SharedMount, refuse_mount_options
 from tests.unit.shim.pods import NAMESPACES, config
 
@@ -40,7 +40,7 @@ def test_a_namespace_of_the_hosts_is_refused_by_name(kind: str, words: str) -> N
     assert "run without" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("kind", ["pid", "ipc", "uts", "mount", "user", "cgroup", "time"])
+@pytest.mark.parametrize("kind", ["pid", "ipc", "uts", "mount", "cgroup", "time"])
 def test_joining_a_namespace_on_the_host_is_refused_by_name(kind: str) -> None:
     path = f"/proc/7/ns/{kind}"
     rest = [entry for entry in NAMESPACES if entry["type"] != kind]
@@ -361,6 +361,51 @@ def test_a_volume_that_would_have_to_propagate_is_refused_by_name(tmp_path: Path
         refuse_mount_options(Mount("/volume", "bind", str(tmp_path), ("rbind", option)))
 
 
-def test_a_volume_with_mapped_ids_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unimplemented, match="uidMappings"):
-        refuse_mount_options(Mount("/volume", "bind", str(tmp_path), ("rbind",), id_mapped=True))
+LINE = {"containerID": 0, "hostID": 300000, "size": 65536}
+MAPPED = {"uidMappings": [LINE], "gidMappings": [LINE]}
+RANGES = IdMappings(((0, 300000, 65536),), ((0, 300000, 65536),))
+USERS = {"namespaces": [*NAMESPACES, {"type": "user"}], **MAPPED}
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "linux", "mapped", "below"),
+    [
+        (["rbind", "ro"], MAPPED, {}, RANGES, False),
+        (["bind", "ridmap"], MAPPED, {}, RANGES, True),
+        (["rbind", "idmap"], {}, USERS, RANGES, False),
+        (["rbind"], {}, USERS, IdMappings(), False),
+    ],
+    ids=["said", "below", "the container's", "none"],
+)
+def test_a_volume_with_mapped_ids_is_mapped_on_the_host(
+    tmp_path: Path, options: list[str], said: Document, linux: Document, mapped: IdMappings, below: bool
+) -> None:
+    mount = {"destination": "/volume", "type": "bind", "source": str(tmp_path), "options": options, **said}
+    guest = for_guest(config(mounts=[mount], linux={"namespaces": NAMESPACES, **linux}))
+    assert [(entry.mapped, entry.maps_below) for entry in guest.shared] == [(mapped, below)]
+    (seen,) = guest.document["mounts"]
+    assert seen.keys() == {"destination", "type", "source", "options"}
+    assert {"idmap", "ridmap"}.isdisjoint(seen["options"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"uidMappings": [LINE]}, InvalidArgument, "go together"),
+        ({"options": ["rbind", "idmap"]}, InvalidArgument, "there are no mappings"),
+        ({"type": "tmpfs", "options": [], **MAPPED}, Unimplemented, "of type tmpfs"),
+    ],
+    ids=["half", "none", "not the host's"],
+)
+def test_mappings_that_a_mount_cannot_have_are_refused(
+    tmp_path: Path, changes: Document, error: type[Exception], words: str
+) -> None:
+    mount = {
+        "destination": "/volume",
+        "type": "bind",
+        "source": str(tmp_path),
+        "options": ["rbind"],
+        **changes,
+    }
+    with pytest.raises(error, match=f"mount /volume: .*{words}"):
+        for_guest(config(mounts=[mount]))
