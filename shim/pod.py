@@ -84,7 +84,7 @@ class Pod:
 
     def refuse(self, error: CasemateError) -> None:
         """There will be no machine, and this is why."""
-        self._machine = asyncio.get_running_loop().create_task(_raise(error), name="refused")
+        self._machine = asyncio.create_task(_raise(error), name="refused")
         self._machine.add_done_callback(self._on_machine)
         self.begun.set()
 
@@ -121,8 +121,7 @@ class Pod:
     def _on_machine(self, task: "asyncio.Task[Machine]") -> None:
         if task.cancelled():
             return
-        error = task.exception()
-        if error is not None:
+        if (error := task.exception()) is not None:
             self._error = str(error)
             unknown = None if isinstance(error, CasemateError) else error
             log.error("the pod's machine did not start: %s", error, exc_info=unknown)
@@ -236,6 +235,8 @@ class Pod:
         self._listener.created(container, new.bundle, new.mounts)
         if early is not None:
             self._on_event(early)
+        if (machine := self._result()) is not None and machine.lost.done():
+            await self._end_processes()  # it was lost, or stopped, when this container was not known yet
         self.write_state("running")
         return container
 
@@ -460,8 +461,7 @@ class Pod:
         if self._machine is not None:
             self._machine.cancel()
             await asyncio.gather(self._machine, return_exceptions=True)
-        machine = self._result()
-        if machine is not None:
+        if (machine := self._result()) is not None:
             if self.containers:
                 await machine.flush()
             await machine.halt()
