@@ -74,10 +74,12 @@ def test_a_volume_with_mapped_ids(tmp_path: Path, own_mounts: None) -> None:
     ]
 
     async def look() -> None:
+        before = len(os.listdir("/proc/self/fd"))
         with rootfs.bound(entries[0], share), rootfs.bound(entries[1], share):
             found = [[(share / entry.name / name).stat() for name in ("file", "below")] for entry in entries]
         owners = [[(about.st_uid, about.st_gid) for about in abouts] for abouts in found]
         assert owners == [[(300000, 400000), (0, 0)], [(300000, 400000), (300000, 400000)]]
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before)  # whoever made namespaces is reaped
 
     asyncio.run(look())
 
@@ -111,6 +113,7 @@ def test_an_overlay_of_layers_with_mapped_ids(tmp_path: Path, own_mounts: None) 
     mounts = [Mount(type="overlay", source="overlay", options=[*OPTIONS, *options])]
 
     async def look() -> None:
+        before = len(os.listdir("/proc/self/fd"))
         with rootfs.mounted(mounts, target, links):
             for name in ("file0", "file1"):
                 about = os.stat(target / name)
@@ -123,5 +126,6 @@ def test_an_overlay_of_layers_with_mapped_ids(tmp_path: Path, own_mounts: None) 
             rootfs.mounted(
                 [Mount(type="tmpfs", source="none", options=list(OPTIONS))], target, links
             ).__enter__()
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
     asyncio.run(look())
