@@ -6,6 +6,7 @@ Must not know what a test makes of it.
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,19 @@ class Long:
         self.name = name
         script = f"{more}{LOOK}exec sleep infinity"
         command = ctr(name, "sh", "-c", script, wish=wish, options=options)
+        self._words: str | None = None
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def sees(self) -> list[str]:
-        """Lines of LOOK, until it is up or has ended."""
+        """Lines of LOOK, until it is up. Of one that has ended before, its words are told: whoever reads a
+        failed run wants them."""
         assert self.process.stdout is not None
-        lines = []
+        lines: list[str] = []
         for line in self.process.stdout:
             if line == "up\n":
-                break
+                return lines
             lines.append(line.strip())
+        print(f"pod {self.name} is not up: {self.ended()}", file=sys.stderr, flush=True)
         return lines
 
     def end(self) -> list[Any]:
@@ -78,8 +82,9 @@ class Long:
         return self.ended()
 
     def ended(self) -> list[Any]:
-        _, words = self.process.communicate()
-        return [self.process.returncode, words]
+        if self._words is None:
+            _, self._words = self.process.communicate()
+        return [self.process.returncode, self._words]
 
 
 def record(name: str) -> Any:
