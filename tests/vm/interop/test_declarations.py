@@ -18,10 +18,12 @@ from rpc.codec import Field, Message
 from rpc.method import Method
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
+# Our own protocol, and the kubelet's, of which tests/kubernetes/test_devices.py asks a real one.
+NOT_CONTAINERDS = {"agent", "podresources"}
 MODULES: list[Any] = [ttrpc] + [
     importlib.import_module(f"rpc.api.{module.name}")
     for module in pkgutil.iter_modules(rpc.api.__path__)
-    if module.name != "agent"  # our own protocol
+    if module.name not in NOT_CONTAINERDS
 ]
 MESSAGES: dict[str, type[Message]] = {
     value.NAME: value
