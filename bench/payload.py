@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rpc.errors import DataLoss
 
 NAME = "casemate-bench.bin"
 _CHUNK = 1 << 20
+_EVICTED_S = 0.5  # the longest seen was 8 ms
 
 
 def random_file(path: Path, size_bytes: int) -> None:
@@ -59,14 +61,17 @@ def evict(path: Path) -> bool:
     """Take a file out of the host's page cache. Whether it is out: some file systems have no other place.
 
     Pages that are written back and mapped by nobody are dropped (posix_fadvise(2)); a read that must not
-    wait tells whether they were (preadv2(2), RWF_NOWAIT).
+    wait tells whether they were (preadv2(2), RWF_NOWAIT). A page that the kernel holds for a moment, for its
+    own lists, stays (5 of 1000 calls, seen on a 6.18 kernel): the next call drops it, within _EVICTED_S.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         middle = os.fstat(descriptor).st_size // 2
-        os.preadv(descriptor, [bytearray(4096)], middle, os.RWF_NOWAIT)
+        deadline = time.monotonic() + _EVICTED_S
+        while time.monotonic() < deadline:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.preadv(descriptor, [bytearray(4096)], middle, os.RWF_NOWAIT)
     except BlockingIOError:
         return True
     except OSError:
