@@ -69,7 +69,7 @@ def kubelet(answers: dict[str, Any]) -> Iterator[None]:
         assert process.stdout.readline() == b"\n"
         yield
         process.communicate()
-    SOCKET.unlink()
+    SOCKET.unlink(missing_ok=True)  # gRPC does at its end, if it comes to it
 
 
 class Sandbox:
