@@ -11,7 +11,7 @@ import logging
 import os
 from contextlib import ExitStack, nullcontext
 
-from agent import executables, hooks, ids, submounts, sysctls
+from agent import executables, filesystems, hooks, ids, submounts, sysctls
 from agent.cgroups import Cgroup
 from agent.crun import CrunFailed
 from agent.files import remove, remove_directory, write
@@ -82,6 +82,7 @@ class Container:
         """Returns init's pid. Nothing is left behind if it raises."""
         process_spec = spec["process"]
         executables.check_arguments(process_spec)
+        filesystems.check(spec)
         network = sysctls.take_network(spec)
         self._ids = ids.of_spec(spec)
         self._guest.resolve_namespaces(spec)

@@ -58,7 +58,8 @@ _log = logging.getLogger("casemate.rpc")
 _FLUSH_S = 1.0
 # Go's client may take the end of the connection for the end of a call whose answer it has already (ttrpc
 # 1.2.10, Client.dispatch selects between the two): a peer that was just answered is let close first.
-_LINGER_S = 0.05
+# containerd does so as soon as it has the answer; on a busy host that can be a while.
+_LINGER_S = 0.5
 _MAX_ERROR_CHARS = 1 << 14
 
 

@@ -45,6 +45,13 @@ HOST_NAMESPACES = {
     "uts": ("host UTS namespace", "a VM has a host name of its own; run without --uts=host"),
 }
 
+# File systems of no device and no server ("nodev" of /proc/filesystems), which show what the kernel itself
+# has, or are memory: a container gets the guest's. Whether its kernel has them, the agent says.
+KERNELS_OWN = frozenset(
+    "proc sysfs tmpfs ramfs devtmpfs devpts mqueue cgroup cgroup2 hugetlbfs bpf debugfs tracefs securityfs"
+    " configfs fusectl binfmt_misc pstore efivarfs".split()
+)
+
 # The namespaces that a guest's runtime makes for a container; a path would be one of the host's.
 GUEST_NAMESPACES = ("pid", "ipc", "uts", "mount", "user", "cgroup", "time")
 
@@ -247,6 +254,7 @@ def _guest_mount(
     options = [option for option in mount.options if option not in _MAPPING_OPTIONS]
     mapped = mapped_of(mount, users)
     if not mount.is_bind:
+        _refuse_hosts_filesystem(mount)
         return {
             "destination": mount.destination,
             "type": mount.type,
@@ -295,6 +303,15 @@ def mapped_of(mount: Mount, users: IdMappings) -> IdMappings:
     if not mount.is_bind:
         raise Unimplemented(f"mount {mount.destination}: uidMappings and gidMappings of type {mount.type}")
     return mapped
+
+
+def _refuse_hosts_filesystem(mount: Mount) -> None:
+    if mount.type not in KERNELS_OWN:
+        raise Unimplemented(
+            f"mount {mount.destination}: type {mount.type!r}: the host's disk, directories or server that it"
+            " would be of are not in the VM",
+            hint="mount it on the host and share it by a bind mount, or give the container the block device",
+        )
 
 
 def refuse_mount_options(mount: Mount) -> None:

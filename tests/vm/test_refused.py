@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from images import oci
+from shim.spec import KERNELS_OWN
 from tests.vm.faults import inside, refused
 from tests.vm.pods import Pods, every_version
 
@@ -97,6 +98,30 @@ def test_a_bind_mount_of_a_socket(pods: Pods) -> None:
     source = "/run/containerd/containerd.sock"
     mount = f"type=bind,src={source},dst=/mnt/sock,options=bind"
     refused(pods.run("true", options=("--mount", mount)), source, "socket", within_s=AT_ONCE_S)
+
+
+@pytest.mark.client(
+    "ctr run --mount type=ext4 (and nfs, overlay ...)", "refused", "the host mounts, the pod binds"
+)
+def test_a_file_system_of_a_disk_of_the_hosts(pods: Pods) -> None:
+    mount = "type=ext4,src=/dev/sda1,dst=/data,options=ro"
+    refused(pods.run("true", options=("--mount", mount)), "/data", "ext4", "hint", within_s=AT_ONCE_S)
+
+
+@pytest.mark.client("ctr run --mount type=debugfs (and others of a kernel's own)", "works", "of the guest's")
+def test_file_systems_of_a_kernels_own_are_the_guests(pods: Pods) -> None:
+    """What its kernel has is mounted, and what it lacks is named."""
+    lines = pods.run("cat", "/proc/filesystems").ok().out.splitlines()
+    had = {line.split()[-1] for line in lines}
+    mount = "type={0},src={0},dst=/mnt,options=ro".format
+    assert "securityfs" in had
+    mounted = pods.run("cat", "/proc/mounts", options=("--mount", mount("securityfs"))).ok().out
+    assert "securityfs /mnt securityfs ro" in mounted
+    lacks = sorted(KERNELS_OWN - had)
+    assert lacks, "every guest's kernel lacks one"
+    refused(
+        pods.run("true", options=("--mount", mount(lacks[0]))), "/mnt", lacks[0], "kernel", within_s=BOOT_S
+    )
 
 
 @pytest.mark.parametrize(

@@ -409,3 +409,17 @@ def test_mappings_that_a_mount_cannot_have_are_refused(
     }
     with pytest.raises(error, match=f"mount /volume: .*{words}"):
         for_guest(config(mounts=[mount]))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "overlay", "nfs", "9p", "virtiofs", ""])
+def test_a_file_system_of_the_hosts_is_refused_by_name(kind: str) -> None:
+    mount = {"destination": "/data", "type": kind, "source": "/dev/sda1", "options": ["ro"]}
+    with pytest.raises(Unimplemented, match=f"^mount /data: type '{kind}': the host's disk") as caught:
+        for_guest(config(mounts=[PROC, mount]))
+    assert "bind mount" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", sorted(spec.KERNELS_OWN))
+def test_a_file_system_of_a_kernels_own_is_the_guests(kind: str) -> None:
+    mount = {"destination": "/own", "type": kind, "source": kind, "options": ["ro"]}
+    assert for_guest(config(mounts=[mount])).document["mounts"] == [mount]
