@@ -31,6 +31,9 @@ KMSG = "/dev/kmsg"
 NVIDIA = 0x10DE
 MOST_WORDS = 12
 MOST_NODES = 64
+# The feature that makes RDMA of what a network card's driver has taken.
+RDMA = {"mlx5_core": "mlx5-rdma"}
+_INFINIBAND = b"0x0207"  # the class of a card whose ports are no Ethernet's (PCI Code and ID Assignment)
 # nvme0n1; nvme0c1n1 is one of several ways to nvme0n1, which has a name of its own below (drivers/nvme/host).
 _NAMESPACE = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
 
@@ -110,9 +113,14 @@ class Passthrough:
             raise FailedPrecondition("this guest image's kernel has no driver for it")
         if device.kind == "nvme":
             await appearance(lambda: self._namespace(address), "namespace of the NVMe", limit_s)
-        elif device.kind == "nic" and self._driver(address):
+        elif device.kind == "nic" and (driver := self._driver(address)):
             from agent import network
 
+            if (rdma := RDMA.get(driver)) and rdma in boot.features():
+                boot.load_feature(rdma)
+            if not wanted and self._is_infiniband(address):
+                await appearance(lambda: self._rdma(address) or None, "RDMA device of the card", limit_s)
+                return
             what = "interface of the network card"
             (name, *_) = await appearance(lambda: self._interfaces(address) or None, what, limit_s)
             self._cards.append((network.set_up_card(name, device), device))
@@ -132,8 +140,21 @@ class Passthrough:
         return None
 
     def _interfaces(self, address: str) -> list[str]:
+        return self._listed(f"{self._directory(address)}/net")
+
+    def _rdma(self, address: str) -> list[str]:
+        return self._listed(f"{self._directory(address)}/infiniband")
+
+    def _is_infiniband(self, address: str) -> bool:
         try:
-            return sorted(os.listdir(f"{self._directory(address)}/net"))
+            return read(f"{self._directory(address)}/class").startswith(_INFINIBAND)
+        except OSError:  # it has just gone
+            return False
+
+    @staticmethod
+    def _listed(directory: str) -> list[str]:
+        try:
+            return sorted(os.listdir(directory))
         except FileNotFoundError:
             return []
 
@@ -161,6 +182,7 @@ class Passthrough:
         entries = linux.setdefault("devices", [])
         rules = linux.setdefault("resources", {}).setdefault("devices", [])
         gpus: list[GivenDevice] = []
+        with_rdma = False
         for device in devices:
             at = self._addresses.get(device.name)
             if at is None or not os.path.exists(self._directory(at)):
@@ -173,6 +195,9 @@ class Passthrough:
                 raise NotFound(
                     f"device {device.name} cannot be at {device.path}: the guest's kernel has no node for it"
                 )
+            if not with_rdma and self._rdma(at):
+                with_rdma = True
+                nodes += self._connections()
             for index, (path, kind, major, minor) in enumerate(nodes):
                 number = {"type": kind, "major": major, "minor": minor}
                 wanted = device.path if device.path and index == 0 else f"/dev/{path}"
@@ -229,6 +254,11 @@ class Passthrough:
                 found.add(self._node(f"{self._sysfs}/class/block/{way[1]}{way[2]}"))
         nodes = [node for node in found if node is not None]
         yield from sorted(nodes, key=lambda node: (node[1] != "b", node))[:MOST_NODES]
+
+    def _connections(self) -> list[tuple[str, str, int, int]]:
+        """The node that connections by RDMA are made with: one for all devices, none without rdma_ucm."""
+        node = self._node(f"{self._sysfs}/class/misc/rdma_cm")
+        return [] if node is None else [node]
 
     def _node(self, directory: str) -> tuple[str, str, int, int] | None:
         """None for one that has gone meanwhile, or has no name."""

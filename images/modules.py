@@ -37,6 +37,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "ixgbevf": ("ixgbevf",),
     "iavf": ("iavf",),
     "mlx5": ("mlx5_core",),
+    "mlx5-rdma": ("mlx5_ib", "rdma_ucm"),
 }
 # Of these, the module whose aliases say which devices of PCI are its.
 DRIVERS: Mapping[str, str] = {

@@ -105,6 +105,15 @@ def spec(*args: str, resources: Json | None = None, without: str = "", **changes
     }
 
 
+def privileged(*args: str) -> Json:
+    """A container that sees the guest's files, at /guest, and may load modules."""
+    may = [*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYSLOG", "CAP_SYS_ADMIN"]
+    what = spec(*args, capabilities=dict.fromkeys(("bounding", "effective", "permitted"), may))
+    guest = {"destination": "/guest", "type": "bind", "source": "/", "options": ["rbind", "ro"]}
+    what["mounts"] = [*what["mounts"], guest]
+    return what
+
+
 class AgentVM:
     """A running guest and the connection to its agent; a context manager that leaves no QEMU behind."""
 

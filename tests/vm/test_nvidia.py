@@ -24,7 +24,6 @@ from tests.vm import agentvm, drivertree, knowngpu
 from tests.vm.agentvm import AgentVM
 
 VARIANT_VARIABLE = "CASEMATE_TEST_VARIANT"
-GUEST = {"destination": "/guest", "type": "bind", "source": "/", "options": ["rbind", "ro"]}
 # As a program would: by the links, and by the loader's cache.
 LOOK = """\
 cd /usr/lib/x86_64-linux-gnu
@@ -70,16 +69,8 @@ def vm(image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield vm
 
 
-def privileged(*args: str) -> agentvm.Json:
-    """A container that sees the guest's files and may load modules."""
-    may = [*agentvm.CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYSLOG", "CAP_SYS_ADMIN"]
-    what = agentvm.spec(*args, capabilities=dict.fromkeys(("bounding", "effective", "permitted"), may))
-    what["mounts"] = [*what["mounts"], GUEST]
-    return what
-
-
 def test_the_modules_load_and_find_no_gpu(vm: AgentVM, image: GuestImage) -> None:
-    what = privileged("/guest/usr/bin/busybox", "sh", "-c", LOAD)
+    what = agentvm.privileged("/guest/usr/bin/busybox", "sh", "-c", LOAD)
     status, out, err = vm.run(vm.once("load", what))
     said = out.decode()
     assert status == 0, (said, err)
@@ -155,7 +146,7 @@ def test_each_gpu_that_cannot_be_initialised_names_itself_with_the_drivers_words
 def test_the_driver_has_them_all_the_same_and_the_nodes_are_as_it_numbers_them(
     gpus: AgentVM, found: dict[str, api.FoundDevice]
 ) -> None:
-    what = privileged("/guest/usr/bin/busybox", "sh", "-c", STATE)
+    what = agentvm.privileged("/guest/usr/bin/busybox", "sh", "-c", STATE)
     status, out, err = gpus.run(gpus.once("state", what))
     assert status == 0, err
     state = out.decode()

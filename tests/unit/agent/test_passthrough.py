@@ -164,6 +164,65 @@ def test_a_network_card_is_set_up_once_it_has_an_interface(
     assert asked == [("eth1", CARD.name)]
 
 
+def mellanox(guest: Guest, port: str, address: str, number: int, title: str = "") -> Path:
+    """A card that mlx5's drivers have taken. title: of its interface; one of InfiniBand has none."""
+    at = guest.function(port, address, "mlx5_core")
+    (at / "class").write_text("0x020000\n" if title else "0x020700\n")
+    (at / f"infiniband/mlx5_{number}").mkdir(parents=True)
+    uverbs = f"uverbs{number}"
+    guest.node(
+        at / "infiniband_verbs" / uverbs, "infiniband_verbs", f"infiniband/{uverbs}", 231, 192 + number
+    )
+    if title:
+        (at / "net" / title).mkdir(parents=True)
+    return at
+
+
+@pytest.fixture
+def rdma(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> Guest:
+    """A guest with the drivers, of which rdma_ucm has made its node."""
+    guest.node(guest.sys / "class/misc/rdma_cm", "misc", "infiniband/rdma_cm", 10, 120)
+    monkeypatch.setattr(boot, "features", lambda: {"mlx5-rdma": []})
+    monkeypatch.setattr(network, "set_up_card", lambda name, _: name)
+    return guest
+
+
+def test_a_cards_rdma_devices_are_with_its_interface(rdma: Guest) -> None:
+    mellanox(rdma, "00:06.2", "0000:04:00.0", 0, "eth1")
+    mellanox(rdma, "00:06.1", "0000:05:00.0", 1, "eth2")
+    other = PciDevice(name="0000:5e:10.1", port="00:06.1", function=0, kind="nic")
+    passed, (card, second) = come_up(rdma, CARD, other)
+    assert rdma.loaded == ["mlx5-rdma", "mlx5-rdma"]
+    assert (card.interfaces, card.nodes, card.problem) == (["eth1"], ["infiniband/uverbs0"], "")
+    assert (second.interfaces, second.nodes) == (["eth2"], ["infiniband/uverbs1"])
+    spec: dict[str, Any] = {}
+    passed.add(spec, [GivenDevice(name=each.name, mode=0o666) for each in (CARD, other)])
+    paths = [each["path"] for each in spec["linux"]["devices"]]
+    # the node for connections is one for both
+    assert paths == ["/dev/infiniband/uverbs0", "/dev/infiniband/rdma_cm", "/dev/infiniband/uverbs1"]
+    assert {(each["major"], each["minor"]) for each in spec["linux"]["resources"]["devices"]} == {
+        (231, 192),
+        (231, 193),
+        (10, 120),
+    }
+
+
+def test_a_card_of_infiniband_has_no_interface_and_is_not_waited_for_until_one_comes(rdma: Guest) -> None:
+    mellanox(rdma, "00:06.2", "0000:04:00.0", 0)
+    _, (card,) = come_up(rdma, CARD, limit_s=0.5)
+    assert (card.interfaces, card.nodes, card.problem) == ([], ["infiniband/uverbs0"], "")
+
+
+def test_an_image_without_the_drivers_of_rdma_has_the_interface(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = guest.function("00:06.2", "0000:04:00.0", "mlx5_core")
+    (at / "net/eth1").mkdir(parents=True)
+    monkeypatch.setattr(network, "set_up_card", lambda name, _: name)
+    _, (card,) = come_up(guest, CARD)
+    assert (guest.loaded, card.interfaces, card.problem) == ([], ["eth1"], "")
+
+
 def test_of_several_ways_to_a_disk_it_is_the_disk(guest: Guest) -> None:
     at = guest.function("00:06.0", "0000:02:00.0", "nvme")
     (at / "nvme/nvme0/nvme0c0n1").mkdir(parents=True)
