@@ -29,8 +29,7 @@ def entry(
     make fills an empty directory, which becomes the thing if it returns. It may take minutes, so say is
     told when it begins and when it is done.
     """
-    digest = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    path = home / f"{kind}-{digest}"
+    path = place(home, kind, recipe)
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / f"{kind}.lock"):
         if not path.exists():
@@ -48,6 +47,12 @@ def entry(
         for old in entries(home, kind)[KEPT:]:
             shutil.rmtree(old)
     return path
+
+
+def place(home: Path, kind: str, recipe: object) -> Path:
+    """Where it is, if it is there."""
+    digest = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    return home / f"{kind}-{digest}"
 
 
 def entries(home: Path, kind: str) -> list[Path]:

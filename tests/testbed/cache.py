@@ -15,3 +15,8 @@ HOME = CACHE / "testbed"
 def entry(kind: str, recipe: object, build: Callable[[Path], None]) -> Path:
     """The bed's part of this kind and recipe (images.entries.entry)."""
     return entries.entry(HOME, kind, recipe, build, lambda text: say(f"testbed: {text}"))
+
+
+def place(kind: str, recipe: object) -> Path:
+    """Where entry() has it, if it has been built."""
+    return entries.place(HOME, kind, recipe)

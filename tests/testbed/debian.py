@@ -37,8 +37,28 @@ def toolchain() -> Path:
 
 def host() -> Path:
     """A host of containers and machines, without a kernel and without casemate."""
-    furnished = {*RUNTIME_PACKAGES, *IMAGE_PACKAGES, *TEST_PACKAGES, *HOST_PACKAGES}
-    return root_file_system("host", sorted(furnished))
+    return root_file_system("host", furnished())
+
+
+def missing() -> list[str]:
+    """Which of the two root file systems are to be built yet."""
+    wanted = {"toolchain": TOOLCHAIN_PACKAGES, "host": furnished()}
+    return [kind for kind, packages in wanted.items() if not place_of(kind, packages).is_dir()]
+
+
+def furnished() -> list[str]:
+    """The packages of host()."""
+    return sorted({*RUNTIME_PACKAGES, *IMAGE_PACKAGES, *TEST_PACKAGES, *HOST_PACKAGES})
+
+
+def place_of(kind: str, packages: Sequence[str]) -> Path:
+    """Where it is, if it was built."""
+    return cache.place(kind, recipe(packages))
+
+
+def recipe(packages: Sequence[str]) -> list[str]:
+    """What a root file system is known by."""
+    return [SUITE, *OPTIONS, *packages]
 
 
 def root_file_system(kind: str, packages: Sequence[str]) -> Path:
@@ -48,4 +68,4 @@ def root_file_system(kind: str, packages: Sequence[str]) -> Path:
         lines = apt.source_lines(SUITE, apt.read_sources())[:1]
         run(["mmdebstrap", *OPTIONS, include, SUITE, target, *lines], quiet=True)
 
-    return cache.entry(kind, [SUITE, *OPTIONS, *packages], build)
+    return cache.entry(kind, recipe(packages), build)

@@ -22,5 +22,15 @@ def ensure() -> Path:
         shutil.copyfile(output / f"arch/x86/boot/{IMAGE}", target / IMAGE)
         shutil.copyfile(output / kbuild.CONFIG, target / "config")
 
-    recipe = [toolchain.name, *kbuild.commands(IMAGE), fragment]
-    return cache.entry("kernel", recipe, build) / IMAGE
+    return cache.entry("kernel", recipe(toolchain, fragment), build) / IMAGE
+
+
+def missing() -> bool:
+    """Whether ensure() would build it, which takes 15 minutes."""
+    toolchain = debian.place_of("toolchain", debian.TOOLCHAIN_PACKAGES)
+    return not cache.place("kernel", recipe(toolchain, FRAGMENT.read_text())).is_dir()
+
+
+def recipe(toolchain: Path, fragment: str) -> list[str]:
+    """What a kernel is known by."""
+    return [toolchain.name, *kbuild.commands(IMAGE), fragment]
