@@ -106,12 +106,12 @@ class Guest:
             raise NotFound(f"this guest is not that of pod {pod_id}")
         await self._pod.connect(name, port)
 
-    def make_users(self, wanted: Ids) -> None:
+    def make_users(self, wanted: Ids) -> Users:
         """The pod's user namespace, before anything is in it. Raises InvalidArgument, FailedPrecondition."""
         if self.sysctl_root is None:
             raise FailedPrecondition("user namespace of the pod: this agent does not own its kernel")
         if self.users is not None and self.users.ids == wanted:
-            return  # of a container that could not be made
+            return self.users  # of a container that could not be made
         if self.users is not None or self._containers or self._pod is not None:
             raise FailedPrecondition("user namespace of the pod: there is something in the pod already")
         from agent.users import Users  # most pods have none
@@ -121,6 +121,7 @@ class Guest:
         self.users = users
         if self._passthrough is not None:
             self._passthrough.move_cards(users)
+        return users
 
     def make_pod(self, pod_id: str, shm_path: str, shm_bytes: int, wanted: dict[str, str]) -> None:
         """What containers to come have in common. Raises as Pod.make()."""

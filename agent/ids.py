@@ -25,8 +25,8 @@ class Ids:
     __slots__ = ("gids", "uids")
 
     def __init__(self, uids: Mapping | None = None, gids: Mapping | None = None) -> None:
-        self.uids = uids
-        self.gids = gids
+        self.uids = None if uids is None else sorted(uids)  # as the kernel shows more than five of them
+        self.gids = None if gids is None else sorted(gids)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ids) and (self.uids, self.gids) == (other.uids, other.gids)

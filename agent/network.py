@@ -79,8 +79,10 @@ _GONE = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
 class Network:
     """One per guest. users: those whom it belongs to, where they are the pod's own."""
 
-    def __init__(self) -> None:
-        self.users: Users | None = None
+    def __init__(self, users: Users | None = None) -> None:
+        self._users = users
+        self._asked: api.NetworkRequest | None = None
+        self._settled = True
         self._applied: dict[tuple[int, bytes], None] = {}
         self._ipv6: dict[int, bool] = {}
         self._lock = asyncio.Lock()
@@ -89,7 +91,24 @@ class Network:
         """Raises FailedPrecondition with the kernel's words, DeadlineExceeded if a device does not appear."""
         # A host that waited too long for one asks again while it runs.
         async with self._lock:
-            await self._apply(request)
+            self._asked = request
+            await self._settle(request)
+
+    async def move(self, enter: Callable[[], Users]) -> None:
+        """enter: takes the agent to the network namespace of the pod's own users, who are what it returns.
+        There is then what was asked for until now. Raises as apply(), and as enter."""
+        async with self._lock:  # who waits for a device does so where devices came when that began
+            users = enter()
+            if users is not self._users:
+                # What an interface has stays behind when it moves.
+                self._users, self._applied, self._ipv6, self._settled = users, {}, {}, False
+            if self._asked is not None and not self._settled:
+                await self._settle(self._asked)
+
+    async def _settle(self, request: api.NetworkRequest) -> None:
+        self._settled = False
+        await self._apply(request)
+        self._settled = True
 
     async def _apply(self, request: api.NetworkRequest) -> None:
         indices = {"lo": socket.if_nametoindex("lo")}
@@ -110,16 +129,16 @@ class Network:
 
     async def _bring(self, ports: set[str]) -> None:
         """Until there is an interface behind each, here: devices come to the machine's first namespace."""
-        if self.users is None:
+        if self._users is None:
             await _wait_for(ports, nullcontext)
             return
         if not (missing := ports - _present()):
             return
-        await _wait_for(missing, self.users.where_devices_come)
-        with self.users.where_devices_come(), Netlink() as asking:
+        await _wait_for(missing, self._users.where_devices_come)
+        with self._users.where_devices_come(), Netlink() as asking:
             for port, (index, _) in _by_port(asking).items():
                 if port in missing:
-                    _move(asking, index, self.users, f"casemate{port}")  # a name that nobody has there
+                    _move(asking, index, self._users, f"casemate{port}")  # a name that nobody has there
 
     def _replace(self, asking: Netlink, entries: dict[tuple[int, bytes], None]) -> None:
         for kind, body in reversed(self._applied):

@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 
-from agent import boot
+from agent import boot, ids
 from agent.files import read, write
 from agent.uevents import appearance
 from rpc.api.agent import FoundDevice
@@ -183,6 +183,7 @@ class Passthrough:
         rules = linux.setdefault("resources", {}).setdefault("devices", [])
         gpus: list[GivenDevice] = []
         with_rdma = False
+        mapped = ids.of_spec(spec)
         for device in devices:
             at = self._addresses.get(device.name)
             if at is None or not os.path.exists(self._directory(at)):
@@ -201,7 +202,10 @@ class Passthrough:
             for index, (path, kind, major, minor) in enumerate(nodes):
                 number = {"type": kind, "major": major, "minor": minor}
                 wanted = device.path if device.path and index == 0 else f"/dev/{path}"
-                rights = {"fileMode": device.mode, "uid": device.uid, "gid": device.gid}
+                # Root's are those of the container's root: no other has a use for the pod's own device.
+                uid = device.uid or mapped.uid_outside(0) or 0
+                gid = device.gid or mapped.gid_outside(0) or 0
+                rights = {"fileMode": device.mode, "uid": uid, "gid": gid}
                 entries.append({"path": wanted, **rights, **number})
                 rules.append({"allow": True, "access": "rwm", **number})
         if gpus:

@@ -128,8 +128,7 @@ class AgentService:
         if self._network is None:
             from agent.network import Network
 
-            self._network = Network()
-        self._network.users = self._guest.users
+            self._network = Network(self._guest.users)
         await self._network.apply(request)
         return Empty()
 
@@ -184,7 +183,11 @@ class AgentService:
             [(line.inside, line.outside, line.size) for line in mapping]
             for mapping in (request.uids, request.gids)
         )
-        self._guest.make_users(ids.Ids(uids, gids))
+        wanted = ids.Ids(uids, gids)
+        if self._network is None:
+            self._guest.make_users(wanted)
+        else:
+            await self._network.move(lambda: self._guest.make_users(wanted))
         return Empty()
 
     async def connect(self, request: api.ConnectRequest, context: Context) -> Empty:

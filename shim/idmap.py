@@ -56,6 +56,7 @@ def user_namespace(mapped: IdMappings) -> Iterator[int]:
         undo.callback(os.close, heard)
         try:
             told, tells = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, tells)
             try:
                 maker = spawn("user namespace", _MAKER, fds={0: told, 1: says, 2: says})
             finally:
@@ -63,7 +64,6 @@ def user_namespace(mapped: IdMappings) -> Iterator[int]:
         finally:
             os.close(says)
         undo.callback(maker.kill)
-        undo.callback(os.close, tells)
         os.write(tells, b".")
         if (said := os.read(heard, _WORDS_BYTES)) != b".":
             words = printable(said.decode("utf-8", "replace").strip())

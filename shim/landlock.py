@@ -1,7 +1,7 @@
 """Landlock (landlock(7)): a thread, and whatever it starts, that reaches the files which it is told alone.
 
-What else a kernel knows to keep from it, it is kept from, too: TCP (Linux 6.7), processes outside and
-abstract sockets of theirs (6.12). It must not know who is kept in.
+What else a kernel knows to keep from it, it is kept from, too (SINCE). Not a socket that has a path: whoever
+may write to that, by its mode, connects to it. It must not know who is kept in.
 """
 
 import ctypes
@@ -53,6 +53,13 @@ ALL = Right((1 << 16) - 1)
 _OF_FILES = Right.EXECUTE | Right.WRITE_FILE | Right.READ_FILE | Right.TRUNCATE | Right.IOCTL_DEV
 # By the version of the interface: the last right of files that it knows.
 _LAST = {1: Right.MAKE_SYM, 2: Right.REFER, 3: Right.TRUNCATE, 4: Right.TRUNCATE}
+# Since which version, and which Linux, what else is kept from it.
+SINCE = (
+    (3, "6.2", "cutting files short"),
+    (4, "6.7", "TCP"),
+    (5, "6.10", "ioctls of devices"),
+    (6, "6.12", "signals and abstract sockets of other processes"),
+)
 _BIND_AND_CONNECT_TCP = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 

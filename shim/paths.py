@@ -7,8 +7,8 @@
         console.log      the guest's console, bounded
         shim.log         the shim's own log
         libvirt/         root of the embedded driver
-        shared/          containers' files, for the shim to mount
-        served/          the same, read-only but for what is mounted: what virtiofsd serves to the guest
+        files/shared/    containers' files, for the shim to mount
+        files/served/    the same, read-only but for what is mounted: what virtiofsd serves to the guest
     RUN/ended/KEY/       what is kept of an ended pod: state.json, trace.json, console.log, shim.log
     RUN/spares/ID/       one machine of the pool (node/spare.py); becomes RUN/pods/KEY when a pod takes it
         claim.sock       while it is to be had
@@ -142,9 +142,14 @@ class PodPaths:
         return self.directory / "libvirt"
 
     @property
+    def files(self) -> "Path":
+        """What containers have of the host's: root's alone, unlike what is in it."""
+        return self.directory / "files"
+
+    @property
     def served(self) -> "Path":
-        return self.directory / "served"
+        return self.files / "served"
 
     @property
     def shared(self) -> "Path":
-        return self.directory / "shared"
+        return self.files / "shared"

@@ -33,10 +33,12 @@ def acceleration(context: CheckContext) -> Iterator[Result]:
 
 
 def landlock(_: CheckContext) -> Iterator[Result]:
-    from shim.landlock import version
+    from shim.landlock import SINCE, version
 
     if found := version():
-        yield ok("landlock", f"version {found}: QEMU reaches its own pod's files alone")
+        lacks = [f"{what} (Linux {linux})" for since, linux, what in SINCE if found < since]
+        more = f"; not kept from it: {', '.join(lacks)}" if lacks else ""
+        yield ok("landlock", f"version {found}: QEMU reaches its own pod's files alone{more}")
     else:
         yield warning(
             "landlock",

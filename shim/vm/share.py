@@ -21,6 +21,8 @@ def shared_directories(paths: PodPaths) -> Iterator[None]:
     """
     shared, served = str(paths.shared), str(paths.served)
     with ExitStack() as undo:
+        # No way in for QEMU: a guest cannot connect to the host's sockets, nor shall what breaks out of it.
+        paths.files.mkdir(mode=0o700, exist_ok=True)
         for path in (paths.shared, paths.served):
             # Root of a container's user namespace is none that owns it. exist_ok: another try at this machine
             path.mkdir(mode=0o711, exist_ok=True)

@@ -17,6 +17,7 @@ from tests.vm.pods import Pods
 pytestmark = pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
 SECRET = "everybody may read this"
 NOTICED_S = 30.0
+PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @pytest.fixture
@@ -28,6 +29,8 @@ def open_to_all() -> Iterator[Path]:
     (directory / "file").chmod(0o644)
     yield directory
     shutil.rmtree(directory)
+    for place in PLACES:
+        Path(place, "casemate-nosy").unlink(missing_ok=True)
 
 
 def nosy(pods: Pods, directory: Path) -> str:
@@ -36,7 +39,10 @@ def nosy(pods: Pods, directory: Path) -> str:
         id -u >&2
         cat {directory}/file >&2
         echo mine >{directory}/made
-        for place in /tmp /var/tmp /dev/shm; do echo x >$place/casemate-nosy; done
+        for place in {" ".join(PLACES)}; do echo x >$place/casemate-nosy; done
+        pod=$(echo "$*" | grep -o '/[^ ,:"=]*/pods/[^ ,:"=/]*' | head -n 1)
+        ls -d $pod/libvirt >&2
+        ls $pod/files/shared >&2
         echo looked >&2
         exit 1"""
     return faults.as_machine(pods.ctr.instance, "qemu-nosy", looks)
@@ -48,6 +54,10 @@ def test_what_everybody_may_read_and_write_is_not_qemus(pods: Pods, open_to_all:
     refused(result, "QEMU", "looked", f"{open_to_all}/file: Permission denied", within_s=NOTICED_S)
     assert SECRET not in result.err
     assert not (open_to_all / "made").exists()
+    assert not [place for place in PLACES if Path(place, "casemate-nosy").exists()]
+    # Of its pod it has what libvirt has made for it, and not what containers are served.
+    assert re.search(r"^\S*/pods/[^/]+/libvirt$", result.err, re.MULTILINE)
+    assert re.search(r"/files/shared'?: Permission denied", result.err)
     # It is not its user who was refused.
     (uid, *_) = map(int, re.findall(r"\b2\d{9}\b", result.err))
     words = subprocess.run(

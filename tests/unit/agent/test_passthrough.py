@@ -257,6 +257,21 @@ def test_a_container_gets_all_nodes_with_the_guests_numbers(guest: Guest) -> Non
     assert len(rules) == 4
 
 
+def test_of_a_container_with_a_user_namespace_the_nodes_are_its_roots(guest: Guest) -> None:
+    """Whoever is root there has no power over a node of nobody's."""
+    guest.nvme(guest.function("00:06.0", "0000:02:00.0", "nvme"))
+    passed, _ = come_up(guest, NVME)
+    line = {"containerID": 0, "hostID": 100000, "size": 65536}
+    spec: dict[str, Any] = {
+        "linux": {"namespaces": [{"type": "user"}], "uidMappings": [line], "gidMappings": [line]}
+    }
+    passed.add(spec, [GivenDevice(name=NVME.name, mode=0o660)])
+    assert {(each["uid"], each["gid"]) for each in spec["linux"]["devices"]} == {(100000, 100000)}
+    others: dict[str, Any] = {"linux": {**spec["linux"], "devices": []}}
+    passed.add(others, [GivenDevice(name=NVME.name, mode=0o660, uid=100007, gid=5)])
+    assert {(each["uid"], each["gid"]) for each in others["linux"]["devices"]} == {(100007, 5)}
+
+
 def test_a_device_without_nodes_is_its_entry_in_sysfs_and_has_no_path(guest: Guest) -> None:
     guest.function("00:06.1", "0000:03:00.0")
     found, _ = come_up(guest, GPU)

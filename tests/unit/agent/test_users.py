@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent import devices, ids, libc, network, users
+from agent import boot, devices, ids, libc, network, users
 from agent.files import read
 from agent.ids import Ids
 from agent.pod import Pod
@@ -24,6 +24,7 @@ from agent.stdio import Stdio
 from agent.users import Users
 from rpc.api import agent as api
 from rpc.errors import InvalidArgument
+from rpc.netlink import Netlink
 
 RANGES = [(0, 100000, 65536)]
 MAPPED = Ids(RANGES, [(0, 200000, 1000), (1000, 5, 1)])
@@ -38,6 +39,10 @@ def owner_of(namespace: int) -> int:
         return os.fstat(owner).st_ino
     finally:
         os.close(owner)
+
+
+def ip(words: str) -> bytes:
+    return subprocess.run(["ip", *words.split()], check=True, stdout=subprocess.PIPE).stdout
 
 
 def in_child(function: Callable[[], None]) -> int:
@@ -121,6 +126,19 @@ def spec(**linux: Any) -> dict[str, Any]:
     return {"linux": {"namespaces": [{"type": "user"}], **linux}}
 
 
+@by_root
+def test_more_ranges_than_the_kernel_keeps_in_their_order_are_the_same() -> None:
+    """It sorts what are more than five (kernel/user_namespace.c), and shows them so."""
+    ranges = [(each, 300000 + each, 1) for each in (5, 0, 1, 2, 3, 4)]
+
+    def look() -> None:
+        made = Users(Ids(ranges, ranges))
+        libc.setns(made.fd, libc.CLONE_NEWUSER)
+        assert users.of_process(os.getpid()) == Ids(ranges, ranges)
+
+    assert in_child(look) == 0
+
+
 def test_ids_of_a_config() -> None:
     line = {"containerID": 0, "hostID": 100000, "size": 65536}
     assert ids.of_spec(spec(uidMappings=[line], gidMappings=[line])) == Ids(RANGES, RANGES)
@@ -160,6 +178,60 @@ def test_nodes_of_devices_are_bound_from_where_they_are_right(tmp_path: Path) ->
         ]
         assert [about.st_rdev for about in abouts] == [os.makedev(7, 3), os.makedev(10, 200)]
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["there", "awaited"])
+@by_root
+def test_the_pods_network_is_its_users_whenever_they_are_made(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked for before they were made, or is being done then, is there with all that it has."""
+    local, port = b"\xc0\x00\x02\x07", "01.0"
+    asked = api.NetworkRequest(
+        interfaces=[
+            api.Interface(
+                name="eth0",
+                port=port,
+                mtu=1400,
+                addresses=[api.Address(local=local, prefix=24, prefix_route=True)],
+            )
+        ]
+    )
+
+    def by_port(asking: Netlink) -> dict[str, tuple[int, str]]:
+        there = [each for each in socket.if_nameindex() if each[1] not in ("lo", "other")]
+        return dict(zip([port], there, strict=False))
+
+    monkeypatch.setattr(network, "_by_port", by_port)
+    monkeypatch.setattr(boot, "load_feature", lambda _: None)
+
+    async def look() -> None:
+        libc.unshare(libc.CLONE_NEWNET)
+        tested = network.Network()
+        if waits:
+            applying = asyncio.create_task(tested.apply(asked))
+            await asyncio.sleep(0)  # it waits for the device
+            moving = asyncio.create_task(tested.move(enter))
+            await asyncio.sleep(0)
+            ip("link add vm type veth peer name other")
+            await applying
+            await moving
+        else:
+            ip("link add vm type veth peer name other")
+            await tested.apply(asked)
+            await tested.move(enter)
+        assert b"inet 192.0.2.7/24" in ip("-o address show dev eth0")
+        assert os.stat("/proc/self/ns/net").st_ino == os.fstat(made[0].net).st_ino
+        await tested.move(lambda: made[0])  # a container that could not be made, and the next one
+        await tested.apply(asked)
+
+    def enter() -> Users:
+        made.append(Users(MAPPED))
+        made[0].enter()
+        return made[0]
+
+    made: list[Users] = []
+    assert in_child(lambda: asyncio.run(look())) == 0
 
 
 @by_root

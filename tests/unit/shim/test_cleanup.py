@@ -258,7 +258,7 @@ def test_links_are_removed_and_not_followed(paths: PodPaths, tmp_path: Path) -> 
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").touch()
-    paths.shared.mkdir()
+    paths.shared.mkdir(parents=True)
     (paths.shared / "link").symlink_to(outside)
     (paths.directory / "file-link").symlink_to(outside / "kept")
     os.mkfifo(paths.directory / "fifo")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rpc.api.types import Mount
-from rpc.errors import CasemateError, InvalidArgument, Unimplemented
+from rpc.errors import CasemateError, InvalidArgument, Unavailable, Unimplemented
 from shim import idmap, rootfs, system
 from shim.oci import IdMappings
 from shim.spec import SharedMount
@@ -58,6 +58,14 @@ def test_a_user_namespace_has_the_mappings_and_nothing_in_it() -> None:
         await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
     asyncio.run(look())
+
+
+def test_a_host_that_starts_no_process_for_it_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idmap, "_MAKER", ["/no/such/program"])
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Unavailable, match="/no/such/program"):
+        idmap.user_namespace(MAPPED).__enter__()
+    assert os.listdir("/proc/self/fd") == before
 
 
 @by_root

@@ -122,3 +122,34 @@ def test_qemu_reaches_what_a_machine_is_made_of(tmp_path: Path) -> None:
     assert rules["/opt/qemu"] == RUN
     for home in ("/", "/etc", "/home", "/root", "/run", "/tmp", "/var", "/dev", "/dev/shm"):
         assert home not in rules
+
+
+@pytest.mark.parametrize("known", range(1, 8))
+@needs
+def test_an_older_kernel_keeps_from_it_what_it_can(
+    places: tuple[Path, Path], known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This kernel is asked as an older one would be, whose interface it has, too."""
+    if known > landlock.version():
+        pytest.skip(f"this kernel's Landlock is of version {landlock.version()}")
+    mine, others = places
+    monkeypatch.setattr(landlock, "version", lambda: known)
+
+    def refused(action: Callable[[], object]) -> bool:
+        try:
+            action()
+        except PermissionError:
+            return True
+        return False
+
+    def look() -> tuple[bool, ...]:
+        with socket.socket() as tcp:
+            return (
+                refused((mine / "file").read_text),
+                refused((others / "file").read_text),
+                refused(lambda: os.truncate(others / "file", 1)),
+                refused(lambda: tcp.bind(("127.0.0.1", 0))),
+            )
+
+    assert kept_in({str(mine): ALL}, look) == (False, True, known >= 3, known >= 4)
+    assert [since for since, *_ in landlock.SINCE] == [3, 4, 5, 6]

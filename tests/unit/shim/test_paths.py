@@ -32,7 +32,7 @@ def test_a_pods_sockets_fit_into_a_socket_address() -> None:
 
 def test_everything_of_a_running_pod_is_in_its_directory(tmp_path: Path) -> None:
     paths = PodPaths("default", "web", tmp_path)
-    files = (paths.state, paths.journal, paths.trace, paths.console, paths.log, paths.libvirt, paths.shared)
+    files = (paths.state, paths.journal, paths.trace, paths.console, paths.log, paths.libvirt, paths.files)
     assert {path.parent for path in files} == {tmp_path / "pods" / paths.key}
     assert len(set(files)) == len(files)
     assert paths.ended == tmp_path / "ended" / paths.key
