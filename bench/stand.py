@@ -38,6 +38,8 @@ CASEMATED_S = 30.0
 TEMPLATE_S = 300.0
 POOL_S = 120.0
 """From the end of a first pod to that of the process that makes its template, at the lowest priority."""
+LOGS, LOG_LINES = 2, 25
+"""Shown of each way of casemate when a run fails: so many logs of its pods, the newest, and lines of each."""
 RESTORED, POOLED = "restore", "pool"
 """What a pod's state.json calls its source when it was not booted (shim/vm/guest.py, Facts)."""
 
@@ -179,8 +181,21 @@ class Stand:
             self._undo = undo.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._say_logs()
         self._undo.close()
+
+    def _say_logs(self) -> None:
+        """The end of what containerd and the newest shim of each way have said: all of it is about to go."""
+        for name, runner in self.runners.items():
+            if not runner.way.is_casemate:
+                continue
+            instance = runner.ctr.instance
+            pods = instance.path("/run/casemate").glob("*/*/*.log")
+            newest = sorted(pods, key=lambda path: path.stat().st_mtime)[-LOGS:]
+            for log in (instance.log, *newest):
+                self.say(f"{name}: {log}:\n{instance.log_tail(LOG_LINES, log)}")
 
     def _start(self, surroundings: Surroundings, undo: contextlib.ExitStack) -> tuple[Instance, str]:
         """A containerd with these surroundings, and the reference of the image it now has."""
