@@ -16,6 +16,9 @@ from bench.instance import Instance
 
 SNAPSHOTTERS = "/metadata.db"
 """Of containerd's open files: what a snapshotter opens when it is first asked for."""
+PIDFD = "anon_inode:[pidfd]"
+"""Of these, too: Go's own of a process that containerd waits for by another, as of one whose user namespace
+it takes (pkg/sys/unshare_linux.go), which Go's collector closes whenever it comes."""
 NOT_COUNTED = (
     "/run/casemate/ended",  # traces and logs of ended pods, bounded in number
     "/run/casemate/cache",  # what can be found out again
@@ -190,9 +193,9 @@ def _open_files(instance: Instance) -> list[str]:
     for fd in os.listdir(directory):
         with suppress(FileNotFoundError):
             target = os.readlink(f"{directory}/{fd}")
-            if target.endswith(SNAPSHOTTERS):
+            if target.endswith(SNAPSHOTTERS) or target == PIDFD:
                 continue
-            kind = target.split("[")[0] if target.startswith(("socket:", "pipe:", "anon_inode:")) else target
+            kind = target.split("[")[0] if target.startswith(("socket:", "pipe:")) else target
             counts[kind] = counts.get(kind, 0) + 1
             found.append(f"{kind} #{counts[kind]}")
     return found
