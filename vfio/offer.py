@@ -5,6 +5,7 @@ It must not know who has what, nor judge a device: which ones may be given away 
 
 from collections.abc import Collection, Iterable, Iterator
 
+from config.cpulist import numbers
 from vfio import sysfs
 from vfio.address import PciAddress
 from vfio.configspace import PortType
@@ -58,10 +59,15 @@ def _switch(found: Inventory, device: Device) -> PciAddress | None:
 
 
 def nodes(sys: str = SYSFS, reserved_cpus: Collection[int] = ()) -> Iterator[HostNode]:
-    """Each NUMA node's cores and huge pages; of a kernel without NUMA, none."""
+    """Each NUMA node's cores and huge pages; a kernel without NUMA has one, and pages that none names."""
     base = f"{sys}/devices/system/node"
-    for number in _numbers(sysfs.text(f"{base}/online") or ""):
-        cores = _cores(sys, _numbers(sysfs.text(f"{base}/node{number}/cpulist") or ""))
+    reserved = set(reserved_cpus)
+    online = sysfs.text(f"{base}/online")
+    if online is None:
+        cores = _cores(sys, numbers(sysfs.text(f"{sys}/devices/system/cpu/online") or ""))
+        yield HostNode(0, tuple(core for core in cores if reserved.isdisjoint(core)))
+    for number in numbers(online or ""):
+        cores = _cores(sys, numbers(sysfs.text(f"{base}/node{number}/cpulist") or ""))
         pages = {}
         for name in sysfs.names(f"{base}/node{number}/hugepages"):
             kib = name.removeprefix("hugepages-").removesuffix("kB")
@@ -69,7 +75,6 @@ def nodes(sys: str = SYSFS, reserved_cpus: Collection[int] = ()) -> Iterator[Hos
             pages[int(kib) * _KIB] = Pages(
                 sysfs.number(f"{at}/nr_hugepages") or 0, sysfs.number(f"{at}/free_hugepages") or 0
             )
-        reserved = set(reserved_cpus)
         yield HostNode(number, tuple(core for core in cores if reserved.isdisjoint(core)), pages)
 
 
@@ -80,14 +85,5 @@ def _cores(sys: str, cpus: Iterable[int]) -> list[tuple[int, ...]]:
         at = f"{sys}/devices/system/cpu/cpu{cpu}/topology"
         # core_cpus_list is what thread_siblings_list is called since Linux 5.2.
         threads = sysfs.text(f"{at}/core_cpus_list") or sysfs.text(f"{at}/thread_siblings_list") or str(cpu)
-        cores.add(tuple(_numbers(threads)))
+        cores.add(tuple(numbers(threads)))
     return sorted(cores)
-
-
-def _numbers(text: str) -> list[int]:
-    """Of a list as the kernel writes it: 0-3,8,10-11."""
-    found: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found

@@ -2,7 +2,7 @@
 
 Whole cores, so that no two pods share one: the threads of a core know too much of each other. What several
 nodes give is divided evenly between them. A pod without devices gets all from one node if it can: the one
-with the least that suffices.
+with the least that suffices; else from all evenly, or, if it is CPUs alone, from as few as will do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,10 @@ def allot(wanted: Wanted, host: Host, near: Sequence[int | None], spoken: Spoken
         alone = _divided(wanted, [node], spoken)
         if isinstance(alone, Allotment):
             return alone
-    return _divided(wanted, sorted(known.values(), key=lambda node: node.node), spoken)
+    evenly = _divided(wanted, sorted(known.values(), key=lambda node: node.node), spoken)
+    if isinstance(evenly, Shortage) and wanted.pages is None:
+        return _gathered(wanted.cpus, by_room[::-1], spoken)
+    return evenly
 
 
 def _divided(wanted: Wanted, nodes: Sequence[HostNode], spoken: Spoken) -> Allotment | Shortage:
@@ -74,6 +77,21 @@ def _divided(wanted: Wanted, nodes: Sequence[HostNode], spoken: Spoken) -> Allot
                     f"({share} wanted, {have} free)"
                 )
     return Shortage("; ".join(missing)) if missing else Allotment(cpus, pages)
+
+
+def _gathered(count: int, nodes: Sequence[HostNode], spoken: Spoken) -> Allotment | Shortage:
+    """CPUs from one node after the other."""
+    cpus: dict[int, tuple[int, ...]] = {}
+    left = count
+    for node in nodes:
+        if left > 0 and (taken := _cores_of(_free_cores(node, spoken), left)):
+            cpus[node.node] = taken
+            left -= len(taken)
+    if left > 0:
+        known = [node.node for node in nodes if node.cores] or [node.node for node in nodes]
+        where = f"NUMA node {known[0]}" if len(known) == 1 else f"{len(known)} NUMA nodes"
+        return Shortage(f"{left} CPUs of {where} ({count} wanted, {count - left} free)")
+    return Allotment(cpus)
 
 
 def _share(total: int, index: int, of: int) -> int:

@@ -147,7 +147,7 @@ class Wanted:
     """All that one pod asks for: it gets the whole of it or nothing.
 
     same: what the devices of all requests have in common. cpus: how many CPUs are its own, in whole cores.
-    nearest: CPUs and pages are not worth devices that are farther from each other than they could be.
+    nearest: pages are not worth devices that are farther from each other than they could be; CPUs are.
     """
 
     requests: tuple[Request, ...] = ()
@@ -159,7 +159,7 @@ class Wanted:
     def __str__(self) -> str:
         words = ["; ".join(map(str, self.requests)), *_shared(self.same)]
         if self.cpus:
-            words.append(f"{self.cpus} pinned CPUs")
+            words.append(f"{self.cpus} CPUs of its own")
         if self.pages is not None:
             words.append(f"{self.pages.count} huge pages of {self.pages.size_bytes >> 10} KiB")
         return "; ".join(word for word in words if word)

@@ -8,9 +8,11 @@ what a shim is: whether a process lives is the caller's to say.
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from config.cpulist import ranges
 from rpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from vfio.address import PciAddress
 from vfio.ledger import rows
@@ -83,7 +85,7 @@ class Ledger:
             try:
                 choice, allotment = _chosen(wanted, host, taken, devices, rows.spoken(connection))
             except NotEnough as error:
-                details = "\n".join(_page_holders(wanted, rows.claims(connection)))
+                details = "\n".join(_holders(wanted, rows.claims(connection)))
                 raise NotEnough(error.brief, details or None, error.hint) from error
             size = wanted.pages.size_bytes if wanted.pages else 0
             made = rows.insert_claim(connection, now, pod, owner, choice, allotment, size)
@@ -179,7 +181,7 @@ class Ledger:
             claims = tuple(claim for claim in rows.claims(connection) if claim.owner in dead)
             devices = [address for claim in claims for address in claim.addresses]
             devices += [address for address, worker in rows.resets(connection) if worker in dead]
-        return Orphans(claims, tuple(sorted(devices)))
+        return Orphans(claims, tuple(sorted(devices)), _cpus_of(claims))
 
     def collect(self, is_alive: Callable[[Process], bool], worker: Process) -> Orphans:
         """Releases the claims whose owner has ended, and takes over the resets of workers that have.
@@ -190,18 +192,18 @@ class Ledger:
         if not dead:
             return Orphans((), ())
         with self._writing() as (connection, now):
+            held = [claim for claim in rows.claims(connection) if claim.owner in dead]
             ended = []
-            for found in rows.claims(connection):
-                if found.owner in dead:
-                    self._release(connection, now, found.id, worker, Cause.ORPHAN)
-                    ended.append(rows.claim(connection, found.id))
+            for found in held:
+                self._release(connection, now, found.id, worker, Cause.ORPHAN)
+                ended.append(rows.claim(connection, found.id))
             devices = [address for claim in ended for address in rows.resetting(connection, claim.id, worker)]
             for address, working in rows.resets(connection):
                 if working in dead:
                     rows.set_worker(connection, address, worker)
                     rows.note(connection, Cause.TAKEOVER, address=address, detail=f"from pid {working.pid}")
                     devices.append(address)
-            return Orphans(tuple(ended), tuple(sorted(devices)))
+            return Orphans(tuple(ended), tuple(sorted(devices)), _cpus_of(held))
 
     def _dead(self, is_alive: Callable[[Process], bool]) -> set[Process]:
         """A process that has ended is never alive again, so they may be asked without holding others up."""
@@ -324,6 +326,10 @@ class Ledger:
         rows.note(connection, cause, claim=claim)
 
 
+def _cpus_of(claims: Iterable[Claim]) -> dict[Pod, tuple[int, ...]]:
+    return {claim.pod: claim.own_cpus for claim in claims if claim.cpus}
+
+
 def _chosen(
     wanted: Wanted,
     host: Host,
@@ -334,23 +340,39 @@ def _chosen(
     """The best choice whose nodes have the CPUs and pages, too."""
     shortage: Shortage | None = None
     choices = ranked(wanted, host, taken)
+    nearest: tuple[int, int] | None = None  # of those that would do without pages
     for choice in choices:
-        if wanted.nearest and choice.distance > choices[0].distance:
+        if nearest is not None and choice.distance > nearest:
             continue
-        found = allot(wanted, host, [candidate.node for candidate in choice.devices], spoken)
+        found = _allotted(wanted, host, choice, spoken)
         if isinstance(found, Allotment):
             return choice, found
         shortage = shortage or found
+        if wanted.nearest and nearest is None:
+            least = _allotted(replace(wanted, pages=None), host, choice, spoken)
+            if isinstance(least, Allotment):
+                nearest, shortage = choice.distance, found
     if shortage is not None:
-        raise NotEnough(
-            f"not free: {shortage.words}", hint="wait for a pod to end, or give the host more huge pages"
-        )
+        raise NotEnough(f"not free: {shortage.words}", hint=_advice(wanted))
     _check_possible(wanted, host)
     raise _refusal(wanted, host, taken, devices)
 
 
-def _page_holders(wanted: Wanted, claims: Sequence[Claim]) -> Iterator[str]:
+def _allotted(wanted: Wanted, host: Host, choice: Choice, spoken: Spoken) -> Allotment | Shortage:
+    return allot(wanted, host, [candidate.node for candidate in choice.devices], spoken)
+
+
+def _advice(wanted: Wanted) -> str:
+    more = ["give the host more huge pages"] if wanted.pages is not None else []
+    more += ["let pods have more CPUs (dedicated_cpus, the pod's cpuset)"] if wanted.cpus else []
+    return ", or ".join(["wait for a pod to end (`casemate gc`: of those that are gone)", *more])
+
+
+def _holders(wanted: Wanted, claims: Sequence[Claim]) -> Iterator[str]:
     for claim in claims:
+        if wanted.cpus:
+            for node, cpus in sorted(claim.cpus.items()):
+                yield f"CPUs {ranges(cpus)} of NUMA node {node} are claimed, pod {claim.pod}"
         if wanted.pages is not None and claim.page_bytes == wanted.pages.size_bytes:
             for node, count in sorted(claim.pages.items()):
                 yield f"{count} huge pages of NUMA node {node} are claimed, pod {claim.pod}"

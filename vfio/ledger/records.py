@@ -6,7 +6,7 @@ Plain records; database.py has them on disk. It must not know SQL, nor how anyth
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from rpc.errors import FailedPrecondition, ResourceExhausted
@@ -58,7 +58,7 @@ class IllegalMove(FailedPrecondition):
 
 
 class NotEnough(ResourceExhausted):
-    """The devices are free, and the CPUs or huge pages of their NUMA nodes are not."""
+    """The devices are free, if any are wanted, and CPUs or huge pages are not."""
 
 
 def check_move(address: PciAddress, now: State, wanted: State) -> None:
@@ -125,6 +125,11 @@ class Claim:
     def addresses(self) -> tuple[PciAddress, ...]:
         """All that is claimed, companions too."""
         return tuple(sorted([*(address for group in self.given for address in group), *self.companions]))
+
+    @property
+    def own_cpus(self) -> tuple[int, ...]:
+        """Of all nodes, by number."""
+        return tuple(sorted(cpu for cpus in self.cpus.values() for cpu in cpus))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +200,13 @@ class Orphans:
     """What collect() found, and what is to be done now: reset these devices.
 
     claims: those whose owner had ended. devices: all that are to be reset by the caller, which is written
-    down, whether they are these claims' or were being reset by somebody who has ended.
+    down, whether they are these claims' or were being reset by somebody who has ended. cpus: those that were
+    a pod's alone.
     """
 
     claims: tuple[Claim, ...]
     devices: tuple[PciAddress, ...]
+    cpus: Mapping[Pod, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

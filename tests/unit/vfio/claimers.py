@@ -72,6 +72,8 @@ def whole_way(ledger: Ledger, pod: Pod, wanted: Wanted, host: Host, locks: Path)
 
 def any_wish(random_: random.Random) -> Wanted:
     pages = HugePages(random_.randrange(1, 200), TWO_MIB) if random_.random() < 0.5 else None
+    if random_.random() < 0.25:
+        return Wanted(cpus=random_.randrange(1, 6))
     requests = (Request(random_.randrange(1, 4), kind="gpu"),)
     return Wanted(requests, cpus=random_.randrange(0, 5), pages=pages)
 

@@ -48,6 +48,17 @@ def test_a_pod_that_no_node_has_room_for_is_on_both() -> None:
     assert {node: len(cpus) for node, cpus in found.cpus.items()} == {0: 10, 1: 10}
 
 
+def test_cpus_alone_are_taken_wherever_they_are_if_nodes_differ() -> None:
+    spoken = Spoken(cpus={*range(8, 15)})  # 16 free CPUs of node 0, 2 of node 1
+    found = allot(Wanted(cpus=18), dgx(), [], spoken)
+    assert isinstance(found, Allotment)
+    assert {node: len(cpus) for node, cpus in found.cpus.items()} == {0: 16, 1: 2}
+    short = allot(Wanted(cpus=20), dgx(), [], spoken)
+    assert short == Shortage("2 CPUs of 2 NUMA nodes (20 wanted, 18 free)")
+    one = Host(nodes=dgx().nodes[:1])
+    assert allot(Wanted(cpus=20), one, [], Spoken()) == Shortage("4 CPUs of NUMA node 0 (20 wanted, 16 free)")
+
+
 def test_an_unknown_node_has_nothing() -> None:
     assert isinstance(allot(Wanted(cpus=1), dgx(), [7], Spoken()), Shortage)
     assert isinstance(allot(Wanted(cpus=1), Host(), [], Spoken()), Shortage)

@@ -140,12 +140,37 @@ def test_who_does_not_get_pages_hears_who_has_them(ledger: Ledger) -> None:
 
 
 def test_pages_need_not_be_worth_devices_that_are_farther_apart(ledger: Ledger) -> None:
-    ledger.claim(OTHER, OWNER, Wanted((Request.at(at("11:00.0")),), cpus=14), dgx())
-    ledger.claim(Pod("k8s.io", "far"), OWNER, Wanted((Request.at(at("31:00.0")),), cpus=14), dgx())
-    wanted = Wanted((Request(2, kind="gpu"),), cpus=4)
+    most = HugePages(990, TWO_MIB)
+    ledger.claim(OTHER, OWNER, Wanted((Request.at(at("11:00.0")),), pages=most), dgx())
+    ledger.claim(Pod("k8s.io", "far"), OWNER, Wanted((Request.at(at("31:00.0")),), pages=most), dgx())
+    wanted = Wanted((Request(2, kind="gpu"),), pages=HugePages(20, TWO_MIB))
     with pytest.raises(NotEnough):
         ledger.claim(POD, OWNER, replace(wanted, nearest=True), dgx())
-    assert set(ledger.claim(POD, OWNER, wanted, dgx()).cpus) == {0, 1}
+    assert set(ledger.claim(POD, OWNER, wanted, dgx()).pages) == {0, 1}
+
+
+def test_cpus_are_worth_them(ledger: Ledger) -> None:
+    ledger.claim(OTHER, OWNER, Wanted((Request.at(at("11:00.0")),), cpus=14), dgx())
+    ledger.claim(Pod("k8s.io", "far"), OWNER, Wanted((Request.at(at("31:00.0")),), cpus=14), dgx())
+    both = Wanted((Request(2, kind="gpu"),), cpus=4, pages=HugePages(20, TWO_MIB), nearest=True)
+    claim = ledger.claim(POD, OWNER, both, dgx())
+    assert (set(claim.cpus), dict(claim.pages)) == ({0, 1}, {0: 10, 1: 10})
+    ledger.release(claim.id, WORKER)
+    with pytest.raises(NotEnough, match=r"huge pages of 2048 KiB of NUMA node 0") as raised:
+        ledger.claim(POD, OWNER, replace(both, pages=HugePages(4000, TWO_MIB)), dgx())
+    assert "CPUs" not in raised.value.brief
+
+
+def test_who_does_not_get_cpus_hears_who_has_them(ledger: Ledger) -> None:
+    ledger.claim(OTHER, OWNER, Wanted((Request.at(at("31:00.0")),), cpus=12), dgx())
+    with pytest.raises(NotEnough) as raised:
+        ledger.claim(POD, OWNER, Wanted((Request.at(at("32:00.0")),), cpus=8), dgx())
+    assert raised.value.brief == "not free: 4 CPUs of NUMA node 1 (8 wanted, 4 free)"
+    assert raised.value.details == "CPUs 8-13,72-77 of NUMA node 1 are claimed, pod k8s.io/serving"
+    assert "dedicated_cpus" in str(raised.value.hint)
+    assert str(at("32:00.0")) not in map(str, (each.address for each in ledger.devices()))
+    alone = Wanted(cpus=8)
+    assert set(ledger.claim(POD, OWNER, alone, dgx()).cpus) == {0}  # a pod without devices may be anywhere
 
 
 def test_what_this_host_can_never_give_is_another_error(ledger: Ledger) -> None:
