@@ -117,6 +117,7 @@ def _checks() -> tuple[Check, ...]:
         host.cgroups,
         host.memory,
         host.hugepages,
+        host.dedicated_cpus,
         host.iommu,
         devices.devices,
     )

@@ -13,6 +13,7 @@ import typer
 from cli import ledger, pods
 from cli.exits import ExitCode
 from cli.output import JsonOption, print_error, print_json, print_line, print_note
+from config.cpulist import ranges
 from config.load import load
 from config.settings import Settings
 from images.store import ImageStore
@@ -63,20 +64,21 @@ def gc(
             if isinstance(error, PermissionError):
                 raise
             failed.append(about | {"error": str(error)})
-    devices = _collect_devices(settings, failed, dry_run=dry_run) if settings is not None else []
+    devices, cpus = _collect_devices(settings, failed, dry_run=dry_run) if settings is not None else ([], [])
     removed = _remove_old(kept, dry_run=dry_run)
     templates = _collect_templates(settings, failed, dry_run=dry_run) if settings is not None else ()
     if as_json:
         found = {
             "cleaned": cleaned,
             "devices": devices,
+            "cpus": cpus,
             "removed": removed,
             "templates": templates,
             "failed": failed,
         }
         print_json({"dry_run": dry_run} | found)
     else:
-        _tell(cleaned, devices, removed, templates, failed, dry_run=dry_run)
+        _tell(cleaned, devices, cpus, removed, templates, failed, dry_run=dry_run)
     if failed or any(each["quarantined"] for each in devices):
         raise typer.Exit(ExitCode.FAILURE)
 
@@ -84,6 +86,7 @@ def gc(
 def _tell(
     cleaned: list[dict[str, Any]],
     devices: list[dict[str, Any]],
+    cpus: list[dict[str, Any]],
     removed: list[str],
     templates: tuple[str, ...],
     failed: list[dict[str, Any]],
@@ -101,6 +104,9 @@ def _tell(
             print_error(f"device {each['device']} is quarantined", each["quarantined"], "casemate gpu clear")
         else:
             print_line(f"{'would release' if dry_run else 'released'} device {each['device']}")
+    for each in cpus:
+        name = f"{each['namespace']}/{each['pod']}"
+        print_line(f"{'would release' if dry_run else 'released'} CPUs {ranges(each['cpus'])} of {name}")
     if removed:
         print_line(f"{'would remove' if dry_run else 'removed'} the records of {len(removed)} ended pods")
     if templates:
@@ -112,7 +118,7 @@ def _tell(
             print_error(failure.get("devices") or failure["templates"])
         else:
             print_error(f"{failure['namespace']}/{failure['id']} ({failure['key']})", failure["error"])
-    if not (cleaned or devices or removed or templates or failed):
+    if not (cleaned or devices or cpus or removed or templates or failed):
         print_note("nothing to clean up")
 
 
@@ -138,15 +144,15 @@ def _planned(pod: pods.Pod) -> list[str]:
 
 def _collect_devices(
     settings: Settings, failed: list[dict[str, Any]], *, dry_run: bool
-) -> list[dict[str, Any]]:
-    """After the pods: no machine has a device any more then."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """And CPUs. After the pods: no machine has any more then."""
     try:
         return ledger.collect(settings, dry_run=dry_run)
     except (CasemateError, OSError) as error:
         if isinstance(error, PermissionError):
             raise
         failed.append({"devices": str(error)})
-        return []
+        return [], []
 
 
 def _collect_templates(settings: Settings, failed: list[dict[str, Any]], *, dry_run: bool) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import typer
 
 from cli.output import JsonOption, print_json, print_line, print_note, print_table
 from config import places
+from config.cpulist import ranges
 from config.load import load
 from config.settings import Settings
 from rpc.errors import NotFound
@@ -46,7 +47,7 @@ def opened(settings: Settings, what: str) -> "Iterator[Ledger | None]":
 
 
 def claims(as_json: Json = False) -> None:
-    """List what is not free: claimed, in use, resetting or quarantined; and pinned CPUs and huge pages."""
+    """List what is not free: claimed, in use, resetting or quarantined; and pods' own CPUs and huge pages."""
     from cli.ps import age
 
     with opened(load(), "gpu claims") as ledger:
@@ -89,11 +90,9 @@ def claims(as_json: Json = False) -> None:
         )
         for each in devices
     ]
-    print_table(
-        ("ADDRESS", "STATE", "POD", "TENANT", "SINCE", "REASON"),
-        rows,
-        [_STYLES.get(each.state.value, "") for each in devices],
-    )
+    if rows:
+        styles = [_STYLES.get(each.state.value, "") for each in devices]
+        print_table(("ADDRESS", "STATE", "POD", "TENANT", "SINCE", "REASON"), rows, styles)
     for claim in held:
         for node, cpus in claim.cpus.items():
             print_line(f"{claim.pod}: CPUs {ranges(cpus)} of node {node}")
@@ -192,17 +191,21 @@ COMMANDS = (claims, usage, log, clear)
 # --- for casemate gc ---
 
 
-def collect(settings: Settings, *, dry_run: bool) -> list[dict[str, Any]]:
-    """Devices of pods that have ended, and of resets whose worker has: each, and why it is not free."""
+def collect(settings: Settings, *, dry_run: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Devices of pods that have ended, and of resets whose worker has: each, and why it is not free. And
+    the CPUs that were such pods' alone."""
     with opened(settings, "gc") as ledger:
         if ledger is None:
-            return []
-        from shim.reclaim import is_alive, reclaim
+            return [], []
+        from shim.reclaim import Reclaimed, is_alive, reclaim
 
-        if dry_run:
-            return [{"device": str(each), "quarantined": None} for each in ledger.orphans(is_alive).devices]
-    taken = reclaim(settings, "casemate gc", _SYSFS)
-    return [{"device": device, "quarantined": reason} for device, reason in taken.items()]
+        found = ledger.orphans(is_alive) if dry_run else None
+    if found is not None:
+        taken = Reclaimed({str(each): None for each in found.devices}, found.cpus)
+    else:
+        taken = reclaim(settings, "casemate gc", _SYSFS)
+    devices = [{"device": device, "quarantined": reason} for device, reason in taken.devices.items()]
+    return devices, [{**_pod(pod), "cpus": list(cpus)} for pod, cpus in taken.cpus.items()]
 
 
 # --- in words ---
@@ -211,17 +214,6 @@ def collect(settings: Settings, *, dry_run: bool) -> list[dict[str, Any]]:
 def moment(seconds: float) -> str:
     """Local time, to the second, with its offset."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """0-3,8 as the kernel writes it."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in parts)
 
 
 def _tenants(uses: "Sequence[Use]") -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import typer
 
 from cli import pods
 from cli.output import JsonOption, print_json, print_note, print_table
+from config.cpulist import ranges
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -59,13 +60,21 @@ def _row(pod: pods.Pod) -> tuple[object, ...]:
         pod.state,
         record.get("accel", "?"),
         record.get("profile", "?"),
-        record.get("vcpus", "?"),
+        _vcpus(record),
         size(record.get("memory_bytes")),
         record.get("image", "?"),
         "-" if pod.ended else _containers(containers) if isinstance(containers, list) else "?",
         _devices(record),
         age(time.time() - pod.created_at),
     )
+
+
+def _vcpus(record: dict[str, object]) -> str:
+    """How many, and which of the host's they are if these are the pod's alone."""
+    count, cpus = record.get("vcpus", "?"), record.get("cpus")
+    if not isinstance(cpus, list) or not cpus or not all(type(cpu) is int for cpu in cpus):
+        return str(count)
+    return f"{count} on {ranges(cpus)}"
 
 
 def _devices(record: dict[str, object]) -> str:

@@ -19,10 +19,11 @@ VCPUS = PREFIX + "vcpus"
 MEMORY = PREFIX + "memory"
 IMAGE = PREFIX + "image"
 KERNEL_CMDLINE = PREFIX + "kernel-cmdline"
+CPU_POLICY = PREFIX + "cpu-policy"
 DEVICES = "dev.casemate/devices"
 """Which of the host's devices the pod is given (shim/devicewishes.py): it is no matter of the profile."""
 
-KNOWN = (PROFILE, VCPUS, MEMORY, IMAGE, KERNEL_CMDLINE, DEVICES)
+KNOWN = (PROFILE, VCPUS, MEMORY, IMAGE, KERNEL_CMDLINE, CPU_POLICY, DEVICES)
 
 
 def known(name: str) -> str:
@@ -63,6 +64,9 @@ def apply(settings: Settings, profile: Profile, annotations: "Mapping[str, str]"
         if name in asked:
             both = f"{profile.kernel_cmdline} {values.kernel_cmdline(asked[name])}".strip()
             profile = profile.replace(kernel_cmdline=values.kernel_cmdline(both))
+        name = CPU_POLICY
+        if name in asked:
+            profile = profile.replace(cpu_policy=values.cpu_policy(asked[name]))
     except ValueError as error:
         raise InvalidArgument(f"annotation {name}: {error}") from None
     return profile

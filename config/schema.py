@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from config import annotations, values, waivers
+from config import annotations, cpulist, values, waivers
 from config.settings import Node, Profile, Settings, Timeouts, Vfio
 
 Size = Annotated[int, BeforeValidator(values.size)]
@@ -34,6 +34,7 @@ class ProfileTable(_Table):
     template: Literal["shared", "tenant", "off"]
     files: Literal["auto", "virtiofs", "9p"]
     hugepages: Literal["auto", "required", "never"]
+    cpu_policy: Literal["shared", "dedicated"]
 
     def profile(self, name: str) -> Profile:
         return Profile(
@@ -48,6 +49,7 @@ class ProfileTable(_Table):
             template=self.template,
             files=self.files,
             hugepages=self.hugepages,
+            cpu_policy=self.cpu_policy,
         )
 
 
@@ -87,6 +89,7 @@ class ConfigTable(_Table):
     image_dir: AbsolutePath
     template_dir: AbsolutePath
     ledger_dir: AbsolutePath
+    dedicated_cpus: Annotated[str, AfterValidator(cpulist.checked)]
     make_templates: bool
     templates_kept: Annotated[int, Field(ge=0, le=10_000)]
     default_profile: str
@@ -115,6 +118,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         image_dir=table.image_dir,
         template_dir=table.template_dir,
         ledger_dir=table.ledger_dir,
+        dedicated_cpus=table.dedicated_cpus,
         make_templates=table.make_templates,
         templates_kept=table.templates_kept,
         default_profile=table.default_profile,

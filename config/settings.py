@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # typing itself costs the shim two milliseconds
     from typing import Any
 
 
+DEDICATED = "dedicated"
+
+
 class Profile(Record):
     """The shape of a pod's machine. An annotation may change it for one pod (annotations.py), or its limits
     may, up to the maximum (shim/sizing.py): 0 is all that the host has."""
@@ -27,6 +30,12 @@ class Profile(Record):
     template: str
     files: str
     hugepages: str
+    cpu_policy: str
+
+    @property
+    def has_own_cpus(self) -> bool:
+        """Each of the guest's CPUs is one of the host's that no other pod is given."""
+        return self.cpu_policy == DEDICATED
 
 
 class Timeouts(Record):
@@ -78,6 +87,7 @@ class Settings(Record):
     image_dir: str
     template_dir: str
     ledger_dir: str
+    dedicated_cpus: str
     make_templates: bool
     templates_kept: int
     default_profile: str

@@ -17,7 +17,7 @@ from config import places
 from config.annotations import KNOWN
 from config.nearest import did_you_mean
 from config.schema import known_keys, validate
-from config.settings import Settings
+from config.settings import DEDICATED, Settings
 from config.waivers import WAIVABLE
 from rpc.errors import InvalidArgument
 
@@ -88,6 +88,12 @@ def _combined(paths: Sequence[str]) -> Loaded:
             raise InvalidArgument(
                 f"{_place(('node', 'pool', name), sources, origins)}: node.pool: no profile {name!r}",
                 hint=did_you_mean(name, settings.profiles),
+            )
+        if settings.node.pool[name] and settings.profiles[name].has_own_cpus:
+            raise InvalidArgument(
+                f"{_place(('node', 'pool', name), sources, origins)}: node.pool: profile {name!r} has "
+                f'cpu_policy = "{DEDICATED}", and a machine of the pool has no CPUs of its own',
+                hint="leave it out of the pool: its pods are restored from a template as they start",
             )
     if settings.default_profile not in settings.profiles:
         key = ("default_profile",)

@@ -98,6 +98,12 @@ def cpu_model(value: str) -> str:
     return value
 
 
+def cpu_policy(value: str) -> str:
+    if value not in ("shared", "dedicated"):
+        raise ValueError(f'{value[:40]!r} is neither "shared" nor "dedicated"')
+    return value
+
+
 def profile_name(value: str) -> str:
     if not _PROFILE.fullmatch(value):
         raise ValueError("must be letters, digits, dots, dashes and underscores")

@@ -81,13 +81,15 @@ def _take_devices_back(paths: PodPaths, entries: list[Entry]) -> list[str]:
     ledgers = {entry.value for entry in entries if entry.kind is Kind.DEVICES}
     if not ledgers:
         return []
+    from config.cpulist import ranges
     from config.load import load
     from shim.reclaim import reclaim  # most pods have none
 
     lines = []
     for ledger_dir in ledgers:
         taken = reclaim(load().replace(ledger_dir=ledger_dir), f"the end of pod {paths.key}")
-        lines += [f"claim of device {each}{f': {why}' if why else ''}" for each, why in taken.items()]
+        lines += [f"claim of device {each}{f': {why}' if why else ''}" for each, why in taken.devices.items()]
+        lines += [f"claim of CPUs {ranges(cpus)}, pod {pod}" for pod, cpus in taken.cpus.items()]
     return lines
 
 

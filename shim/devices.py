@@ -1,7 +1,7 @@
 """The host's devices that a pod has: all of them from before its machine starts until after it has ended.
 
-A pod without any imports nothing for it. What is done to a device is vfio/'s, in threads (giving.py); here is
-when. It must not know what a device is.
+So has it CPUs of its own. A pod without any imports nothing for it. What is done to a device is vfio/'s, in
+threads (giving.py); here is when. It must not know what a device is.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ class Devices:
     async def take(self, wants: Wants) -> "Given | None":
         """All of them, bound and this pod's, or an error and nothing. Raises what is wrong with the wish, who
         has what of it, and what speaks against giving it away. None where nothing is wanted."""
-        if not wants.devices:
+        if not wants.devices and not wants.profile.has_own_cpus:
             return None
         # Before anything is claimed: whoever cleans up after this process looks into the ledger then.
         self._journal.add(Entry(Kind.DEVICES, self._settings.ledger_dir))
@@ -94,7 +94,10 @@ class Devices:
         given = self._held.given
         for each in given.functions:
             log.info("the pod is given device %s (%s)", each.address, each.title)
-        log.info("the machine's RAM is of %s", given.backing)
+        if given.functions:
+            log.info("the machine's RAM is of %s", given.backing)
+        if given.pinning is not None:
+            log.info("the guest's CPUs are the pod's alone, pinned to %s", given.pinning)
         return given
 
     def _take(self, wants: Wants) -> Held:
@@ -102,7 +105,10 @@ class Devices:
         from shim.hugepages import Ram
 
         giver = Giver.of(self._identity, wants.owner, self._settings)
-        return Held(giver, wants.devices, giver.take(wants.devices, Ram.of(wants.profile)))
+        own_cpus = wants.profile.vcpus if wants.profile.has_own_cpus else 0
+        if not wants.devices:
+            return Held(giver, wants.devices, giver.take_cpus(own_cpus))
+        return Held(giver, wants.devices, giver.take(wants.devices, Ram.of(wants.profile), own_cpus))
 
     def of_container(self, container_id: str, wishes: DeviceWishes, name: str = "") -> list[api.GivenDevice]:
         """Those of the pod's that a container asks for, or that a kubelet has allocated to it. name: what it

@@ -1,25 +1,28 @@
 """What is done so that a pod has its devices: chosen, claimed, judged, bound; and afterwards: given back.
 
-Imports vfio/, and blocks: called in a thread, for pods that ask for devices alone. It must not know what a
-machine is.
+And its own CPUs, with or without devices. Imports vfio/, and blocks: called in a thread, for pods that ask
+for any of it alone. It must not know what a machine is.
 """
 
 import logging
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from config.annotations import DEVICES
+from config.cpulist import numbers
 from config.settings import Settings
 from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from shim import shortage
+from shim.dedicated import Cpus
 from shim.devicewishes import DeviceWishes, Node, Wish, parse
 from shim.hugepages import Ram, none_would_do
 from shim.record import Identity
 from shim.vm.backing import STRICT, Backing, Cell, allowed_cpus, allowed_nodes, cells_of
 from shim.vm.passthrough import Function
+from shim.vm.pinning import Pinning
 from vfio import inventory, isolation
 from vfio.address import PciAddress
 from vfio.binding import Bus
@@ -30,7 +33,7 @@ from vfio.kinds import Kind
 from vfio.ledger.demand import Host, Request, Same, Wanted
 from vfio.ledger.ledger import Ledger
 from vfio.ledger.records import Claim, NotEnough, Pod, Process
-from vfio.offer import offer
+from vfio.offer import nodes, offer
 from vfio.release import Release
 
 log = logging.getLogger("casemate")
@@ -38,11 +41,13 @@ log = logging.getLogger("casemate")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """claim: its number in the ledger. functions: of the devices that are to be in the machine."""
+    """claim: its number in the ledger. functions: of the devices that are to be in the machine, if any, and
+    backing, which counts then. pinning: of CPUs of its own, if it has such."""
 
     claim: int
-    functions: tuple[Function, ...]
-    backing: Backing
+    functions: tuple[Function, ...] = ()
+    backing: Backing = field(default_factory=Backing)
+    pinning: Pinning | None = None
 
 
 class Giver:
@@ -63,9 +68,10 @@ class Giver:
         me = Process.here(identity.pid, identity.start_time)
         return cls(settings, pod, me, f"/proc/self/fd/{identity.host_proc}")
 
-    def take(self, wishes: DeviceWishes, ram: Ram) -> Given:
+    def take(self, wishes: DeviceWishes, ram: Ram, own_cpus: int = 0) -> Given:
         """What is to be in the machine, and what its RAM is to be of. Nothing is claimed or bound if it
-        raises, as shortage.check_room() where that is ordinary pages.
+        raises, as shortage.check_room() where that is ordinary pages. own_cpus: how many CPUs the guest has,
+        if each is to have one of the host's for itself.
 
         Judged are the devices that were claimed, so that nobody else can have them meanwhile: before that
         only which ones are no candidates for a request that names none.
@@ -76,9 +82,13 @@ class Giver:
         refused = {} if _names_all(wanted) else self._refused(found)
         host = offer(found, refused=refused.keys() - named, sys=self._bus.root)
         allowed = allowed_nodes(self._proc)
+        claimable, cpus = _within(host, allowed), None
+        if own_cpus:
+            cpus = Cpus.of(self._settings, self._proc)
+            claimable, wanted = cpus.within(claimable), replace(wanted, cpus=own_cpus)
         with self._ledger() as ledger, ExitStack() as undo:
             try:
-                claim, why = self._claim(ledger, wanted, _within(host, allowed), ram)
+                claim, why = self._claim(ledger, wanted, claimable, ram)
             except NotEnough:
                 raise
             except (FailedPrecondition, NotFound, ResourceExhausted) as error:
@@ -88,13 +98,27 @@ class Giver:
                 # Of one with devices all RAM is there from its first moment on.
                 shortage.check_room(ram.size_bytes)
             self._audit(found, claim.addresses).require()
-            nodes = self._bus.bind(ledger, claim.id, claim.addresses)
+            bound = self._bus.bind(ledger, claim.id, claim.addresses)
             ledger.use(claim.id)
-            functions = _functions(found, claim, nodes, by_node, wished)
+            functions = _functions(found, claim, bound, by_node, wished)
             backing = _backing(claim, why, ram, functions, host, allowed)
-            given = Given(claim.id, functions, _near(backing, host, allowed_cpus(self._proc)))
+            if cpus is not None:
+                pinning = cpus.pinning(claim, own_cpus, backing.cells)
+                given = Given(claim.id, functions, backing, pinning)
+            else:
+                shared = set(allowed_cpus(self._proc)).difference(numbers(self._settings.dedicated_cpus))
+                given = Given(claim.id, functions, _near(backing, host, shared))
             undo.pop_all()
         return given
+
+    def take_cpus(self, count: int) -> Given:
+        """For a machine without devices, which may come from a template. Raises ResourceExhausted, which says
+        who has them; nothing is claimed then."""
+        cpus = Cpus.of(self._settings, self._proc)
+        host = cpus.within(Host(nodes=tuple(nodes(self._bus.root))))
+        with self._ledger() as ledger:
+            claim = ledger.claim(self._pod, self._me, Wanted(cpus=count), host)
+        return Given(claim.id, pinning=cpus.pinning(claim, count))
 
     def _claim(self, ledger: Ledger, wanted: Wanted, host: Host, ram: Ram) -> tuple[Claim, str]:
         """With huge pages where that is possible, or why not."""

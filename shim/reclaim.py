@@ -1,10 +1,12 @@
-"""Devices of pods that have ended otherwise than they should, taken back: for `delete` and `casemate gc`.
+"""Devices and CPUs of pods that have ended otherwise than they should, for `delete` and `casemate gc`.
 
 From the ledger alone, which says who had them and what was done already. It must not know of journals.
 """
 
 import os
 import select
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from config.places import LEDGER_FILE
@@ -13,8 +15,16 @@ from shim import system
 from vfio.binding import Bus
 from vfio.inventory import SYSFS
 from vfio.ledger.ledger import Ledger
-from vfio.ledger.records import Process, this_process
+from vfio.ledger.records import Pod, Process, this_process
 from vfio.release import Release
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """devices: each, and why it is quarantined, or None. cpus: that were a pod's alone."""
+
+    devices: dict[str, str | None] = field(default_factory=dict)
+    cpus: Mapping[Pod, tuple[int, ...]] = field(default_factory=dict)
 
 
 def is_alive(process: Process) -> bool:
@@ -32,16 +42,16 @@ def myself() -> Process:
     return Process.here(os.getpid(), system.start_time(os.getpid()))
 
 
-def reclaim(settings: Settings, actor: str, sys: str = SYSFS) -> dict[str, str | None]:
-    """Every device whose pod has ended, and of resets whose worker has: why it is quarantined, or None.
+def reclaim(settings: Settings, actor: str, sys: str = SYSFS) -> Reclaimed:
+    """Every device whose pod has ended, and of resets whose worker has; and CPUs of such pods.
 
-    actor: on whose behalf, for the audit log. Nothing where no pod was ever given a device.
+    actor: on whose behalf, for the audit log. Nothing where no pod was ever given any.
     """
     directory = Path(settings.ledger_dir)
     if not (directory / LEDGER_FILE).exists():
-        return {}
+        return Reclaimed()
     with Ledger(directory, actor=f"{actor}, {this_process()}") as ledger:
         orphans = ledger.collect(is_alive, myself())
         failed = Release.by_settings(settings, Bus(sys), ledger).give_back(orphans.devices)
     touched = {address for claim in orphans.claims for address in claim.addresses}.union(orphans.devices)
-    return {str(each): failed.get(each) for each in sorted(touched)}
+    return Reclaimed({str(each): failed.get(each) for each in sorted(touched)}, orphans.cpus)

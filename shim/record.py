@@ -40,6 +40,7 @@ def describe(
     """state: starting, running, stopping or ended. Pids are the host's, 0 for what does not run."""
     facts = machine.facts if machine else None
     backing = facts.backing if facts else None
+    pinning = facts.pinning if facts else None
     return {
         "namespace": identity.namespace,
         "id": identity.pod_id,
@@ -50,6 +51,8 @@ def describe(
         "error": error,
         "profile": profile.name if profile else "",
         "vcpus": profile.vcpus if profile else 0,
+        "cpus": list(pinning.vcpus) if pinning else [],
+        "emulator_cpus": list(pinning.emulator) if pinning else [],
         "memory_bytes": profile.memory_bytes if profile else 0,
         "image": profile.image if profile else "",
         "image_digest": facts.image_digest if facts else "",

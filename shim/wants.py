@@ -52,7 +52,8 @@ class Wants:
             own_files=self.own_files,
             shares_directories=self.shares_directories,
             functions=given.functions if given else (),
-            backing=given.backing if given else None,
+            backing=given.backing if given and given.functions else None,
+            pinning=given.pinning if given else None,
         )
 
 

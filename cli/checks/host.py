@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from cli.checks.result import CheckContext, Result, failure, ok, warning
+from config.cpulist import numbers, ranges
 from rpc.errors import CasemateError
 
 SLOW_NAME_S = 0.5
@@ -115,6 +116,27 @@ def hugepages(context: CheckContext) -> Iterator[Result]:
         if total:
             parts.append(f"{directory.name.removeprefix('hugepages-')}: {free} of {total} free")
     yield ok("hugepages", "; ".join(parts) or "none reserved: guests have ordinary pages")
+
+
+def dedicated_cpus(context: CheckContext) -> Iterator[Result]:
+    """Whether those that the operator leaves to pods are there, in whole cores."""
+    from vfio.offer import nodes
+
+    name, listed = "dedicated CPUs", frozenset(numbers(context.settings.dedicated_cpus))
+    if not listed:
+        yield ok(name, "dedicated_cpus leaves none out: pods that want CPUs of their own have any")
+        return
+    cores = [core for node in nodes(str(context.path("/sys"))) for core in node.cores]
+    whole = frozenset(cpu for core in cores if listed.issuperset(core) for cpu in core)
+    if whole != listed:
+        yield warning(
+            name,
+            f"{ranges(listed - whole)} of dedicated_cpus are not there, or not as whole cores: "
+            "no pod is given them",
+            "list whole cores: /sys/devices/system/cpu/cpu*/topology/core_cpus_list",
+        )
+    else:
+        yield ok(name, f"{ranges(whole)}, in {sum(map(listed.issuperset, cores))} cores")
 
 
 def memory(context: CheckContext) -> Iterator[Result]:

@@ -6,6 +6,8 @@ That also says which nodes the guest has: one for each of these. It must not kno
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from config.cpulist import numbers
+
 MIB = 1 << 20
 STRICT, PREFERRED, ANYWHERE = "strict", "preferred", ""
 """Where a node's memory is: nowhere else, elsewhere if there is none left, wherever the kernel likes."""
@@ -88,8 +90,4 @@ def allowed_cpus(proc: str) -> list[int]:
 def _allowed(proc: str, name: str) -> list[int]:
     with open(f"{proc}/self/status", encoding="utf-8", errors="replace") as file:
         said = next((line.partition(":")[2].strip() for line in file if line.startswith(name)), "")
-    found: list[int] = []
-    for part in filter(None, said.split(",")):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
+    return numbers(said)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from images.image import GuestImage
     from shim.vm.backing import Backing
     from shim.vm.passthrough import Access, Function
+    from shim.vm.pinning import Pinning
 
 NAME = "vm"
 AGENT_PORT_NAME = "dev.casemate.agent"
@@ -142,12 +143,15 @@ def design(
     functions: "Sequence[Function]" = (),
     access: "Access | None" = None,
     backing: "Backing | None" = None,
+    pinning: "Pinning | None" = None,
 ) -> Domain:
     """The machine of a pod, or that of the template which it may come from: but for what `way` says they are
     one. functions: of the host's devices, which only a machine that boots can have; access: the way to them.
-    backing: what its RAM is of then. ResourceExhausted if the host has not the memory, or the machine no room
-    for the devices.
+    backing: what its RAM is of then. pinning: of a pod's machine, a template is nobody's. ResourceExhausted
+    if the host has not the memory, or the machine no room for the devices.
     """
+    if way is Way.TEMPLATE:
+        pinning = None
     check_memory(profile.memory_bytes)
     agent = (
         Vsock(AGENT_SLOT) if transport == "vsock" else Channel(AGENT_PORT_NAME, str(places.agent), AGENT_SLOT)
@@ -216,6 +220,8 @@ def design(
         prealloc_threads=threads,
         page_bytes=page_bytes,
         cells=cells,
+        pins=pinning.vcpus if pinning is not None else (),
+        emulator_cpus=pinning.emulator if pinning is not None else (),
     )
 
 

@@ -306,6 +306,8 @@ class Domain:
     prealloc_threads: int = 0  # that fill RAM before anything else is done; 0: it is filled as it is touched
     page_bytes: int = 0  # of huge pages that RAM is made of; 0: of ordinary ones
     cells: "Sequence[NumaCell]" = ()
+    pins: "Sequence[int]" = ()  # of the host's CPUs, one for each of the guest's; none leaves it to cells
+    emulator_cpus: "Sequence[int]" = ()  # of the host's, for all other threads of QEMU's
 
     def xml(self) -> str:
         return element(
@@ -357,6 +359,10 @@ class Domain:
         return element("memoryBacking", *parts) if parts else ""
 
     def _cpu_tune(self) -> str:
+        if self.pins:
+            pins = [element("vcpupin", vcpu=cpu, cpuset=pin) for cpu, pin in enumerate(self.pins)]
+            emulator = element("emulatorpin", cpuset=",".join(map(str, self.emulator_cpus)))
+            return element("cputune", *pins, emulator)
         pins = [
             element("vcpupin", vcpu=cpu, cpuset=",".join(map(str, cell.near)))
             for cell in self.cells

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from shim.vm.backing import Backing
     from shim.vm.passthrough import Access, Function
+    from shim.vm.pinning import Pinning
 
     Q = TypeVar("Q", bound=Message)
     R = TypeVar("R", bound=Message)
@@ -52,6 +53,7 @@ class Facts:
     devices: "tuple[Function, ...]" = ()
     access: "Access | None" = None
     backing: "Backing | None" = None
+    pinning: "Pinning | None" = None
 
     @property
     def restored(self) -> bool:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from shim.vm.backing import Backing
     from shim.vm.passthrough import Access, Function
+    from shim.vm.pinning import Pinning
 
 # From a child's last system call to the shim's knowledge of its end.
 REAP_S = 0.2
@@ -59,7 +60,7 @@ class MachineRequest:
 
     tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have it.
     functions: of the host's devices that it is to have, and then it is booted; backing: what its RAM is of
-    then.
+    then. pinning: if it has CPUs of its own, however it comes to run.
     """
 
     pod_id: str
@@ -73,6 +74,7 @@ class MachineRequest:
     shares_directories: bool = False
     functions: "tuple[Function, ...]" = ()
     backing: "Backing | None" = None
+    pinning: "Pinning | None" = None
 
     @classmethod
     def of_nobody(cls, profile: Profile, settings: Settings, paths: PodPaths, tenant: str = "") -> Self:
@@ -155,6 +157,7 @@ class Setting:
             self.request.functions,
             self.access,
             self.request.backing,
+            self.request.pinning,
         )
 
 

@@ -414,6 +414,7 @@ class Attempt:
             request.functions,
             setting.access,
             request.backing,
+            request.pinning,
         )
         return Machine(
             facts,

@@ -141,7 +141,7 @@ def _initramfs(program: str, modules: "Sequence[Module]") -> bytes:
     for path in (*standard.rglob("*.py"), *extensions):
         if not _NOT_NEEDED & set(path.relative_to(standard).parts):
             _add(files, str(path), path)
-    for package in ("config", "images", "rpc", "vfio"):
+    for package in ("config", "images", "rpc", "shim", "vfio"):
         for path in (CHECKOUT / package).rglob("*.py"):
             _add(files, f"/app/{path.relative_to(CHECKOUT)}", path)
     for name in {

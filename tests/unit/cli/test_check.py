@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_every_line_is_ok_or_has_a_fix(casemate: Casemate) -> None:
         "cgroups",
         "IOMMU",
         "hugepages",
+        "dedicated CPUs",
     ):
         assert area in names
 
@@ -217,6 +219,20 @@ def test_iommu(context: CheckContext) -> None:
     assert one(host_checks.iommu, context).found == "2 groups, by groups (no /dev/iommu)"
     put(context, "/dev/iommu")
     assert one(host_checks.iommu, context).found == "2 groups, by iommufd and groups"
+
+
+def test_dedicated_cpus_are_there_in_whole_cores(context: CheckContext) -> None:
+    assert "any" in one(host_checks.dedicated_cpus, context).found
+    put(context, "/sys/devices/system/node/online", "0\n")
+    put(context, "/sys/devices/system/node/node0/cpulist", "0-7\n")
+    for cpu in range(8):
+        at = f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list"
+        put(context, at, f"{cpu % 4},{cpu % 4 + 4}\n")
+    whole = replace(context, settings=SETTINGS.replace(dedicated_cpus="1-2,5-6"))
+    assert one(host_checks.dedicated_cpus, whole).found == "1-2,5-6, in 2 cores"
+    half = replace(context, settings=SETTINGS.replace(dedicated_cpus="1-3,5-6,9"))
+    found = one(host_checks.dedicated_cpus, half)
+    assert (found.level, found.found.split(" of ")[0]) == (Level.WARNING, "3,9")
 
 
 def test_hugepages(context: CheckContext) -> None:

@@ -63,6 +63,13 @@ def test_claims_has_devices_cpus_and_pages(casemate: Casemate, ledger: Ledger) -
     assert [each["state"] for each in found["devices"]] == ["claimed", "claimed", "quarantined"]
 
 
+def test_claims_has_cpus_of_a_pod_without_devices(casemate: Casemate, ledger: Ledger) -> None:
+    ledger.claim(TRAINING, me(), Wanted(cpus=3), dgx())
+    assert casemate("gpu", "claims").stdout == "k8s.io/training: CPUs 0-1,64-65 of node 0\n"
+    (found,) = json.loads(casemate("gpu", "claims", "--json").stdout)["claims"]
+    assert (found["pod"], found["cpus"], found["devices"]) == ("training", {"0": [0, 1, 64, 65]}, [])
+
+
 def test_usage_is_per_pod_and_summed_per_tenant(casemate: Casemate, ledger: Ledger) -> None:
     ledger.release(claim(ledger, TRAINING), me())
     claim(ledger, SERVING)
@@ -129,6 +136,20 @@ def test_gc_leaves_devices_of_the_living_and_frees_those_of_the_dead(
     assert "released device 0000:11:00.0" in casemate("gc").stdout
     assert [each.pod for each in ledger.claims()] == [SERVING]
     assert ledger.device(FIRST).state is State.FREE
+
+
+def test_gc_frees_cpus_of_the_dead(casemate: Casemate, ledger: Ledger, new_shim: Callable[[], Shim]) -> None:
+    shim = new_shim()
+    ledger.claim(TRAINING, Process.here(shim.pid, shim.start_time), Wanted(cpus=4), dgx())
+    ledger.claim(SERVING, me(), Wanted(cpus=2), dgx())
+    assert json.loads(casemate("gc", "--json").stdout)["cpus"] == []
+    shim.kill()
+    assert "would release CPUs 0-1,64-65 of k8s.io/training" in casemate("gc", "--dry-run").stdout
+    assert len(ledger.claims()) == 2
+    found = json.loads(casemate("gc", "--json").stdout)["cpus"]
+    assert [(each["pod"], each["cpus"]) for each in found] == [("training", [0, 1, 64, 65])]
+    assert [each.pod for each in ledger.claims()] == [SERVING]
+    assert "nothing to clean up" in casemate("gc").stderr
 
 
 def test_gc_resets_what_a_dead_pod_used_and_quarantines_what_it_cannot(

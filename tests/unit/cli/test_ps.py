@@ -53,6 +53,13 @@ def test_devices_are_counted_and_how_they_are_reached_is_said(
         assert words in casemate("ps").stdout
 
 
+def test_cpus_that_are_the_pods_alone_are_named(casemate: Casemate, pods: Host, new_shim: NewShim) -> None:
+    pods.pod("default", "web", new_shim(), vcpus=3, cpus=[4, 5, 9])
+    assert "3 on 4-5,9 " in casemate("ps").stdout
+    pods.pod("default", "odd", new_shim(), vcpus=3, cpus=["x"])
+    assert " on " not in next(line for line in casemate("ps").stdout.splitlines() if " odd " in line)
+
+
 def test_nothing_is_cut_however_long(casemate: Casemate, pods: Host, new_shim: NewShim) -> None:
     name = "x" * 200
     pods.pod("k8s.io", name, new_shim())

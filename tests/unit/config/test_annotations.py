@@ -33,6 +33,9 @@ def test_each_annotation_changes_its_own_field(settings: Settings, default: Prof
     assert apply(settings, default, {annotations.IMAGE: "other"}) == default.replace(image="other")
     assert apply(settings, default, {annotations.PROFILE: "large"}) == settings.profiles["large"]
     assert apply(settings, default, {annotations.KERNEL_CMDLINE: "debug"}).kernel_cmdline == "debug"
+    own = apply(settings, default, {annotations.CPU_POLICY: "dedicated"})
+    assert own == default.replace(cpu_policy="dedicated")
+    assert (own.has_own_cpus, default.has_own_cpus) == (True, False)
 
 
 def test_a_profile_comes_first_whatever_the_order(settings: Settings, default: Profile) -> None:

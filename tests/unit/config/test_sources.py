@@ -173,6 +173,26 @@ def test_a_key_like_no_other_gets_the_place_of_explanations(write: Write) -> Non
     assert mistake().hint == f"every option is explained in {places.DEFAULT_FILE}"
 
 
+def test_dedicated_cpus_are_a_list_of_cpus(write: Write) -> None:
+    write("config.toml", 'dedicated_cpus = "8-11, 2"\n[profiles.small]\ncpu_policy = "dedicated"\n')
+    settings = read_settings().settings
+    assert settings.dedicated_cpus == "2,8-11"
+    assert [name for name, profile in settings.profiles.items() if profile.has_own_cpus] == ["small"]
+    path = write("config.toml", 'dedicated_cpus = "all"\n')
+    assert mistake().brief == f"{path}:1: dedicated_cpus: 'all' is not a list of CPUs such as \"2-7,10\""
+    path = write("config.toml", '[profiles.small]\ncpu_policy = "static"\n')
+    assert f"{path}:2: profiles.small.cpu_policy: 'static' is not one of" in mistake().brief
+
+
+def test_machines_of_the_pool_have_no_cpus_of_their_own(write: Write) -> None:
+    own = '[profiles.small]\ncpu_policy = "dedicated"\n[node.pool]\n'
+    path = write("config.toml", f"{own}default = 2\nsmall = 1\n")
+    error = mistake()
+    assert error.brief.startswith(f"{path}:5: node.pool: profile 'small' has cpu_policy = \"dedicated\"")
+    write("config.toml", f"{own}default = 2\nsmall = 0\n")
+    assert read_settings().settings.node.pool["default"] == 2
+
+
 def test_unknown_profile_is_named_with_the_nearest(write: Write) -> None:
     path = write("config.toml", 'default_profile = "smal"\n')
     error = mistake()

@@ -163,8 +163,8 @@ async def test_a_pod_that_ends_while_they_are_taken_leaves_them_free(
     loop, taking = asyncio.get_running_loop(), asyncio.Event()
     take = Giver.take
 
-    def slow(giver: Giver, wishes: DeviceWishes, ram: Ram) -> Any:
-        taken = take(giver, wishes, ram)
+    def slow(giver: Giver, wishes: DeviceWishes, ram: Ram, own_cpus: int) -> Any:
+        taken = take(giver, wishes, ram, own_cpus)
         asyncio.run_coroutine_threadsafe(_set(taking), loop).result()
         return taken
 
@@ -216,9 +216,12 @@ def test_the_shim_of_a_pod_without_devices_imports_nothing_for_them() -> None:
     assert "shim.devices" in modules
     assert not {name for name in modules if name.partition(".")[0] == "vfio"} | modules & {
         "sqlite3",
+        "config.cpulist",
+        "shim.dedicated",
         "shim.giving",
         "shim.kubelet",
         "shim.reclaim",
+        "shim.vm.pinning",
         "grpc",
         "yaml",
     }

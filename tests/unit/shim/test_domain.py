@@ -22,6 +22,7 @@ from shim.vm.backing import STRICT, Backing, Cell
 from shim.vm.designer import Files, Places, Way, design, files_of, transport_of
 from shim.vm.domain import Domain, Memory, element, escape, text
 from shim.vm.passthrough import IOMMUFD, LEGACY, Access, Function
+from shim.vm.pinning import Pinning
 
 QEMU_ARGUMENT = "{http://libvirt.org/schemas/domain/qemu/1.0}arg"
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,6 +42,7 @@ DEFAULT = Profile(
     template="shared",
     files="virtiofs",
     hugepages="auto",
+    cpu_policy="shared",
 )
 
 
@@ -68,6 +70,7 @@ def designed(
     functions: tuple[Function, ...] = (),
     access: Access | None = None,
     backing: Backing | None = None,
+    pinning: Pinning | None = None,
 ) -> Domain:
     return design(
         profile,
@@ -82,6 +85,7 @@ def designed(
         functions,
         access,
         backing,
+        pinning,
     )
 
 
@@ -116,6 +120,18 @@ DOMAINS = {
     ),
     "kvm-vsock-devices-hugepages": designed(
         KVM, "vsock", functions=(GPU,), access=Access(IOMMUFD), backing=Backing(2 << 20)
+    ),
+    "kvm-vsock-devices-dedicated": designed(
+        KVM,
+        "vsock",
+        profile=DEFAULT.replace(vcpus=3, memory_bytes=2 << 30),
+        functions=(replace(GPU, node=1), replace(CARD, node=0), replace(SOUND, node=0)),
+        access=Access(IOMMUFD),
+        backing=Backing(0, "", (Cell(0, 1 << 30), Cell(1, 1 << 30))),
+        pinning=Pinning((2, 66, 8), (72,)),
+    ),
+    "kvm-vsock-restore-dedicated": designed(
+        KVM, "vsock", way=Way.RESTORE, profile=DEFAULT.replace(vcpus=2), pinning=Pinning((4, 5), (0, 1))
     ),
     "tcg-serial": designed(TCG, "serial"),
     "kvm-vsock": designed(KVM, "vsock"),
@@ -407,3 +423,8 @@ def test_huge_pages_are_a_memfd_whatever_the_files_come_by() -> None:
         tree = parse(domain.xml()).find("memoryBacking")
         assert tree is not None
         assert [each.tag for each in tree] == ["hugepages", "source", "access", "allocation"]
+
+
+def test_a_template_is_the_same_whoever_has_cpus_of_its_own() -> None:
+    pinned = designed(KVM, "vsock", way=Way.TEMPLATE, pinning=Pinning((4,), (0,)))
+    assert pinned == DOMAINS["kvm-vsock-template"]

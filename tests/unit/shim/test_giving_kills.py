@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
-from shim import reclaim
+from shim import dedicated, reclaim
 from tests.unit.shim.devicehosts import CARD, FIRST, RAM, DeviceHost, settings_in_memory, wishes
 from vfio.ledger.ledger import Ledger
 
@@ -22,7 +22,8 @@ def settings() -> Iterator[Settings]:
 
 
 def life(host: DeviceHost, settings: Settings, writes: int) -> bool:
-    """A shim's from the claim to the release, killed before so many writes to sysfs. Whether it was."""
+    """A shim's, whose pod has a CPU of its own, too: from the claim to the release, killed before so many
+    writes to sysfs. Whether it was."""
     left = [writes]
 
     def die() -> None:
@@ -35,7 +36,7 @@ def life(host: DeviceHost, settings: Settings, writes: int) -> bool:
         try:
             host.kernel.before = die
             giver = host.giver(settings)
-            giver.give_back(giver.take(WISH, RAM).claim)
+            giver.give_back(giver.take(WISH, RAM, 1).claim)
         finally:
             os._exit(0)
     _, status = os.waitpid(pid, 0)
@@ -46,6 +47,9 @@ def test_killed_before_any_write_all_are_free_and_as_they_were(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = DeviceHost(tmp_path / "host")
+    host.tree.put("sys/devices/system/node/online", "0\n")
+    host.tree.put("sys/devices/system/node/node0/cpulist", "0\n")
+    monkeypatch.setattr(dedicated, "may_run_on", lambda _: [0])
     monkeypatch.setattr(reclaim, "Bus", lambda _: host.pci())
     native, kills = host.drivers(), 0
     for writes in range(1, 100):
@@ -53,9 +57,9 @@ def test_killed_before_any_write_all_are_free_and_as_they_were(
             break
         kills += 1
         taken = reclaim.reclaim(settings, "the test")
-        assert set(taken.values()) <= {None}, (writes, taken)
+        assert set(taken.devices.values()) <= {None}, (writes, taken)
         assert (host.states(settings), host.drivers()) == ({}, native), writes
         with Ledger(Path(settings.ledger_dir)) as ledger:
             assert (ledger.claims(), ledger.bindings()) == ([], [])
     assert kills > 10
-    assert reclaim.reclaim(settings, "the test") == {}
+    assert reclaim.reclaim(settings, "the test") == reclaim.Reclaimed()

@@ -23,6 +23,7 @@ PROFILE = Profile(
     template="shared",
     files="virtiofs",
     hugepages="auto",
+    cpu_policy="shared",
 )
 
 
