@@ -35,14 +35,15 @@ def build(
         KernelKind | None,
         typer.Option(
             help="cloud: Debian's own. tuned: built for this, which takes minutes the first time. "
-            "If not given, the kind that the image of that name has, or else cloud."
+            "If not given, the kind that the image of that name has, or else cloud. "
+            "generic, Debian's with drivers of all hardware, is that of --variant amd alone."
         ),
     ] = None,
     variant: Annotated[
         Variant | None,
         typer.Option(
-            help="nvidia: with NVIDIA's driver, for pods that are given its GPUs. The store has it as "
-            "NAME-nvidia, beside the image NAME."
+            help="nvidia, amd: with the driver for that vendor's GPUs, for pods that are given some. The "
+            "store has it as NAME-nvidia or NAME-amd, beside the image NAME."
         ),
     ] = None,
     suite: Annotated[str, typer.Option(help="The Debian suite it is made of.")] = "trixie",

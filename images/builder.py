@@ -6,7 +6,7 @@ Only composes the steps; each is a module of its own. Must not know who uses the
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from images import crun, initprogram, rootfs
+from images.amd import driver as amd
 from images.bytecode import find_python
 from images.handover import Root, from_root
 from images.image import INITRD, KERNEL, ROOTFS, GuestImage
@@ -24,7 +25,7 @@ from images.nvidia import driver as nvidia
 from images.packages import Fetched, Request, fetch
 from images.store import ImageStore
 from images.tuned import kernel as tuned
-from images.variant import Variant
+from images.variant import Driver, Variant
 from rpc.errors import CasemateError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 
 log = logging.getLogger(__name__)
@@ -32,23 +33,45 @@ log = logging.getLogger(__name__)
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "crun", "busybox-static")
 # tiny-initramfs stands in for initramfs-tools, which the kernel's package depends on, and which
 # would drag systemd and udev into the download; neither gets into an image
-CLOUD_PACKAGES = ("linux-image-cloud-amd64", "tiny-initramfs")
+KERNEL_PACKAGES: Mapping[KernelKind, tuple[str, ...]] = {
+    KernelKind.CLOUD: ("linux-image-cloud-amd64", "tiny-initramfs"),
+    KernelKind.GENERIC: ("linux-image-amd64", "tiny-initramfs"),
+    KernelKind.TUNED: (),
+}
 # Initialisations of the kernel that a guest does without: a random number generator for FIPS that times
 # its own jitter for 0.1 s (the kernel's random numbers do not come from it), and self-checks of the keys
 # for module signatures (images/modules.py takes those off).
 _SKIPPED = ("jent_mod_init", "load_system_certificate_list")
-CLOUD_CMDLINE = (
+PACKAGED_CMDLINE = (
     "cryptomgr.notests",  # of every cipher
     "lsm=landlock,yama",  # nobody loads a policy for the others
     f"initcall_blacklist={','.join(_SKIPPED)}",
 )
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """Of a variant. ensure: has its driver for a kernel's release. add: puts that into a root."""
+
+    kernel: KernelKind
+    ensure: Callable[[str, str, str, Path | None, Progress], Driver]
+    add: Callable[[Driver, Path], None]
+
+
+VARIANTS: Mapping[Variant, _Recipe] = {
+    Variant.NVIDIA: _Recipe(KernelKind.CLOUD, nvidia.ensure, nvidia.add),  # whose headers Debian has
+    Variant.AMD: _Recipe(KernelKind.GENERIC, amd.ensure, amd.add),  # the cloud's has no DRM
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """name: under which the store will have it; a variant's is made of it. source: where agent/ and rpc/ are.
 
-    kernel: None is the kind that the image of this name has, or else the cloud's. A variant's is the cloud's.
+    kernel: None is the kind that the image of this name has, or else the cloud's. A variant's is its own
+    (VARIANTS), and the generic one is such a variant's only.
     """
 
     name: str = "default"
@@ -61,9 +84,6 @@ class Options:
     @property
     def stored_as(self) -> str:
         return self.variant.of(self.name) if self.variant else self.name
-
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +112,23 @@ def build(
 ) -> Built:
     """Builds an image and adds it to the store under options.name. progress is told of each step."""
     rootfs.check_source(options.source)
-    options = replace(options, kernel=_kernel_kind(store, options))
+    kind = _kernel_kind(store, options)
+    options = replace(options, kernel=kind)
     phases = _Phases(progress)
-    cloud = options.kernel is KernelKind.CLOUD
     with phases.phase("packages"):
-        packages = (*PACKAGES, *CLOUD_PACKAGES) if cloud else PACKAGES
+        packages = (*PACKAGES, *KERNEL_PACKAGES[kind])
         tree = fetch(Request(packages, suite=options.suite, mirror=options.mirror), cache)
     with phases.phase("kernel"):
-        kernel = tree if cloud else tuned.ensure(options.suite, options.mirror, cache, progress)
+        built = kind is KernelKind.TUNED
+        kernel = tuned.ensure(options.suite, options.mirror, cache, progress) if built else tree
     with phases.phase("crun"):
         static = own_crun(tree, options, cache, progress)
     driver = None
-    if options.variant is Variant.NVIDIA:
+    if options.variant is not None:
         with phases.phase("driver"):
             release = find_kernel(kernel.path).release
-            driver = nvidia.ensure(release, options.suite, options.mirror, cache, progress)
+            recipe = VARIANTS[options.variant]
+            driver = recipe.ensure(release, options.suite, options.mirror, cache, progress)
     with tempfile.TemporaryDirectory(prefix="casemate-image-") as scratch:
         files, about = assemble(tree, kernel, options, Path(scratch), phases, static, driver)
         with phases.phase("store"):
@@ -130,7 +152,7 @@ def assemble(
     scratch: Path,
     phases: _Phases | None = None,
     static: Path | None = None,
-    driver: nvidia.Driver | None = None,
+    driver: Driver | None = None,
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Makes the image's files in scratch. Returns them and what the manifest says of them.
 
@@ -152,15 +174,15 @@ def assemble(
         rootfs.populate(tree.path, python, root, static)
         features, module_files = feature_list(modules, rootfs.MODULES)
         rootfs.add_modules(root, features, module_files, driver_list(modules))
-        if driver is not None:
-            nvidia.add(driver, root)
+        if options.variant is not None and driver is not None:
+            VARIANTS[options.variant].add(driver, root)
     if kind is KernelKind.TUNED:
         rootfs.add_init(root, initprogram.build(from_root(start)))
         cmdline = [*CMDLINE, *tuned.CMDLINE, f"init={rootfs.INIT}"]
     else:
         files[INITRD] = scratch / INITRD
         files[INITRD].write_bytes(initramfs(boot, start))
-        cmdline = [*CMDLINE, *CLOUD_CMDLINE]
+        cmdline = [*CMDLINE, *PACKAGED_CMDLINE]
     with phase("agent"):
         rootfs.add_agent(root, python, options.source)
     with phase("erofs"):
@@ -180,8 +202,8 @@ def assemble(
     }
     if kernel_tree is not tree:
         about["kernel_packages"] = dict(kernel_tree.versions)
-    if driver is not None:
-        about["variant"] = Variant.NVIDIA.value
+    if options.variant is not None and driver is not None:
+        about["variant"] = options.variant.value
         about["driver"] = driver.version
         about["driver_packages"] = dict(driver.versions)
     return files, about
@@ -227,11 +249,14 @@ def current(store: ImageStore, options: Options) -> GuestImage | None:
 
 def _kernel_kind(store: ImageStore, options: Options) -> KernelKind:
     """A rebuild without a word about the kernel keeps the one that was chosen. Raises InvalidArgument for a
-    variant with another than the cloud's, whose headers Debian has."""
+    variant with another kernel than its own, and for what is such a variant's only."""
     if options.variant is not None:
-        if options.kernel not in (None, KernelKind.CLOUD):
-            raise InvalidArgument(f"the variant {options.variant} is built for the cloud kernel alone")
-        return KernelKind.CLOUD
+        own = VARIANTS[options.variant].kernel
+        if options.kernel not in (None, own):
+            raise InvalidArgument(f"the variant {options.variant} is built for the {own} kernel alone")
+        return own
+    if options.kernel is KernelKind.GENERIC:
+        raise InvalidArgument(f"the {KernelKind.GENERIC} kernel is that of the variant {Variant.AMD} alone")
     if options.kernel is not None:
         return options.kernel
     try:

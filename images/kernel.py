@@ -33,9 +33,11 @@ _XEN_ELFNOTE_PHYS32_ENTRY = 18
 
 
 class KernelKind(StrEnum):
-    """Whose kernel: Debian's own, or one that is built from Debian's source for nothing but this."""
+    """Whose kernel: Debian's own, with drivers of virtual machines or of all there are, or one that is built
+    from Debian's source for nothing but this."""
 
     CLOUD = "cloud"
+    GENERIC = "generic"
     TUNED = "tuned"
 
 

@@ -31,7 +31,9 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "tun": ("tun",),
     "veth": ("veth",),
     "fuse": ("fuse",),
-    "nvidia": ("nvidia", "nvidia_uvm", "nvidia_modeset"),  # of the variant; no kernel of Debian's has them
+    # Of variants. No kernel of Debian's has NVIDIA's, and amdgpu only the generic one.
+    "nvidia": ("nvidia", "nvidia_uvm", "nvidia_modeset"),
+    "amdgpu": ("amdgpu",),
     # Network cards that a guest is given of the host's, most of them virtual functions.
     "igbvf": ("igbvf",),
     "ixgbevf": ("ixgbevf",),

@@ -100,6 +100,11 @@ def fetch(request: Request, cache: Path | None = None, *, apt_etc: Path | None =
         return _load(entry)
 
 
+def kept(request: Request, cache: Path | None = None) -> bool:
+    """Whether it has been fetched here, whatever the mirror has by now."""
+    return bool(_entries((cache or cache_dir()) / "packages", _recipe(request)))
+
+
 def sources_of(request: Request) -> list[str]:
     """The lines of sources.list by which a request is fetched."""
     return _lines(request, None)

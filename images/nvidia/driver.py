@@ -6,13 +6,14 @@ same files beside others' (nvidia/current) and chooses by links. Must not know o
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from images.nvidia import modules
 from images.nvidia.modules import COMPONENTS
 from images.packages import Request, fetch
+from images.variant import Driver
 from rpc.errors import FailedPrecondition
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -30,16 +31,6 @@ PACKAGES = (
     *("nvidia-cuda-mps", "firmware-nvidia-gsp", "libc-bin"),
 )
 _PLACES = ("usr/lib/nvidia/current", "usr/bin", "usr/sbin")
-
-
-@dataclass(frozen=True, slots=True)
-class Driver:
-    """modules: files, for one kernel. tree: unpacked packages. versions: of all packages that made it."""
-
-    version: str
-    modules: tuple[Path, ...]
-    tree: Path
-    versions: Mapping[str, str]
 
 
 def ensure(release: str, suite: str, mirror: str, cache: Path | None, say: Callable[[str], None]) -> Driver:

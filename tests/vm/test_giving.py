@@ -2,8 +2,8 @@
 
 import pytest
 
-from images.builder import CLOUD_PACKAGES, PACKAGES
-from images.kernel import find_kernel
+from images.builder import KERNEL_PACKAGES, PACKAGES
+from images.kernel import KernelKind, find_kernel
 from images.modules import ModuleTree
 from images.packages import Request, fetch
 from tests.vm import hostscan
@@ -15,7 +15,7 @@ MODULES = ("vfio_iommu_type1", "vfio-pci")
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     directory = tmp_path_factory.mktemp("giving")
-    kernel = find_kernel(fetch(Request((*PACKAGES, *CLOUD_PACKAGES))).path)
+    kernel = find_kernel(fetch(Request((*PACKAGES, *KERNEL_PACKAGES[KernelKind.CLOUD]))).path)
     (directory / "disk").write_bytes(bytes(4 << 20))
     devices = [
         *("-device", "intel-iommu,intremap=on"),

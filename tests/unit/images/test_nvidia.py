@@ -8,10 +8,9 @@ from images import builder
 from images.kernel import KernelKind
 from images.nvidia import driver as nvidia
 from images.nvidia import modules
-from images.nvidia.driver import Driver
 from images.packages import Fetched
 from images.store import ImageStore
-from images.variant import Variant
+from images.variant import Driver, Variant
 from rpc.errors import FailedPrecondition, InvalidArgument
 from tests.unit.images.fakes import agent_source, kernel_tree, module, python_tree
 

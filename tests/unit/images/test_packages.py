@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from images.packages import Form, Request, cache_dir, fetch
+from images.packages import Form, Request, cache_dir, fetch, kept
 from rpc.errors import FailedPrecondition
 
 REQUEST = Request(("crun", "python3-minimal"))
@@ -152,10 +152,13 @@ def test_packages_are_unpacked_and_their_versions_recorded(
 def test_the_cache_answers_until_the_mirror_changes(
     tmp_path: Path, etc: Path, mmdebstrap: Mmdebstrap, mirror: Mirror
 ) -> None:
+    assert not kept(REQUEST, tmp_path / "cache")
     first = fetch(REQUEST, tmp_path / "cache", apt_etc=etc)
     assert fetch(REQUEST, tmp_path / "cache", apt_etc=etc) == first
     assert len(mmdebstrap.calls()) == 1
     mirror.publish("two")
+    assert kept(REQUEST, tmp_path / "cache")
+    assert not kept(Request(("bash",)), tmp_path / "cache")
     second = fetch(REQUEST, tmp_path / "cache", apt_etc=etc)
     assert second.path != first.path
     assert len(mmdebstrap.calls()) == 2
