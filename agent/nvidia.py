@@ -1,7 +1,8 @@
 """NVIDIA's driver in this guest: its modules, its nodes, its GPUs initialised, which has which number.
 
 Imported by guests that were given such a GPU alone. Numbers of devices are those of NVIDIA's own sources
-(nvidia-modprobe, and /proc/driver/nvidia of its open kernel modules, 550). Must not know of containers.
+(nvidia-modprobe, and /proc/driver/nvidia of its open kernel modules, 550). Must not know how
+nvidiacdi.py makes of it what a container needs.
 """
 
 from __future__ import annotations
@@ -9,24 +10,21 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from _thread import start_new_thread
 
 from agent import boot
 from agent.files import read
+from agent.threads import in_thread
 from agent.uevents import appearance
 from rpc.errors import FailedPrecondition, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeVar
-
-    T = TypeVar("T")
+    from collections.abc import Iterator
+    from typing import Any
 
 FEATURE = "nvidia"
 # Nodes are made here: neither the driver's libraries nor its set-uid helper shall make or change any.
 OPTIONS = {"nvidia": "NVreg_ModifyDeviceFiles=0"}
-SAYS = ("NVRM",)  # what its lines in the kernel's log have that matter
 _MAJOR, _CONTROL, _MODESET = 195, 255, 254  # Documentation/admin-guide/devices.txt; nvidia-modprobe
 _UVM, _CAPS = "nvidia-uvm", "nvidia-caps"  # in /proc/devices
 _MODE = 0o666  # NVreg_DeviceFileMode's default: who may use a GPU is a matter of who has its node
@@ -34,9 +32,12 @@ _MIG = ("mig/config", "mig/monitor")
 
 
 class Driver:
-    """Of one guest. root: where proc, dev and sys are looked at."""
+    """Of one guest. root: where proc and dev are looked at, and what containers are given."""
+
+    says: tuple[str, ...] = ("NVRM",)  # what its lines in the kernel's log have that matter
 
     def __init__(self, root: str = "") -> None:
+        self._root = root
         self._proc = f"{root}/proc"
         self._dev = f"{root}/dev"
         self._loading: asyncio.Task[None] | None = None
@@ -55,7 +56,7 @@ class Driver:
         try:
             async with asyncio.timeout(limit_s):
                 if self._loading is None:
-                    self._loading = asyncio.create_task(_in_thread(self._load))
+                    self._loading = asyncio.create_task(in_thread(self._load))
                 await asyncio.shield(self._loading)
                 waiting = "the driver did not take it"
                 minor = await appearance(lambda: self._minor(address), f"GPU {address}", limit_s)
@@ -65,6 +66,21 @@ class Driver:
         except TimeoutError:
             raise Unavailable(f"GPU {address}: {waiting} within {limit_s:g} s") from None
         self.minors[address] = minor
+
+    def nodes(self, address: str) -> list[str]:
+        """Of a GPU that is initialised, below /dev; none of another device."""
+        return [f"nvidia{self.minors[address]}"] if address in self.minors else []
+
+    def specification(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What containers need, as a specification of CDI, and what it calls each GPU, by the address.
+
+        Raises NotFound for a node that is not there.
+        """
+        from agent import nvidiacdi
+
+        names = {minor: str(index) for index, minor in enumerate(sorted(self.minors.values()))}
+        made = nvidiacdi.specification(self.minors.values(), self._root)
+        return made, {address: names[minor] for address, minor in self.minors.items()}
 
     def _load(self) -> None:
         """The modules, and the nodes that are not one GPU's."""
@@ -96,7 +112,7 @@ class Driver:
         nvidia-persistenced does. Each in a thread of its own: they wait for each other as far as the driver
         has them wait."""
         try:
-            return await _in_thread(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            return await in_thread(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
             raise FailedPrecondition(
                 f"GPU {address} cannot be initialised", os.strerror(error.errno or 0)
@@ -116,31 +132,6 @@ class Driver:
             number, _, name = line.strip().partition(" ")
             if number.isdigit():
                 yield name, int(number)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """One that nothing waits for at the end: the driver may keep it for ever."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.done():  # nobody waits any more
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told
-            loop.call_soon_threadsafe(settle, None, error)
-        else:
-            loop.call_soon_threadsafe(settle, result, None)
-
-    start_new_thread(run, ())
-    return await done
 
 
 def make_node(path: str, major: int, minor: int, mode: int = _MODE) -> None:

@@ -1,8 +1,8 @@
 """Devices of the host's that this machine was given: found behind their root ports, waited for, given on.
 
-Disks are waited for, network cards named and given addresses; of NVIDIA's GPUs becomes what nvidia.py makes
-of them; of any other, whatever a driver of this kernel's makes of it by itself, or nothing but its entry in
-sysfs. Must not know whose devices they are.
+Disks are waited for, network cards named and given addresses; of GPUs becomes what their vendor's plug-in
+(nvidia.py, amd.py) makes of them, if the image has its driver; of any other, whatever a driver of this
+kernel's makes of it by itself, or nothing but its entry in sysfs. Must not know whose devices they are.
 """
 
 from __future__ import annotations
@@ -19,16 +19,30 @@ from rpc.errors import CasemateError, FailedPrecondition, InvalidArgument, NotFo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any, Protocol
 
-    from agent.nvidia import Driver
     from agent.users import Users
     from rpc.api.agent import GivenDevice, PciDevice
 
+    class VendorDriver(Protocol):
+        """A vendor's driver for its GPUs, in this guest."""
+
+        says: tuple[str, ...]
+        """What its lines in the kernel's log have that matter."""
+
+        async def come_up(self, directory: str, limit_s: float) -> None:
+            """The GPU of this directory of sysfs is the driver's, and of use."""
+
+        def nodes(self, address: str) -> list[str]:
+            """Of a GPU that has come up, below /dev."""
+
+        def specification(self) -> tuple[dict[str, Any], dict[str, str]]:
+            """What containers need, as a specification of CDI, and what it calls each GPU, by the address."""
+
+
 SYSFS = "/sys"
 KMSG = "/dev/kmsg"
-NVIDIA = 0x10DE
 MOST_WORDS = 12
 MOST_NODES = 64
 # The feature that makes RDMA of what a network card's driver has taken.
@@ -38,6 +52,25 @@ _INFINIBAND = b"0x0207"  # the class of a card whose ports are no Ethernet's (PC
 _NAMESPACE = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
 
 
+def _nvidia(sysfs: str, root: str) -> VendorDriver:
+    from agent import nvidia
+
+    return nvidia.Driver(root)
+
+
+def _amd(sysfs: str, root: str) -> VendorDriver:
+    from agent import amd
+
+    return amd.Driver(sysfs)
+
+
+# By the vendor's id: which feature images have with its driver, and what makes the driver.
+_VENDORS: Mapping[int, tuple[str, Callable[[str, str], VendorDriver]]] = {
+    0x10DE: ("nvidia", _nvidia),
+    0x1002: ("amdgpu", _amd),
+}
+
+
 class Passthrough:
     """Those of one machine. sysfs: where it is looked at. root: of the guest's files."""
 
@@ -45,7 +78,8 @@ class Passthrough:
         self._sysfs = sysfs
         self._root = root
         self._addresses: dict[str, str] = {}
-        self._nvidia: Driver | None = None
+        self._drivers: dict[int, VendorDriver] = {}
+        self._gpus: dict[str, VendorDriver] = {}  # those that are up, by address
         self._cards: list[tuple[str, PciDevice]] = []
 
     async def come_up(self, devices: Sequence[PciDevice], limit_s: float) -> list[FoundDevice]:
@@ -63,9 +97,10 @@ class Passthrough:
             )
             self._addresses[device.name] = at
             self._move(at, device.node)
-            if self._is_nvidias(device.kind, at):
-                driver, about = self._driver_of_nvidia()
+            if driver := self._vendors_driver(device.kind, at):
+                about = driver.says
                 await driver.come_up(self._directory(at), limit_s)
+                self._gpus[at] = driver
             else:
                 self._load_driver(at)
                 await self._become(device, at, limit_s)
@@ -76,10 +111,11 @@ class Passthrough:
             found.words = kernel_words(names, sorted(others) if about else ())
         if found.address:
             found.driver = self._driver(found.address)
-            found.nodes = [path for path, *_ in self._nodes(found.address)]
             found.interfaces = self._interfaces(found.address)
-            if self._nvidia is not None and found.address in self._nvidia.minors:
-                found.nodes.append(f"nvidia{self._nvidia.minors[found.address]}")
+            if up := self._gpus.get(found.address):
+                found.nodes = up.nodes(found.address)
+            else:
+                found.nodes = [path for path, *_ in self._nodes(found.address)]
         return found
 
     def _move(self, address: str, node: int) -> None:
@@ -158,22 +194,20 @@ class Passthrough:
         except FileNotFoundError:
             return []
 
-    def _is_nvidias(self, kind: str, address: str) -> bool:
-        """Whether it is a GPU of NVIDIA's in a guest that has the driver."""
-        if kind != "gpu" or "nvidia" not in boot.features():
-            return False
+    def _vendors_driver(self, kind: str, address: str) -> VendorDriver | None:
+        """Of a GPU whose vendor's driver the image has; None of any other device."""
+        if kind != "gpu":
+            return None
         try:
-            return int(read(f"{self._directory(address)}/vendor"), 16) == NVIDIA
+            vendor = int(read(f"{self._directory(address)}/vendor"), 16)
         except OSError:  # it has just gone
-            return False
-
-    def _driver_of_nvidia(self) -> tuple[Driver, tuple[str, ...]]:
-        """And what the kernel's lines about it begin with."""
-        from agent import nvidia
-
-        if self._nvidia is None:
-            self._nvidia = nvidia.Driver(self._root)
-        return self._nvidia, nvidia.SAYS
+            return None
+        feature, make = _VENDORS.get(vendor, ("", None))
+        if make is None or feature not in boot.features():
+            return None
+        if vendor not in self._drivers:
+            self._drivers[vendor] = make(self._sysfs, self._root)
+        return self._drivers[vendor]
 
     def add(self, spec: dict[str, Any], devices: Iterable[GivenDevice]) -> None:
         """To an OCI config.json: their nodes, and what else programs need of their drivers. Raises NotFound
@@ -188,7 +222,7 @@ class Passthrough:
             at = self._addresses.get(device.name)
             if at is None or not os.path.exists(self._directory(at)):
                 raise NotFound(f"device {device.name} is not in this guest")
-            if self._nvidia is not None and at in self._nvidia.minors:
+            if at in self._gpus:
                 gpus.append(device)
                 continue
             nodes = list(self._nodes(at))
@@ -208,23 +242,21 @@ class Passthrough:
                 rights = {"fileMode": device.mode, "uid": uid, "gid": gid}
                 entries.append({"path": wanted, **rights, **number})
                 rules.append({"allow": True, "access": "rwm", **number})
-        if gpus:
-            self._add_nvidias(spec, gpus)
+        for driver in self._drivers.values():
+            if own := [gpu for gpu in gpus if self._gpus[self._addresses[gpu.name]] is driver]:
+                self._add_gpus(spec, own, driver)
 
-    def _add_nvidias(self, spec: dict[str, Any], gpus: Sequence[GivenDevice]) -> None:
-        from agent import cdi, nvidiacdi
+    def _add_gpus(self, spec: dict[str, Any], gpus: Sequence[GivenDevice], driver: VendorDriver) -> None:
+        from agent import cdi
 
-        assert self._nvidia is not None
-        numbers = self._nvidia.minors
-        names = {minor: str(index) for index, minor in enumerate(sorted(numbers.values()))}
-        specification = nvidiacdi.specification(numbers.values(), self._root)
+        specification, names = driver.specification()
         for gpu in gpus:
-            minor = numbers[self._addresses[gpu.name]]
-            if gpu.path and gpu.path != f"/dev/nvidia{minor}":
+            paths = [f"/dev/{node}" for node in driver.nodes(self._addresses[gpu.name])]
+            if gpu.path and gpu.path not in paths:
                 raise InvalidArgument(
-                    f"device {gpu.name} cannot be at {gpu.path}: libraries look for it at /dev/nvidia{minor}"
+                    f"device {gpu.name} cannot be at {gpu.path}: libraries look for it at {' '.join(paths)}"
                 )
-        cdi.apply(spec, specification, [names[numbers[self._addresses[gpu.name]]] for gpu in gpus])
+        cdi.apply(spec, specification, [names[self._addresses[gpu.name]] for gpu in gpus])
 
     def _directory(self, address: str) -> str:
         return f"{self._sysfs}/bus/pci/devices/{address}"
