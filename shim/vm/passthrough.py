@@ -17,7 +17,7 @@ from rpc.api import agent as api
 from rpc.errors import CasemateError, FailedPrecondition, ResourceExhausted, Unavailable, printable
 from shim import system
 from shim.vm import versions
-from vfio.kinds import NVIDIA, Kind
+from vfio.kinds import AMD, NVIDIA, Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ MOST_PREALLOC_THREADS = 16
 # (3.5 s, Linux 6.8).
 _PER_GIB_S, _PER_FUNCTION_S = 1.0, 10.0
 _MOST_WORDS, _MOST_NAME = 2000, 64
-_VARIANTS = {(NVIDIA, Kind.GPU.value): Variant.NVIDIA}  # by vendor and kind
+# By vendor and kind.
+_VARIANTS = {(NVIDIA, Kind.GPU.value): Variant.NVIDIA, (AMD, Kind.GPU.value): Variant.AMD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +104,25 @@ def access_of(
 
 def image_name(functions: Iterable[Function], name: str, known: Container[str]) -> str:
     """Of the guest image that has the drivers of these functions: the variant of the image `name` where there
-    is one among the known, else that image itself, and then it is said."""
+    is one among the known, else that image itself. What of them has no driver there is said."""
     variants = {_VARIANTS[key] for each in functions if (key := (each.vendor, each.kind)) in _VARIANTS}
-    for variant in sorted(variants):
-        if name.endswith(f"-{variant}"):
-            continue  # chosen by the profile
-        if variant.of(name) in known:
-            return variant.of(name)
-        log.warning(
-            "there is no guest image %s: devices come up without their vendor's driver; "
-            "`casemate image build --variant %s --name %s` builds it",
-            variant.of(name),
-            variant,
-            name,
-        )
-    return name
+    chosen = {each for each in variants if name.endswith(f"-{each}")}  # by the profile
+    image = name
+    for variant in sorted(variants - chosen):
+        if chosen:
+            log.warning("guest image %s has no driver for GPUs that take its variant %s", image, variant)
+        elif variant.of(name) in known:
+            image = variant.of(name)
+            chosen.add(variant)
+        else:
+            log.warning(
+                "there is no guest image %s: devices come up without their vendor's driver; "
+                "`casemate image build --variant %s --name %s` builds it",
+                variant.of(name),
+                variant,
+                name,
+            )
+    return image
 
 
 def hole_bytes(functions: Iterable[Function]) -> int:

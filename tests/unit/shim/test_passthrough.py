@@ -55,7 +55,7 @@ def test_else_the_legacy_way_and_the_reason(
     assert str(found) == f"legacy ({why})"
 
 
-H100 = replace(GPU, vendor=0x10DE)
+H100, MI300 = replace(GPU, vendor=0x10DE), replace(GPU, vendor=0x1002)
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,12 @@ H100 = replace(GPU, vendor=0x10DE)
         ((H100,), {"default", "default-nvidia"}, "default-nvidia"),
         ((H100, replace(GPU, vendor=0x8086, kind="nic")), {"default", "default-nvidia"}, "default-nvidia"),
         ((replace(H100, kind="audio"),), {"default", "default-nvidia"}, "default"),
-        ((replace(H100, vendor=0x1002),), {"default", "default-nvidia"}, "default"),
+        ((replace(H100, vendor=0x8086),), {"default", "default-nvidia", "default-amd"}, "default"),
+        ((MI300,), {"default", "default-nvidia", "default-amd"}, "default-amd"),
+        ((replace(MI300, kind="audio"),), {"default", "default-amd"}, "default"),
     ],
 )
-def test_nvidias_gpus_alone_have_the_image_with_its_driver(
+def test_a_vendors_gpus_have_the_image_with_its_driver(
     functions: tuple[Function, ...], known: set[str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert passthrough.image_name(functions, "default", known) == name
@@ -89,6 +91,18 @@ def test_without_that_image_it_is_said_how_to_have_it(caplog: pytest.LogCaptureF
     assert passthrough.image_name([H100], "tuned", {"default", "default-nvidia"}) == "tuned"
     assert "no guest image tuned-nvidia" in caplog.text
     assert "casemate image build --variant nvidia --name tuned" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "lacking"),
+    [("default", "default-amd", "nvidia"), ("default-nvidia", "default-nvidia", "amd")],
+)
+def test_of_two_vendors_it_is_said_whose_driver_the_image_lacks(
+    name: str, image: str, lacking: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = {"default", "default-nvidia", "default-amd"}
+    assert passthrough.image_name([H100, MI300], name, known) == image
+    assert f"{image} has no driver for GPUs that take its variant {lacking}" in caplog.text
 
 
 def test_a_profile_may_name_that_image_itself(caplog: pytest.LogCaptureFixture) -> None:
