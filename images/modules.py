@@ -49,6 +49,9 @@ DRIVERS: Mapping[str, str] = {
     "iavf": "iavf",
     "mlx5": "mlx5_core",
 }
+# What modules ask for by the name of what is done, not of who does it: libcrc32c cannot be loaded without.
+_BY_WHOM = {"crc32c": "crc32c_generic", "crypto-crc32c": "crc32c_generic"}
+_SOFT = re.compile(rb"\0softdep=pre: ([^\0]+?)(?: post: [^\0]*)?(?=\0)")
 _ALIAS = re.compile(rb"\0alias=(pci:[^\0 ]+)(?=\0)")
 _SIGNATURE = b"~Module signature appended~\n"
 _SIGNATURE_INFO_BYTES = 12  # struct module_signature; its last four bytes are the signature's length
@@ -80,7 +83,8 @@ class ModuleTree:
         return _normal(name) in self._builtin
 
     def load_order(self, names: Iterable[str]) -> list[Module]:
-        """The named modules and what they depend on, each once, dependencies first."""
+        """The named modules and what they depend on, each once, dependencies first; soft ones (modprobe.d(5))
+        as far as the kernel has them."""
         found: dict[str, Module] = {}
         for name in names:
             self._collect(_normal(name), found, ())
@@ -99,6 +103,9 @@ class ModuleTree:
         content = unsigned(_read(self._files[name]))
         for dependency in _dependencies(content):
             self._collect(_normal(dependency), found, (*via, name))
+        for wish in _soft_dependencies(content):
+            if self.has(wish):
+                self._collect(_normal(wish), found, (*via, name))
         found[name] = Module(name, content)
 
 
@@ -154,6 +161,13 @@ def _dependencies(module: bytes) -> Iterator[str]:
     end = module.index(b"\0", start + 1)
     listed = module[start + len(b"\0depends=") : end].decode()
     yield from filter(None, listed.split(","))
+
+
+def _soft_dependencies(module: bytes) -> Iterator[str]:
+    """Those that are to be there before it, from "softdep=pre: a b" strings of the same section."""
+    for listed in _SOFT.findall(module):
+        for name in listed.decode().split():
+            yield _BY_WHOM.get(name, name)
 
 
 def _read(path: Path) -> bytes:

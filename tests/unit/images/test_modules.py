@@ -45,6 +45,19 @@ def test_modules_in_a_circle_are_refused(tmp_path: Path) -> None:
         tree(tmp_path, {"x/a": "b", "x/b": "a"}).load_order(["a"])
 
 
+def test_soft_dependencies_come_before_as_far_as_the_kernel_has_them(tmp_path: Path) -> None:
+    modules = tree(tmp_path, {"lib/libcrc32c": "", "crypto/crc32c_generic": "", "fs/erofs": "libcrc32c"})
+    (file,) = tmp_path.rglob("libcrc32c.ko.xz")
+    for words, order in (
+        (b"softdep=pre: crc32c", ["crc32c_generic", "libcrc32c", "erofs"]),
+        (b"softdep=pre: gone crc32c post: late", ["crc32c_generic", "libcrc32c", "erofs"]),
+        (b"softdep=post: crc32c", ["libcrc32c", "erofs"]),
+        (b"softdep=pre: gone", ["libcrc32c", "erofs"]),
+    ):
+        file.write_bytes(lzma.compress(module() + b"\0" + words + b"\0"))
+        assert [m.name for m in modules.load_order(["erofs"])] == order
+
+
 def test_signatures_are_taken_off(tmp_path: Path) -> None:
     plain = module("x", b"body")
     assert unsigned(signed(plain)) == plain
