@@ -6,24 +6,20 @@ Building the modules takes minutes, so these tests are skipped where nobody has:
 in docs/gpus.md.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent import cdi, nvidiacdi
-from images import builder
 from images.image import GuestImage
 from images.nvidia import modules
-from images.store import ImageStore
 from images.variant import Variant
 from rpc.api import agent as api
 from tests.testbed.fakegpu import A6000, H100
-from tests.vm import agentvm, drivertree, knowngpu
+from tests.vm import agentvm, drivertree, knowngpu, variants
 from tests.vm.agentvm import AgentVM
 
-VARIANT_VARIABLE = "CASEMATE_TEST_VARIANT"
 # As a program would: by the links, and by the loader's cache.
 LOOK = """\
 cd /usr/lib/x86_64-linux-gnu
@@ -54,11 +50,7 @@ LOAD = """\
 
 @pytest.fixture(scope="module")
 def image(image_store: Path) -> GuestImage:
-    options = builder.Options(variant=Variant.NVIDIA)
-    if os.environ.get(VARIANT_VARIABLE) != Variant.NVIDIA and not modules.kept():
-        pytest.skip(f"no modules of NVIDIA's were built: {VARIANT_VARIABLE}=nvidia builds them")
-    store = ImageStore(image_store)
-    return builder.current(store, options) or builder.build(store, options).image
+    return variants.image(Variant.NVIDIA, image_store, kept=modules.kept())
 
 
 @pytest.fixture(scope="module")
