@@ -3,8 +3,8 @@ scheduler leaves alone (isolcpus), which an operator keeps for dedicated pods.""
 
 import pytest
 
-from images.builder import CLOUD_PACKAGES, PACKAGES
-from images.kernel import find_kernel
+from images.builder import KERNEL_PACKAGES, PACKAGES
+from images.kernel import KernelKind, find_kernel
 from images.packages import Request, fetch
 from tests.vm import hostscan
 from tests.vm.hostcpus import Seen
@@ -13,7 +13,7 @@ from vfio.ledger.demand import HostNode
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    kernel = find_kernel(fetch(Request((*PACKAGES, *CLOUD_PACKAGES))).path)
+    kernel = find_kernel(fetch(Request((*PACKAGES, *KERNEL_PACKAGES[KernelKind.CLOUD]))).path)
     directory = tmp_path_factory.mktemp("cpus")
     seen = hostscan.boot(kernel.image, directory, [], "isolcpus=1 nohz_full=1", "hostcpus")
     assert isinstance(seen, Seen)
