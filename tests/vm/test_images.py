@@ -35,17 +35,16 @@ BUILD_S = 120.0
 PROBE = """
 import os, subprocess
 from agent import boot, libc
+from rpc.errors import CasemateError
 
 def main():
     boot.mount_all()
     with open("/dev/console", "w") as console:
-        for line in open("/usr/lib/casemate/modules.txt"):
-            feature, _, paths = line.partition(":")
-            for path in paths.split():
-                try:
-                    libc.load_module(path)
-                except OSError as error:
-                    print("PROBE", feature, path, error.strerror, file=console)
+        for feature in boot.features():
+            try:
+                boot.load_feature(feature)
+            except CasemateError as error:
+                print("PROBE", feature, error, file=console)
             print("PROBE", feature, "done", file=console)
         for command in (["crun", "--version"], ["sh", "-c", "echo shell works"]):
             done = subprocess.run(command, capture_output=True, text=True)
