@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 
-from agent import boot, ids, libc
+from agent import boot, ids, libc, uevents
 from agent.files import read
 from rpc.errors import Internal, InvalidArgument
 
@@ -47,6 +47,7 @@ class Users:
         """The agent, and whatever it starts from here on."""
         for kind, fd in self._shared.items():
             libc.setns(fd, _SHARED[kind])
+        uevents.told_in(self.where_devices_come)
         boot.loopback_up()
 
     @contextmanager

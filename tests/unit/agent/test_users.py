@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agent import boot, devices, ids, libc, network, users
+from agent import boot, devices, ids, libc, network, uevents, users
 from agent.files import read
 from agent.ids import Ids
 from agent.pod import Pod
@@ -43,6 +43,11 @@ def owner_of(namespace: int) -> int:
 
 def ip(words: str) -> bytes:
     return subprocess.run(["ip", *words.split()], check=True, stdout=subprocess.PIPE).stdout
+
+
+def change(device: str) -> None:
+    """The kernel tells of it as if it had changed."""
+    Path(device, "uevent").write_text("change")
 
 
 def in_child(function: Callable[[], None]) -> int:
@@ -79,6 +84,22 @@ def test_what_a_pod_has_in_common_belongs_to_its_users() -> None:
     first_net = os.stat("/proc/self/ns/net").st_ino
     assert in_child(look) == 0
     assert os.stat("/proc/self/ns/net").st_ino == first_net
+
+
+@by_root
+def test_devices_are_told_of_where_the_agent_is_no_more() -> None:
+    """The kernel tells no network namespace of another user namespace of a device that comes or changes."""
+    found = iter((None, "there"))
+
+    async def look() -> None:
+        Users(MAPPED).enter()
+        waiting = asyncio.create_task(uevents.appearance(lambda: next(found), "device", 5.0))
+        await asyncio.sleep(0)  # it has looked once, and waits
+        change("/sys/class/mem/null")
+        assert await waiting == "there"
+        assert [name for _, name in socket.if_nameindex()] == ["lo"]
+
+    assert in_child(lambda: asyncio.run(look())) == 0
 
 
 @by_root
