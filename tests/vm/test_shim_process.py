@@ -121,11 +121,11 @@ asyncio.run(main())
 
 
 class Maker:
-    """A process that has Anchors, as a shim has."""
+    """A process that has Anchors, as a shim has: a directory of its own, and users from where all take them."""
 
-    def __init__(self, locks: Path) -> None:
+    def __init__(self, locks: Path, directory: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", MAKER, str(locks), str(locks.parent)],
+            [sys.executable, "-c", MAKER, str(locks), str(directory)],
             cwd=ROOT,
             text=True,
             stdin=subprocess.PIPE,
@@ -155,7 +155,7 @@ class Maker:
 
 @pytest.fixture
 def maker(tmp_path: Path) -> Iterator[Maker]:
-    maker = Maker(tmp_path / "users")
+    maker = Maker(tmp_path / "users", tmp_path)
     yield maker
     maker.close()
 
@@ -190,7 +190,8 @@ def test_anchors_of_two_containers_are_two(tmp_path: Path, maker: Maker) -> None
 
 
 def test_anchors_of_one_pod_have_a_user_that_no_other_pods_have(tmp_path: Path, maker: Maker) -> None:
-    other = Maker(tmp_path / "users")
+    (tmp_path / "other").mkdir()
+    other = Maker(tmp_path / "users", tmp_path / "other")
     try:
         uids = [status_of(who.make(tmp_path))["Uid"].split()[0] for who in (maker, maker, other)]
     finally:
