@@ -187,7 +187,7 @@ class Stand:
         self._undo.close()
 
     def _say_logs(self) -> None:
-        """The end of what containerd and the newest shim of each way have said: all of it is about to go."""
+        """The end of what containerd, each way's newest shims and the kernel have said: it is about to go."""
         for name, runner in self.runners.items():
             if not runner.way.is_casemate:
                 continue
@@ -196,6 +196,8 @@ class Stand:
             newest = sorted(pods, key=lambda path: path.stat().st_mtime)[-LOGS:]
             for log in (instance.log, *newest):
                 self.say(f"{name}: {log}:\n{instance.log_tail(LOG_LINES, log)}")
+        kernel = subprocess.run(["dmesg"], check=False, capture_output=True, text=True, errors="replace")
+        self.say("\n".join(["dmesg:", *(kernel.stdout or kernel.stderr).splitlines()[-LOG_LINES:]]))
 
     def _start(self, surroundings: Surroundings, undo: contextlib.ExitStack) -> tuple[Instance, str]:
         """A containerd with these surroundings, and the reference of the image it now has."""
