@@ -50,21 +50,16 @@ class Driver:
     async def come_up(self, directory: str, limit_s: float) -> None:
         """The GPU of this directory of sysfs is amdgpu's, and has a render node. /dev/kfd is there.
 
-        Raises FailedPrecondition where amdgpu cannot be loaded or does not take it, Unavailable where that
-        takes too long, with what was waited for.
+        limit_s: of each GPU of the machine. Raises FailedPrecondition where amdgpu cannot be loaded or does
+        not take it, Unavailable where that takes too long, with what was waited for.
         """
         address = os.path.basename(directory)
         try:
-            async with asyncio.timeout(limit_s):
-                if self._loading is None:
-                    self._loading = asyncio.create_task(in_thread(partial(boot.load_feature, FEATURE)))
-                # Devices are there since the machine's start, and the kernel is not done with loading before
-                # amdgpu has initialised each, one after the other, or has given up on it.
-                await asyncio.shield(self._loading)
-                if not self._has_driver(address):
-                    raise FailedPrecondition(f"GPU {address} is none that amdgpu brings up")
-                what = f"render node of GPU {address}"
-                await appearance(lambda: self._renders(address) or None, what, limit_s)
+            await self._load(limit_s)
+            if not self._has_driver(address):
+                raise FailedPrecondition(f"GPU {address} is none that amdgpu brings up")
+            what = f"render node of GPU {address}"
+            await appearance(lambda: self._renders(address) or None, what, limit_s)
         except TimeoutError:
             # If this one is ready, amdgpu is busy with another, which says so itself.
             if not self._renders(address):
@@ -73,6 +68,22 @@ class Driver:
         if self._node(KFD, self._kfd) is None:
             raise FailedPrecondition(f"GPU {address}: amdgpu made no /dev/kfd, which ROCm takes")
         self._up.add(address)
+
+    async def _load(self, limit_s: float) -> None:
+        """Devices are there since the machine's start, and the kernel is not done with loading before amdgpu
+        has initialised each, one after the other, or has given up on it.
+
+        Raises TimeoutError once it has not got on with any for limit_s.
+        """
+        if self._loading is None:
+            self._loading = asyncio.create_task(in_thread(partial(boot.load_feature, FEATURE)))
+        done = -1
+        while not self._loading.done():
+            before, done = done, self._count_renders()
+            if before == done:
+                raise TimeoutError
+            await asyncio.wait([self._loading], timeout=limit_s)
+        self._loading.result()
 
     def nodes(self, address: str) -> list[str]:
         """Of a GPU, below /dev: its own, those of its partitions, and kfd, if it is among KFD's."""
@@ -113,6 +124,14 @@ class Driver:
         """Render nodes of the GPU itself, which it has once it is initialised."""
         nodes = self._in(f"{self._directory(address)}/drm")
         return [path for path, *_ in nodes if path.startswith("dri/renderD")]
+
+    def _count_renders(self) -> int:
+        """Of all GPUs."""
+        try:
+            names = os.listdir(f"{self._sysfs}/class/drm")
+        except FileNotFoundError:  # before amdgpu's first word
+            return 0
+        return sum(name.startswith("renderD") for name in names)
 
     def _drm_nodes(self, address: str) -> list[Node]:
         """Of the GPU, and of its partitions, whose devices are no children of its own in sysfs."""

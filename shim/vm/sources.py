@@ -376,7 +376,8 @@ class Attempt:
         ports = slots.layout(functions, setting.request.backing, designer.LAST_BUS).addresses
         request = passthrough.request_of(functions, ports, ready_s, setting.request.backing)
         with self._trace.span(phases.DEVICES_READY, phases.POD_READY, str(setting.access)):
-            passthrough.check(functions, await self._ask(client, api.DEVICES, request, 2 * ready_s))
+            most_s = (2 + len(functions)) * ready_s  # a driver may bring up one after the other
+            passthrough.check(functions, await self._ask(client, api.DEVICES, request, most_s))
 
     async def _ask(self, client: Client, method: "Method[Q, R]", request: "Q", more_s: float = 0.0) -> "R":
         """The agent's answer, or at once why there will be none. more_s: what it may take by itself."""

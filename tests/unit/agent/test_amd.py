@@ -128,6 +128,29 @@ def test_one_that_never_gets_done_is_told_from_one_that_waits_for_it_or_is_up(
     assert [each.problem.partition(" within 0.2 s")[0] for each in seen] == problems
 
 
+def test_one_that_waits_for_others_has_its_time_once_each_of_them_has_had_its_own(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, seen = amd.Driver._count_renders, list[int]()
+    late, done = threading.Event(), threading.Event()
+
+    def count_and_go_on(driver: amd.Driver) -> int:
+        seen.append(count(driver))
+        if len(seen) == 1:
+            guest.bring_up(FIRST, 0)
+        elif len(seen) == 2:
+            late.set()
+            wait_for(done)
+        return seen[-1]
+
+    guest.at_load = [lambda: wait_for(late), guest.begin, lambda: guest.bring_up(SECOND, 1), done.set]
+    monkeypatch.setattr(amd.Driver, "_count_renders", count_and_go_on)
+    driver = amd.Driver(str(guest.sys))
+    asyncio.run(driver.come_up(str(guest.gpu(SECOND)), 0.5))
+    assert seen[:2] == [0, 1], "it has waited for longer than 0.5 s"
+    assert driver.nodes(SECOND)[0] == "dri/card1"
+
+
 def test_an_amdgpu_that_cannot_be_loaded_is_each_gpus_problem(guest: Guest) -> None:
     def fail() -> None:
         raise FailedPrecondition("kernel module amdgpu.ko cannot be loaded", "Invalid argument")
