@@ -122,11 +122,11 @@ def boot(shape: Shape) -> Boot:
             shape,
             about["device_access"],
             about["hugepage_bytes"],
-            spans["guest.boot"]["end_s"] - _started_s(about["qemu_pid"]),
-            spans["libvirt.create"]["end_s"] - _started_s(about["qemu_pid"]),
+            spans["guest.boot"]["end_s"] - started_s(about["qemu_pid"]),
+            spans["libvirt.create"]["end_s"] - started_s(about["qemu_pid"]),
             sum(at < about["memory_bytes"] for at in maps),  # all of it is below BARs
             len(maps),
-            _pinned_bytes(about["qemu_pid"]),
+            pinned_bytes(about["qemu_pid"]),
             about["memory_bytes"],
         )
 
@@ -138,13 +138,13 @@ def _maps(access: str) -> Iterator[int]:
             yield int(found[1], 16)
 
 
-def _pinned_bytes(pid: int) -> int:
+def pinned_bytes(pid: int) -> int:
     """Type 1 counts them as locked, IOMMUFD as pinned, and by default as locked, too."""
     status = Path(f"/proc/{pid}/status").read_text()
     return max(int(kib) << 10 for kib in re.findall(r"Vm(?:Lck|Pin):\s+(\d+) kB", status))
 
 
-def _started_s(pid: int) -> float:
+def started_s(pid: int) -> float:
     """By the clock of a trace: nothing here is ever suspended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
