@@ -121,7 +121,7 @@ asyncio.run(main())
 
 
 class Maker:
-    """A process that has Anchors, as a shim has: a directory of its own, and users from where all take them."""
+    """A process that has Anchors, as a shim has: a directory of its own, users from where all take them."""
 
     def __init__(self, locks: Path, directory: Path) -> None:
         self.process = subprocess.Popen(
