@@ -41,10 +41,12 @@ def test_a_failure_shows_the_newest_logs_before_they_go(base: Path) -> None:
     said: list[str] = []
     stand(said.append, base, "runc", "casemate").__exit__(ValueError, ValueError(), None)
     assert said[-1] == "taken away"
-    assert len(said) == 1 + LOGS + 1  # runc's containerd is not asked
+    assert len(said) == 1 + LOGS + 2  # runc's containerd is not asked
     assert said[0].startswith(f"casemate: {base / 'containerd.log'}:\n")
     assert said[0].count("\nline ") == LOG_LINES
-    assert [text.partition("\n")[2] for text in said[1:-1]] == [f"words of {n}" for n in range(1, LOGS + 1)]
+    assert [text.partition("\n")[2] for text in said[1:-2]] == [f"words of {n}" for n in range(1, LOGS + 1)]
+    assert said[-2].startswith("dmesg:\n")
+    assert said[-2].count("\n") in range(1, LOG_LINES + 1)
 
 
 def test_a_run_that_went_well_has_nothing_to_show(base: Path) -> None:
