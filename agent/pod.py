@@ -89,14 +89,16 @@ class Pod:
 def _fork_init(root: str, users: Users | None) -> int:
     """The pid of a process that is the first of a new PID namespace and does nothing there but reap.
 
-    The process between it and us ends, so that it is a child of PID 1's.
+    The process between it and us ends, so that it is a child of PID 1's: before this returns, else an end in
+    between would be nobody's to hear of.
     """
     read, write = os.pipe2(os.O_CLOEXEC)
-    if os.fork() == 0:
+    if (parent := os.fork()) == 0:
         _be_parent(root, users, write)
     os.close(write)
     with open(read, "rb") as pipe:
         said = pipe.read(_WORDS_BYTES)
+    os.waitid(os.P_PID, parent, os.WEXITED | os.WNOWAIT)  # to be collected by the reaper
     if not said.isdigit():
         raise Internal("the pod's PID namespace could not be made", said.decode(errors="replace"))
     return int(said)

@@ -1,7 +1,6 @@
 """The agent's API from end to end, over a connection, with a stand-in for crun that isolates nothing."""
 
 import asyncio
-import ctypes
 import json
 import os
 import socket
@@ -25,18 +24,15 @@ from rpc.api.types import Empty
 from rpc.client import Client, Stream
 from rpc.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound
 from rpc.server import Server
-from tests.unit.agent.waiting import until
-
-PR_SET_CHILD_SUBREAPER = 36
+from tests.unit.agent.waiting import as_subreaper
+from tests.unit.rpc.wires import until as at_once
 
 
 @pytest.fixture(autouse=True)
 def subreaper() -> Iterator[None]:
     """What crun leaves behind becomes ours, as it becomes PID 1's in a guest."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    yield
-    prctl(PR_SET_CHILD_SUBREAPER, 0)
+    with as_subreaper():
+        yield
 
 
 class Shim:
@@ -322,7 +318,7 @@ def test_an_exec_that_is_not_wanted_while_it_is_made_never_runs(run: Callable[[S
         await shim.create("c", "sleep", "100")
         await shim.start("c")
         starting = asyncio.create_task(shim.exec("c", "e", "sleep", "100"))
-        await until(lambda: "e" in shim.service._guest.container("c").execs)
+        await at_once(lambda: "e" in shim.service._guest.container("c").execs)
         await shim.call(api.DELETE, container_id="c", exec_id="e", kill=True)
         assert shim.service._guest.container("c").execs == {}
         await asyncio.gather(starting, return_exceptions=True)
@@ -357,7 +353,7 @@ def test_a_container_that_is_not_wanted_while_it_is_made_is_not_left(run: Callab
     async def scenario(shim: Shim) -> None:
         for fail in ("", "out of everything"):
             creating = asyncio.create_task(shim.create("c", "sleep", "100", fail=fail))
-            await until(lambda: "c" in shim.service._guest._containers)
+            await at_once(lambda: "c" in shim.service._guest._containers)
             await shim.call(api.DELETE, container_id="c", kill=True)
             await asyncio.gather(creating, return_exceptions=True)
             assert shim.service._guest._containers == {}
