@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.crun import Crun, CrunFailed, translate, words
-from agent.reaper import Reaper
+from agent.reaper import Exit, Reaper
 from rpc.errors import (
     CasemateError,
     DeadlineExceeded,
@@ -171,14 +171,25 @@ def test_ignored_signals_are_not_inherited(tmp_path: Path, run: Callable[[str, S
     assert ignored & ~INTERNAL_SIGNALS == 0
 
 
-def test_crun_that_does_not_end_is_killed(tmp_path: Path, run: Callable[[str, Scenario], None]) -> None:
+def test_crun_that_does_not_end_is_killed(
+    tmp_path: Path, run: Callable[[str, Scenario], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: list[int] = []
+    watch = Reaper.watch
+
+    def watched(reaper: Reaper, pid: int) -> "asyncio.Future[Exit]":
+        pids.append(pid)
+        return watch(reaper, pid)
+
+    monkeypatch.setattr(Reaper, "watch", watched)
+
     async def scenario(crun: Crun) -> None:
         with pytest.raises(DeadlineExceeded, match="crun start did not end within"):
             await crun.run(str(tmp_path / "log"), "start", timeout_s=0.2)
-        pid = int((tmp_path / "pid").read_text())
+        (pid,) = pids
         await reaped(pid)
 
-    run(f"echo $$ > {tmp_path}/pid; exec sleep 100", scenario)
+    run("exec sleep 100", scenario)
 
 
 def test_missing_crun_is_told(tmp_path: Path) -> None:

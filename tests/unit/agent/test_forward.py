@@ -65,7 +65,8 @@ def test_a_connection_that_is_reset_has_ended() -> None:
 
 
 def test_a_port_where_nobody_listens_is_an_error_that_names_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:  # so that nobody begins to listen there, nor is it the client's own port
+        taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    with pytest.raises(FailedPrecondition, match=f"port {port} of the pod"):
-        asyncio.run(connect(port))
+        with pytest.raises(FailedPrecondition, match=f"port {port} of the pod"):
+            asyncio.run(connect(port))

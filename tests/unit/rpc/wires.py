@@ -134,6 +134,15 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+def pass_time(seconds: float) -> None:
+    """As if so long had passed: what waits until then in this loop waits no longer, and what follows has all
+    its time. run() allows for less than half a minute of it.
+    """
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+
+
 def run(test: Coroutine[Any, Any, T]) -> T:
     """Run a test's coroutine; one that hangs fails instead."""
 
