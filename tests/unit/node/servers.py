@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 # Stands for shim.daemon.run, which needs a containerd: says what the process that would run it has.
 SERVER = """\
@@ -65,6 +65,8 @@ from config.load import load
 
 path = sys.argv[1]
 os.umask(int(sys.argv[2], 8))
+if sys.argv[3]:
+    forkserver.READY_S = forkserver.MINE_S = float(sys.argv[3])
 arguments = bootstrap.Arguments(["-namespace", "ns", "-address", "/a", "-id", "web", "start"])
 request = bootstrap.Start(arguments, "/bundle", "web", {"hostname": "web"})
 ticks = system.start_time("self")
@@ -136,13 +138,16 @@ def start(
     wrapper: Sequence[str] = (),
     more: Mapping[str, str] | None = None,
     umask: int = 0o22,
+    patience_s: float | None = WAIT_S / 2,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What a client says, and what the daemon that it got, if it got one, has become."""
+    """What a client says, and what the daemon that it got, if it got one, has become. patience_s: how long it
+    waits for an answer, on a machine that may be slow; None: as long as a `start` does.
+    """
     import socket
 
     path = run.parent / f"s{os.urandom(4).hex()}"
     done = subprocess.run(
-        [*wrapper, sys.executable, "-c", CLIENT, str(path), oct(umask)],
+        [*wrapper, sys.executable, "-c", CLIENT, str(path), oct(umask), str(patience_s or "")],
         env=environment(run, more),
         cwd="/",
         capture_output=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shim.forkserver import SOCKET
-from tests.unit.node.servers import SERVER, Server, environment, kill, serving, start
+from tests.unit.node.servers import SERVER, WAIT_S, Server, environment, kill, serving, start
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -204,7 +204,7 @@ def test_the_fork_server_dies_with_casemated(run: Path, server: Server) -> None:
     server.process.wait()
     import select
 
-    assert select.select([pidfd], [], [], 10)[0]
+    assert select.select([pidfd], [], [], WAIT_S)[0]
     os.close(pidfd)
     assert declined(run) == ""
     with serving(run):  # what is left of the one before is no obstacle
@@ -232,7 +232,7 @@ def test_a_start_that_waits_in_the_queue_of_a_killed_server_goes_alone(run: Path
 
 def test_a_server_that_is_stopped_is_not_waited_for_long(run: Path, server: Server) -> None:
     os.kill(server.zygote, signal.SIGSTOP)
-    assert declined(run) == "timed out"
+    assert declined(run, patience_s=None) == "timed out"
     os.kill(server.zygote, signal.SIGCONT)
     assert start(run)[0]["taken"]  # whoever left in between is nobody's daemon
     assert "Traceback" not in server.log.read_text()
@@ -240,9 +240,9 @@ def test_a_server_that_is_stopped_is_not_waited_for_long(run: Path, server: Serv
 
 def wait_queued(path: Path) -> None:
     """Until somebody has connected and was not accepted (proc(5), /proc/net/unix: St 02, connecting)."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_S
     while not any(
-        line.split()[5:6] == ["02"] or (line.endswith(str(path)) and line.split()[5] == "02")
+        str(path) in line and line.split()[5] == "02"  # of the listener's path when it was bound
         for line in Path("/proc/net/unix").read_text().splitlines()[1:]
     ):
         assert time.monotonic() < deadline
@@ -253,7 +253,7 @@ def test_no_zombie_is_left(run: Path, server: Server) -> None:
     for _ in range(5):
         assert start(run)[0]["taken"]
     declined(run, more={"MALLOC_ARENA_MAX": "1"})
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while children(server.zygote) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert children(server.zygote) == []
@@ -262,7 +262,7 @@ def test_no_zombie_is_left(run: Path, server: Server) -> None:
 
 def test_sigterm_ends_it_and_takes_its_socket_away(run: Path, server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(10) == 0
+    assert server.process.wait(WAIT_S) == 0
     assert list(run.glob(f"{SOCKET}*")) == []
 
 
@@ -279,7 +279,7 @@ def command(run: Path, *argv: str) -> subprocess.CompletedProcess[str]:
         env=environment(run),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=WAIT_S,
         check=False,
     )
 
@@ -301,7 +301,7 @@ def test_readiness_is_told_to_systemd(run: Path) -> None:
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(run / "notify"))
-        notify.settimeout(30)
+        notify.settimeout(WAIT_S)
         with serving(run, more={"NOTIFY_SOCKET": str(run / "notify")}):
             assert notify.recv(100) == b"READY=1"
         assert notify.recv(100) == b"STOPPING=1"

@@ -31,7 +31,7 @@ from shim.bootstrap import Arguments, Start
 from shim.paths import CLAIM, PodPaths
 from tests.unit.shim.pods import config
 
-SOON_S = 10.0
+SOON_S = 30.0
 
 
 class Machine:
@@ -62,6 +62,8 @@ class Host:
         )
         monkeypatch.setenv("CASEMATE_RUN_DIR", str(directory / "run"))
         monkeypatch.setenv("CASEMATE_CONFIG_DIR", str(directory / "etc"))
+        for limit in ("node.claim.ANSWER_S", "node.spare.CLAIM_S"):  # of a machine that is not slow
+            monkeypatch.setattr(limit, SOON_S)
         monkeypatch.setattr(spare_module, "set_up_logging", lambda *_: None)
         monkeypatch.setattr(seclusion, "show_other_pods", lambda _: None)
         monkeypatch.setattr(Process, "_make", lambda _: self._machine())

@@ -104,10 +104,11 @@ def test_as_many_are_made_as_are_wanted_one_after_the_other(machines: Machines) 
 def test_one_that_is_taken_is_replaced_and_lives_on(machines: Machines) -> None:
     machines.ask("plain")
     machines.fill()
+    before_s = time.monotonic()
     machines.tell(0, taken="it")
     again_s = machines.pool.tend()
     assert again_s is not None
-    assert 6 < again_s - time.monotonic() <= 7
+    assert before_s + 7 <= again_s <= time.monotonic() + 7
     assert len(machines.made) == 2
     machines.tell(1, taken="it")
     assert machines.pool.tend() == again_s  # not later for the second one
@@ -161,16 +162,18 @@ def test_an_operator_who_wants_none_has_none(machines: Machines) -> None:
 def test_a_failure_is_told_once_and_tried_again_later_each_time(machines: Machines) -> None:
     machines.ask("plain", count=1)
     machines.pool.tend()
+    before_s = time.monotonic()
     machines.tell(0, failed="there is no template")
     again_s = machines.pool.tend()
     assert again_s is not None
-    assert 0 < again_s - time.monotonic() <= 1
+    assert before_s + 1 <= again_s <= time.monotonic() + 1
     machines.do_not_wait()
     machines.pool.tend()
+    before_s = time.monotonic()
     machines.tell(1, failed="there is no template")
     again_s = machines.pool.tend()
     assert again_s is not None
-    assert 1 < again_s - time.monotonic() <= 2
+    assert before_s + 2 <= again_s <= time.monotonic() + 2
     assert len(machines.said) == 1
     for _ in range(10):
         machines.pool._put_off(machines.pool._asked["default"][0], "there is no template")
@@ -191,9 +194,11 @@ def test_one_that_ends_without_a_word_is_a_failure(machines: Machines) -> None:
 def test_one_that_never_becomes_ready_is_given_up(machines: Machines) -> None:
     """Its process hangs: without a limit no other machine would ever be made."""
     machines.pool.expect(order())
+    before_s = time.monotonic()
     again_s = machines.pool.tend()
+    assert again_s is not None
     assert again_s == machines.pool.tend()
-    assert again_s == pytest.approx(time.monotonic() + MOST_MAKING_S, abs=5)
+    assert before_s + MOST_MAKING_S <= again_s <= time.monotonic() + MOST_MAKING_S
     (spare,) = machines.pool._spares
     spare.begun_s -= MOST_MAKING_S
     machines.pool.tend()
