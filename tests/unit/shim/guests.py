@@ -10,8 +10,8 @@ import asyncio
 import os
 import socket
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from shim.vm.users import QemuUser
 from tests.unit.rpc.wires import until
 
 PIPE_BYTES = 64 << 10
+CALL_S = 20.0
 _ACCEL = Acceleration("tcg", "a test's")
 FACTS = Facts("boot", _ACCEL, "serial", "sha256:" + "0" * 64, "6.1.0-cloud", 30 << 20, "virtiofs")
 
@@ -336,9 +337,27 @@ class Guest:
     async def write_console(self, text: str) -> None:
         await asyncio.get_running_loop().sock_sendall(self.console, text.encode())
 
+    @contextmanager
+    def hurried(self, method: Method[Any, Any]) -> Iterator[None]:
+        """Within it the agent's answer to this method, which it holds back, is waited for only a moment. All
+        that it does answer has its time, however slow this machine is.
+        """
+        call = self.machine.call
+
+        async def hurried(
+            asked: Method[Any, Any], request: Any, timeout_s: float | None = None, *, patient: bool = False
+        ) -> Any:
+            return await call(asked, request, 0.1 if asked is method else timeout_s, patient=patient)
+
+        self.machine.call = hurried  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            self.machine.call = call  # type: ignore[method-assign]
+
 
 @asynccontextmanager
-async def running_guest(directory: Path, *, call_timeout_s: float = 20.0) -> AsyncIterator[Guest]:
+async def running_guest(directory: Path) -> AsyncIterator[Guest]:
     """A machine whose agent answers. Nothing of it is left afterwards, however it ended."""
     share = directory / "shared"
     share.mkdir(parents=True, exist_ok=True)
@@ -367,7 +386,7 @@ async def running_guest(directory: Path, *, call_timeout_s: float = 20.0) -> Asy
             reach={},
         )
         machine = Machine(
-            FACTS, client, qemu, files, console, share, lambda: "", call_timeout_s, host, undo.pop_all()
+            FACTS, client, qemu, files, console, share, lambda: "", CALL_S, host, undo.pop_all()
         )
         guest = Guest(agent, machine, qemu, files)
         guest._hang_up = writer.transport.abort

@@ -204,9 +204,7 @@ async def close(pod: Pod) -> None:
 
 
 @asynccontextmanager
-async def running_pod(
-    directory: Path, *, call_timeout_s: float = 20.0, begun: bool = True
-) -> AsyncIterator[PodOfTest]:
+async def running_pod(directory: Path, *, begun: bool = True) -> AsyncIterator[PodOfTest]:
     """A pod whose machine answers; stopped at the end, in whatever state the test left it. begun: whether its
     machine is being made, or is by begin().
     """
@@ -214,7 +212,7 @@ async def running_pod(
     (directory / "bundles").mkdir()
     with host(directory), pytest.MonkeyPatch.context() as patch:
         pod = empty_pod(directory, recorder, anchors)
-        async with running_guest(pod.paths.directory, call_timeout_s=call_timeout_s) as guest:
+        async with running_guest(pod.paths.directory) as guest:
 
             async def source(_: MachineRequest, trace: Trace, __: sources.Wanted) -> Machine:
                 return guest.machine

@@ -159,8 +159,7 @@ def test_a_full_disk_under_the_log_does_not_stop_the_program(tmp_path: Path) -> 
     async def life() -> None:
         async with running_pod(tmp_path) as tested:
             await tested.run(stdout="file:///dev/full")
-            async with asyncio.timeout(3):
-                await tested.agent.print(POD, bytes(10 * PIPE_BYTES))
+            await tested.agent.print(POD, bytes(10 * PIPE_BYTES))
             await delete_ended(tested)
 
     run(life())
@@ -323,7 +322,7 @@ def test_a_grandchild_that_holds_a_log_open_does_not_hold_up_the_exit(
         async with running_pod(tmp_path) as tested:
             await tested.run(stdout=f"file://{tmp_path}/log")
             tested.agent.tell(api.EventKind.EXIT, POD)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(module.DRAIN_S / 2):
                 await tested.pod.container(POD).init.exited.wait()
 
     run(life())

@@ -83,12 +83,16 @@ def test_a_failure_ends_the_row_unless_all_are_wanted(tmp_path: Path) -> None:
 
 
 def test_the_timeout_takes_the_children_too_whatever_session_they_are_in(tmp_path: Path) -> None:
-    script = f"setsid sh -c 'echo $$ >{tmp_path}/child; exec sleep 1000' & sleep 1000"
-    began = time.monotonic()
-    (outcome,) = run(shell(script, timeout_s=1))
-    assert outcome.failure == "killed: it did not end within 1 s, its timeout"
-    assert 1 <= time.monotonic() - began < 5
-    assert not runs(int((tmp_path / "child").read_text()))
+    child = tmp_path / "child"
+    script = f"setsid sh -c 'echo $$ >{child}; exec sleep 1000' & sleep 1000"
+    for timeout_s in (1, 5, 25):  # the first, unless this machine takes longer for two shells
+        began = time.monotonic()
+        (outcome,) = run(shell(script, timeout_s=timeout_s))
+        assert outcome.failure == f"killed: it did not end within {timeout_s} s, its timeout"
+        assert timeout_s <= time.monotonic() - began < 100
+        if child.exists() and child.read_text():
+            break
+    assert not runs(int(child.read_text()))
 
 
 def test_what_a_failed_hook_left_goes_and_what_a_good_one_left_stays(tmp_path: Path) -> None:
@@ -110,7 +114,8 @@ def test_what_a_failed_hook_left_goes_and_what_a_good_one_left_stays(tmp_path: P
 
 def test_a_hook_ends_with_the_one_who_asked_for_it(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
-    with theirs, subprocess.Popen(["sleep", "0.3"], pass_fds=[theirs.fileno()]):
+    until_then = ["sh", "-c", f"while [ ! -e {tmp_path}/began ]; do sleep 0.01; done"]
+    with theirs, subprocess.Popen(until_then, pass_fds=[theirs.fileno()]):
         theirs.close()
         (outcome,) = run(shell(f"touch {tmp_path}/began; sleep 1000"), hangup=ours.fileno())
     ours.close()

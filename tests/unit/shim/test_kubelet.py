@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -227,10 +227,13 @@ async def test_a_pod_that_ends_while_it_asks_leaves_nobody_asking(node: Node, tm
 
 def _asking(node: Node) -> list[str]:
     """The programs that ask this kubelet."""
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    return [
-        str(line) for line in lines if node.kubelet.socket.encode() in line and b"podresources.main" in line
-    ]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # any process of this machine may end meanwhile
+            line = path.read_bytes()
+            if node.kubelet.socket.encode() in line and b"podresources.main" in line:
+                found.append(str(line))
+    return found
 
 
 @in_a_loop

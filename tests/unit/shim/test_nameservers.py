@@ -13,7 +13,7 @@ from rpc.api import agent as api
 from rpc.errors import AlreadyExists
 from shim import nameservers
 from shim.nameservers import NameServers, named_by, served
-from tests.unit.rpc.wires import until
+from tests.unit.rpc.wires import pass_time, until
 from tests.unit.shim.guests import Guest, running_guest
 from tests.unit.shim.networks import in_a_network_of_its_own
 
@@ -151,7 +151,6 @@ def test_a_question_without_an_answer_makes_room_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nameservers, "MOST_ASKED", 1)
-    monkeypatch.setattr(nameservers, "ANSWER_S", 0.01)
 
     async def scenario(guest: Guest, names: NameServers, path: Path) -> None:
         write(path, f"nameserver {ADDRESS}\n")
@@ -159,6 +158,9 @@ def test_a_question_without_an_answer_makes_room_for_others(
         await names.settle()
         await guest.agent.print("", question(1, api.Asked.BY_DATAGRAM, NO_ANSWER), ADDRESS)
         await guest.agent.print("", question(2, api.Asked.BY_DATAGRAM, b"ab"), ADDRESS)
+        await until(names._room.locked)
+        await guest.agent.calls_settle()
+        pass_time(nameservers.ANSWER_S)
         process = guest.agent.process("", ADDRESS)
         await until(lambda: process.stdin == question(2, api.Asked.BY_DATAGRAM, b"ba"))
 

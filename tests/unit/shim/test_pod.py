@@ -25,6 +25,7 @@ from shim.vm import sources
 from shim.vm.guest import Machine
 from shim.vm.setting import MachineRequest
 from tests.unit.rpc.wires import run
+from tests.unit.shim.guests import CALL_S
 from tests.unit.shim.pods import POD, Recorder, Sleepers, close, config, empty_pod, host, running_pod
 
 
@@ -107,11 +108,14 @@ def test_statistics_are_the_guests(tmp_path: Path) -> None:
 
 def test_an_agent_that_is_silent_is_named_with_the_consoles_words(tmp_path: Path) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+        async with running_pod(tmp_path) as tested:
             await tested.run()
             await tested.guest.write_console("BUG: workqueue lockup\n")
             tested.agent.hold(api.UPDATE)
-            with pytest.raises(DeadlineExceeded, match="did not answer Update within") as caught:
+            with (
+                tested.guest.hurried(api.UPDATE),
+                pytest.raises(DeadlineExceeded, match="did not answer Update within") as caught,
+            ):
                 await tested.pod.update(POD, b"{}")
             assert "workqueue lockup" in (caught.value.details or "")
 
@@ -215,7 +219,7 @@ def test_a_pod_can_be_stopped_while_a_container_is_being_created(tmp_path: Path)
             tested.agent.hold(api.CREATE_CONTAINER)
             creating = asyncio.create_task(tested.create())
             await tested.agent.reached(api.CREATE_CONTAINER)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(CALL_S / 2):
                 await tested.pod.stop()
                 with pytest.raises(CasemateError):
                     await creating

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rpc.api import agent as api
@@ -161,7 +161,6 @@ MADE_TOO_LATE = [
 
 @example(running=1, steps=MADE_TOO_LATE)
 @given(running=st.sampled_from((2, 1, 0)), steps=st.lists(STEPS, min_size=1, max_size=14))
-@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_a_pods_story_makes_sense(
     tmp_path_factory: pytest.TempPathFactory, running: int, steps: list[tuple[str, str, str, int]]
 ) -> None:

@@ -164,14 +164,15 @@ def test_a_create_that_is_late_is_given_up_in_the_guest_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+        async with running_pod(tmp_path) as tested:
             tested.agent.hold(api.CREATE_CONTAINER)
-            with pytest.raises(DeadlineExceeded, match="did not answer CreateContainer"):
-                await tested.create()
-            assert tested.agent.containers == {}
-            tested.agent.fails["Delete"] = NotFound("busy")
-            with pytest.raises(DeadlineExceeded):
-                await tested.create()
+            with tested.guest.hurried(api.CREATE_CONTAINER):
+                with pytest.raises(DeadlineExceeded, match="did not answer CreateContainer"):
+                    await tested.create()
+                assert tested.agent.containers == {}
+                tested.agent.fails["Delete"] = NotFound("busy")
+                with pytest.raises(DeadlineExceeded):
+                    await tested.create()
             assert list(tested.guest.machine.share.iterdir()) == []
 
     caplog.set_level("INFO")

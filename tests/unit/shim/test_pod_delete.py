@@ -95,8 +95,7 @@ def test_the_machine_goes_with_the_container_that_the_pod_is_named_after(tmp_pat
             await tested.exit()
             await tested.pod.delete(POD)
             assert tested.guest.files.exited.is_set()
-            async with asyncio.timeout(2):
-                await tested.guest.qemu.exited.wait()
+            await tested.guest.qemu.exited.wait()
             assert tested.agent.calls[-1] == "Sync"
             assert tested.state()["state"] == "stopping"
 
@@ -110,8 +109,7 @@ def test_with_the_machine_every_other_container_of_the_pod_ends(tmp_path: Path) 
             other = await tested.run("second")
             await tested.exit()
             await tested.pod.delete(POD)
-            async with asyncio.timeout(2):
-                await other.init.exited.wait()
+            await other.init.exited.wait()
             assert "exit second 137" in tested.told
 
     run(life())

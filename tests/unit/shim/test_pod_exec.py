@@ -94,12 +94,15 @@ def test_an_exec_that_was_never_started_can_be_deleted(tmp_path: Path) -> None:
 
 def test_an_exec_of_which_the_guest_said_nothing_does_not_run(tmp_path: Path) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+        async with running_pod(tmp_path) as tested:
             await tested.run()
             tested.add_exec("shell")
             held = tested.agent.hold(api.EXEC)
             before = len(os.listdir("/proc/self/fd"))
-            with pytest.raises(DeadlineExceeded, match="did not answer Exec"):
+            with (
+                tested.guest.hurried(api.EXEC),
+                pytest.raises(DeadlineExceeded, match="did not answer Exec"),
+            ):
                 await tested.pod.start(POD, "shell")
             assert "shell" not in tested.agent.containers[POD]
             assert len(os.listdir("/proc/self/fd")) == before
@@ -120,12 +123,15 @@ def test_an_exec_that_may_still_be_in_the_guest_is_taken_away_before_all_else(
     """The agent was silent for so long that it could not even be told to forget it."""
 
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+        async with running_pod(tmp_path) as tested:
             await tested.run()
             tested.add_exec("shell")
             exec_held = tested.agent.hold(api.EXEC)
             tested.agent.fails["Delete"] = DeadlineExceeded("silence")
-            with pytest.raises(DeadlineExceeded, match="did not answer Exec"):
+            with (
+                tested.guest.hurried(api.EXEC),
+                pytest.raises(DeadlineExceeded, match="did not answer Exec"),
+            ):
                 await tested.pod.start(POD, "shell")
             assert tested.agent.process(POD, "shell").state == "running"
             first = tested.agent.process(POD, "shell")

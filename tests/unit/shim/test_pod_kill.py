@@ -13,7 +13,8 @@ from rpc.errors import (
     FailedPrecondition,
     NotFound,
 )
-from tests.unit.rpc.wires import run, until
+from tests.unit.rpc.wires import pass_time, run, until
+from tests.unit.shim.guests import CALL_S
 from tests.unit.shim.pods import POD, running_pod
 
 
@@ -124,12 +125,13 @@ def test_a_container_that_was_only_created_can_be_killed(tmp_path: Path) -> None
 
 def test_a_sigkill_that_a_silent_agent_does_not_carry_out_ends_the_machine(tmp_path: Path) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+        async with running_pod(tmp_path) as tested:
             container = await tested.run()
             tested.add_exec("shell")
             await tested.pod.start(POD, "shell")
             tested.agent.obeys = False
             tested.agent.hold(api.SIGNAL)
+            tested.guest.machine.call_timeout_s = 0.1  # nothing is answered any more
             for exec_id, number in (("", 15), ("shell", 9)):
                 with pytest.raises(DeadlineExceeded, match="did not answer Signal"):
                     await tested.pod.kill(POD, exec_id, number)
@@ -203,10 +205,11 @@ def test_a_pause_that_the_guest_refuses_changes_nothing(tmp_path: Path) -> None:
 
 def test_an_anchor_that_is_killed_under_a_silent_agent_ends_the_machine(tmp_path: Path) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+        async with running_pod(tmp_path) as tested:
             container = await tested.run()
             tested.agent.obeys = False
             tested.agent.hold(api.SIGNAL)
+            tested.guest.machine.call_timeout_s = 0.1  # nothing is answered any more
             os.kill(tested.anchors.pids[0], 9)
             await container.init.exited.wait()
             assert tested.guest.qemu.exited.is_set()
@@ -253,12 +256,13 @@ def test_a_sigkill_that_comes_after_the_end_leaves_the_machine_alone(tmp_path: P
 
 def test_a_sigkill_that_is_answered_and_not_carried_out_ends_the_machine(tmp_path: Path) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.2) as tested:
+        async with running_pod(tmp_path) as tested:
             container = await tested.run()
             tested.agent.obeys = False
             for _ in range(2):
                 await tested.pod.kill(POD, "", 9)
             assert not container.init.exited.is_set()
+            pass_time(CALL_S + 1)
             await container.init.exited.wait()
             assert container.init.end.exit_status == 137
             assert tested.guest.qemu.exited.is_set()
@@ -268,7 +272,7 @@ def test_a_sigkill_that_is_answered_and_not_carried_out_ends_the_machine(tmp_pat
 
 def test_a_sigkill_that_is_carried_out_ends_nothing_else(tmp_path: Path) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path, call_timeout_s=0.1) as tested:
+        async with running_pod(tmp_path) as tested:
             other = await tested.run("second")
             container = await tested.run()
             watching = len(tested.pod._tasks)

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -47,7 +46,7 @@ class Parts:
         self.written = written
 
     async def unless_ended(
-        self, waiting: sources.Answered, timeout_s: float = 5.0
+        self, waiting: sources.Answered, timeout_s: float = 20.0
     ) -> tuple[Client, api.HelloResponse]:
         return await sources.unless_ended(
             waiting, self.qemu, self.files, self.console, lambda: "qemu: own words", timeout_s
@@ -104,18 +103,21 @@ def test_an_answer_is_handed_on(tmp_path: Path) -> None:
     ("part", "words"),
     [("qemu", "QEMU ended unexpectedly: qemu: own words"), ("files", "virtiofsd ended unexpectedly")],
 )
-def test_a_part_that_ends_is_named_at_once(tmp_path: Path, part: str, words: str) -> None:
+def test_a_part_that_ends_is_named_at_once(
+    tmp_path: Path, part: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wait_s in ("LAST_WORDS_S", "CONSOLE_END_S"):  # neither is waited for: run() would not last so long
+        monkeypatch.setattr(guest, wait_s, 100)
+
     async def life() -> None:
         async with parts(tmp_path) as machine:
             waiting = asyncio.create_task(machine.unless_ended(never(), 100))
             await asyncio.sleep(0)
             if part == "qemu":
                 machine.written.shutdown(socket.SHUT_RDWR)
-            begun = time.monotonic()
             os.kill(getattr(machine, part).pid, 9)
             with pytest.raises(Unavailable, match=words):
                 await waiting
-            assert time.monotonic() - begun < 2
 
     run(life())
 
@@ -186,7 +188,7 @@ class SlowHost(Host):
         super().__init__(directory / "libvirt", directory / "ram", USER, directory / "seeds", reach={})
 
 
-def setting_of(directory: Path, limit_s: float = 5.0) -> Setting:
+def setting_of(directory: Path, limit_s: float = 20.0) -> Setting:
     settings = load()
     timeouts = settings.timeouts.replace(boot_s=limit_s, tcg_factor=1.0)
     paths = PodPaths("default", "web", directory)
@@ -215,7 +217,7 @@ def setting_of(directory: Path, limit_s: float = 5.0) -> Setting:
     )
 
 
-async def created(machine: Parts, directory: Path, create: Callable[[], int], limit_s: float = 5.0) -> int:
+async def created(machine: Parts, directory: Path, create: Callable[[], int], limit_s: float = 20.0) -> int:
     async with AsyncExitStack() as undo:
         process = await run_qemu(setting_of(directory, limit_s), create, machine.files, undo)
         undo.pop_all()

@@ -14,7 +14,7 @@ from rpc.errors import CasemateError, DeadlineExceeded, InvalidArgument, NotFoun
 from shim import stdio as module
 from shim.record import Identity
 from shim.stdio import Stdio, open_stdio
-from tests.unit.rpc.wires import run, until
+from tests.unit.rpc.wires import pass_time, run, until
 
 PIPE_BYTES = 64 << 10
 
@@ -299,10 +299,9 @@ echo done > {dir}/done
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_logger_that_reads_to_the_end_is_not_killed(
-    tmp_path: Path, logger: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+    tmp_path: Path, logger: Callable[[str], str], terminal: bool
 ) -> None:
     """One stream may end long before the other, and both ends are given up more than once."""
-    monkeypatch.setattr(module, "LOGGER_END_S", 2.0)
 
     async def test() -> None:
         uri = logger(STUBBORN)
@@ -377,15 +376,17 @@ def test_a_logger_that_died_takes_nothing_more(logger: Callable[[str], str]) -> 
     checked(test)
 
 
-def test_a_logger_that_is_never_ready_is_given_up(
-    tmp_path: Path, logger: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LOGGER_READY_S", 0.2)
-
+def test_a_logger_that_is_never_ready_is_given_up(tmp_path: Path, logger: Callable[[str], str]) -> None:
     async def test() -> None:
+        opening = asyncio.create_task(
+            opened(stdout=logger("#!/bin/sh\necho $$ > {dir}/pid\nexec sleep 1000\n"))
+        )
+        path = tmp_path / "pid"
+        await until(lambda: path.exists() and path.read_text().endswith("\n"))
+        pass_time(module.LOGGER_READY_S)
         with pytest.raises(DeadlineExceeded, match=r"logger .*/logger was not ready"):
-            await opened(stdout=logger("#!/bin/sh\necho $$ > {dir}/pid\nexec sleep 1000\n"))
-        pid = int((tmp_path / "pid").read_text())
+            await opening
+        pid = int(path.read_text())
         await until(lambda: not is_alive(pid))
         await asyncio.sleep(0)
 
@@ -404,8 +405,7 @@ def test_a_create_that_is_given_up_gives_up_its_logger(tmp_path: Path, logger: C
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         pid = int(path.read_text())
-        async with asyncio.timeout(2):
-            await until(lambda: not is_alive(pid))
+        await until(lambda: not is_alive(pid))
         await asyncio.sleep(0)
 
     try:

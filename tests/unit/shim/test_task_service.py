@@ -50,7 +50,7 @@ class Containerd:
 
     async def ask(self, method: Method[Any, Any], request: Any) -> Any:
         named = Method(self.service, method.name, method.request, method.response)
-        return await self.client.call(named, request, timeout_s=10)
+        return await self.client.call(named, request, timeout_s=25)
 
     async def create(self, name: str = POD, **changes: Any) -> api.CreateTaskResponse:
         bundle = self.tested.new(name).bundle

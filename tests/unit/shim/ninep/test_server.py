@@ -383,7 +383,7 @@ frames = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(frames, min_size=1, max_size=30))
 def test_nonsense_is_refused_or_ends_the_connection_and_reaches_nothing_else(
     tree: Path, nonsense: list[bytes]
