@@ -7,13 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "vm", "testbed", "kubernetes")
 
-# No deadline: this suite runs beside emulated machines that take the processor away for a second at a time.
-settings.register_profile("casemate", deadline=None, print_blob=True)
+# Nothing counts time: this suite runs beside emulated machines that take the processor away for a second.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("casemate", deadline=None, suppress_health_check=SLOW, print_blob=True)
 settings.load_profile("casemate")
 
 # A shell has its background jobs ignore Ctrl-C, and they bequeath that to every program that they start.

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,6 @@ def test_evicting_a_file_and_reading_it_again(tmp_path: Path) -> None:
 
 
 def test_memory_as_a_file_system_is_never_cold() -> None:
-    path = Path("/dev/shm/casemate-bench-test.bin")
-    try:
-        payload.random_file(path, 1 << 20)
-        assert not payload.evict(path)
-    finally:
-        path.unlink()
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        payload.random_file(Path(file.name), 1 << 20)
+        assert not payload.evict(Path(file.name))

@@ -127,9 +127,9 @@ def test_an_interrupt_gets_through(log: Path, process: int) -> None:
     news = follow(log.parent, [log], process)
     next(news)
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             next(news)
     finally:
         signal.signal(signal.SIGALRM, previous)

@@ -272,7 +272,7 @@ def test_many_add_the_same_images_at_once(store: ImageStore, scratch: Path) -> N
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(240)
     assert [worker.exitcode for worker in workers] == [0] * 6
     assert len(store.list()) == 3
     assert list((store.root / "tmp").iterdir()) == []
