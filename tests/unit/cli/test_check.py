@@ -20,6 +20,7 @@ from config import load
 from config.sources import read_defaults
 from images.store import ImageStore
 from tests.unit.cli.conftest import ROOT, Casemate
+from tests.unit.ticks import next_tick
 
 SETTINGS = read_defaults().settings
 
@@ -382,6 +383,7 @@ def test_an_image_that_is_there_is_verified(host: Path) -> None:
     image = images.add("default", files, {"cmdline": "quiet"})
     context = CheckContext(SETTINGS.replace(image_dir=str(host / "images")), "")
     assert one(store.images, context).level is Level.OK
+    next_tick()
     image.rootfs.chmod(0o600)
     image.rootfs.write_bytes(os.urandom(4096))
     damaged = one(store.images, context)

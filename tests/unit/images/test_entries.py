@@ -1,12 +1,12 @@
 """What takes long to make: finished or not there, built once, forgotten when it was not used for long."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from images.entries import entry
+from tests.unit.ticks import next_tick
 
 
 def made(home: Path, recipe: list[object], make: Callable[[Path], None]) -> Path:
@@ -52,5 +52,5 @@ def test_those_used_last_are_kept(tmp_path: Path) -> None:
     names = []
     for recipe in ("a", "b", "a", "c"):
         names.append(made(tmp_path, [recipe], fill))
-        time.sleep(0.01)  # of one clock tick, by which the file system tells their age
+        next_tick()  # by which the file system tells their age
     assert set(tmp_path.glob("thing-*")) == {names[0], names[3]}

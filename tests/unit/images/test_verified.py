@@ -11,6 +11,7 @@ from images.image import MANIFEST, encode_manifest, load
 from images.store import ImageStore
 from rpc.errors import CasemateError, DataLoss, FailedPrecondition, NotFound
 from tests.unit.images.fakes import add_image
+from tests.unit.ticks import next_tick
 
 
 def test_a_flipped_bit_is_found_and_named(store: ImageStore, scratch: Path) -> None:
@@ -18,6 +19,7 @@ def test_a_flipped_bit_is_found_and_named(store: ImageStore, scratch: Path) -> N
     store.verify(image)
     content = bytearray(image.rootfs.read_bytes())
     content[100] ^= 1
+    next_tick()
     image.rootfs.write_bytes(content)
     with pytest.raises(DataLoss) as caught:
         store.verify(image)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shim.vm.template import KEY_DIGITS, RAM, STATE, Template, TemplateStore, key_of
+from tests.unit.ticks import next_tick
 
 MIB = 1 << 20
 RAM_BYTES = 64 * MIB
@@ -16,11 +17,15 @@ def key(number: int) -> str:
 
 
 def make(store: TemplateStore, of: str = "", **about: Any) -> Template:
-    """A template of this key (or of what it is about), which has 64 MiB of RAM, nearly all of it a hole."""
+    """A template of this key (or of what it is about), which has 64 MiB of RAM, nearly all of it a hole. What
+    is done to it later has other times.
+    """
     with store.making(of or key_of(about)) as staging:
         assert staging is not None
         write(staging)
-        return store.publish(staging, about)
+        made = store.publish(staging, about)
+    next_tick()
+    return made
 
 
 def write(staging: Path) -> None:
