@@ -401,7 +401,8 @@ def test_run_directory_need_not_exist_yet(context: CheckContext) -> None:
 
 
 @pytest.fixture
-def peer(host: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+def peer(host: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+    monkeypatch.setattr(containerd, "_TIMEOUT_S", 60.0)  # of a machine that is not slow
     started: list[subprocess.Popen[bytes]] = []
 
     def start(path: str = "/nowhere", *arguments: str) -> "subprocess.Popen[bytes]":
