@@ -57,6 +57,8 @@ EXECUTABLES = {"containerd-shim-casemate-v2": "shim.bootstrap", "casemated": "no
 
 
 CONTAINERD_S = 60.0
+SUPERVISOR_S = 60.0
+"""What takes it some hundredths of a second, on a machine that has no time for it."""
 
 
 class InstanceError(Unavailable):
@@ -160,7 +162,7 @@ class Instance:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-            self.supervisor_pid = self._await("ready", 10.0)["pid"]
+            self.supervisor_pid = self._await("ready", SUPERVISOR_S)["pid"]
             self.start()
             undo.pop_all()
         return self
@@ -216,7 +218,7 @@ class Instance:
             self._read_messages()
         return b""
 
-    def stop(self, timeout_s: float = 20.0) -> None:
+    def stop(self, timeout_s: float = CONTAINERD_S) -> None:
         """SIGTERM containerd, and wait for its end. Containers and their shims go on."""
         self.signal(15)
         self.wait_exit(self.containerd_pid, timeout_s)
@@ -227,6 +229,8 @@ class Instance:
         self.start()
 
     def signal(self, number: int) -> None:
+        if not self.containerd_pid:  # 0 would be our own process group
+            raise InstanceError(f"containerd does not run:\n{self.log_tail()}")
         # a containerd that has ended already is reported by wait_exit, with its log
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.containerd_pid, number)
@@ -266,7 +270,7 @@ class Instance:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        return int(self._await("started", 10.0)["pid"])
+        return int(self._await("started", SUPERVISOR_S)["pid"])
 
     def inside(self, *argv: str) -> list[str]:
         """The command that runs `argv` in the namespaces of this containerd."""
@@ -310,8 +314,10 @@ class Instance:
         for message in self._messages():
             if message["event"] == "exit":
                 self._exits[int(message["pid"])] = int(message["status"])
-            else:
-                others.append(message)
+                continue
+            if message["event"] == "started":  # whoever had this pid before, it is another one's now
+                self._exits.pop(int(message["pid"]), None)
+            others.append(message)
         return others
 
     def _poll_messages(self, deadline: float) -> bool:

@@ -54,6 +54,9 @@ class Docker(DockerLike):
         self.pid = self.instance.spawn_ready(["env", f"PATH={path}", *argv], DAEMON_S)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
+        """Ends it, if it runs: of one that did not start there is no pid, and 0 would be our own group."""
+        if not self.pid:
+            return
         os.kill(self.pid, number)
         self.instance.wait_exit(self.pid, DAEMON_S)
         self.pid = 0

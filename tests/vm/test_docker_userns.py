@@ -32,8 +32,7 @@ def engine(instances: Instances, demo_archive: Path) -> Iterator[Docker]:
         docker.run(IMAGE, "true").ok()
         yield docker
     finally:
-        if docker.pid:
-            docker.stop()
+        docker.stop()
         dockerd.forget_cgroups()
         for name in FILES:
             subprocess.run(instance.inside("umount", f"/etc/{name}"), check=True)
