@@ -4,6 +4,7 @@ It sees what no program in a guest could look for without bringing it along: fre
 cache, QEMU's own heap. It must not know what is looked for, nor why.
 """
 
+import errno
 import os
 import re
 from array import array
@@ -69,7 +70,11 @@ def _of_process(proc: Path, start: int, end: int) -> Iterator[bytes]:
             entries = array("Q", pagemap.read(min(PIECE_PAGES, last - page) * 8))
             for begin, stop in _runs(entries):
                 memory.seek((page + begin) * PAGE)
-                yield memory.read((stop - begin) * PAGE)
+                try:
+                    yield memory.read((stop - begin) * PAGE)
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise  # else it was unmapped since
 
 
 def _runs(entries: "array[int]") -> Iterator[tuple[int, int]]:

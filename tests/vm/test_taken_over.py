@@ -17,7 +17,13 @@ LOOK = """\
 import json, os, socket, stat, sys
 uid, own, *others = sys.argv[1:]
 there = [(top, [os.path.join(top, name) for name in names]) for top, _, names in os.walk('/run')]
-kinds = {path: os.lstat(path).st_mode for _, paths in there for path in paths}
+kinds = {}
+for _, paths in there:
+    for path in paths:
+        try:
+            kinds[path] = os.lstat(path).st_mode
+        except FileNotFoundError:
+            continue  # it went while we looked
 os.setgroups([])
 os.setresgid(*[int(uid)] * 3)
 os.setresuid(*[int(uid)] * 3)
@@ -47,7 +53,11 @@ for path, kind in kinds.items():
         found['readable'].append(path)
 found['others'] = [path for path in others if can(os.stat, path)]
 for pid in filter(str.isdigit, os.listdir('/proc')):
-    if os.stat(f'/proc/{pid}').st_uid != os.getuid() and can(os.kill, int(pid), 0):
+    try:
+        owner = os.stat(f'/proc/{pid}').st_uid
+    except FileNotFoundError:
+        continue
+    if owner != os.getuid() and can(os.kill, int(pid), 0):
         found['processes'].append(pid)
 print(json.dumps(found))
 """
