@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from shim.journal import Kind, read_journal
 from shim.vm import template
 from shim.vm.template import MANIFEST, RAM, STATE, TemplateStore
-from tests.vm.faults import kill_and_wait, script
+from tests.vm.faults import comm, kill_and_wait, script
 from tests.vm.node import Node
 from tests.vm.operator import casemate
 from tests.vm.pods import Pods
@@ -45,8 +45,9 @@ print(json.dumps({
     'differ': {
         'urandom': first, 'getrandom': os.getrandom(16).hex(), 'at_random': at_random,
         'boot_id': read('/proc/sys/kernel/random/boot_id'), 'uuid': read('/proc/sys/kernel/random/uuid'),
-        'stack': maps['[stack]'], 'heap': maps['[heap]'], 'vdso': maps['[vdso]'],
+        'stack': maps['[stack]'], 'vdso': maps['[vdso]'],
     },
+    'heap': maps['[heap]'],
     'machine_ids': [name for name in os.listdir('/sys/class/dmi/id') if 'uuid' in name],
     'hostname': socket.gethostname(), 'monotonic': time.monotonic(), 'boottime': time.clock_gettime(7),
     'time': time.time(), 'uptime': float(read('/proc/uptime').split()[0]),
@@ -136,6 +137,8 @@ def test_clones_differ_in_all_that_must_differ(pods: Pods) -> None:
     for name in clones[0]["differ"]:
         values = [clone["differ"][name] for clone in clones]
         assert len(set(values)) == 3, f"{name}: {values}"
+    # Of 8192 places (arch_randomize_brk): two of three are in the same one now and then.
+    assert len({clone["heap"] for clone in clones}) > 1
     assert len({clone["hostname"] for clone in clones}) == 3
     for clone in clones:
         assert clone["machine_ids"] == []  # what the firmware says was saved with the template
@@ -182,19 +185,12 @@ def test_nothing_of_one_pod_is_found_by_the_next(one: Templates) -> None:
 def test_a_restored_pod_holds_nothing_of_the_template_open(one: Templates) -> None:
     with one.pods.detached("sleep", "1000") as name:
         assert one.pods.state(name)["source"] == "restore"
-        held = {
-            target
-            for pid in one.instance.descendants()
-            for fd in Path(f"/proc/{pid}/fd").glob("*")
-            if str(one.store.root) in (target := os.readlink(fd))
-        }
-        mapped = [
-            pid
-            for pid in one.instance.descendants()
-            if str(one.store.root) in Path(f"/proc/{pid}/maps").read_text()
-        ]
-        assert held == set()
-        assert mapped == []
+        for pid in one.instance.descendants():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
+                assert str(one.store.root) not in Path(f"/proc/{pid}/maps").read_text(), comm(pid)
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    with suppress(FileNotFoundError):  # closed while we looked
+                        assert str(one.store.root) not in os.readlink(f"/proc/{pid}/fd/{fd}"), comm(pid)
         # An operator may remove it.
         removed = casemate(one.instance, "template", "rm", *one.store.keys())
         assert removed.returncode == 0, removed.stderr
@@ -304,9 +300,10 @@ def test_the_first_pods_are_booted_and_the_next_ones_restored(nothing: Templates
     nothing.configure('allowed_annotations = ["dev.casemate.vcpus"]\n', make=True)
     node.start()
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda _: nothing.source(), range(2))) == ["boot", "boot"]
-    maker_of(nothing)
-    node.kill()
+        sources = pool.map(lambda _: nothing.source(), range(2))
+        maker_of(nothing)  # it may have ended when both of them have
+        node.kill()
+        assert list(sources) == ["boot", "boot"]
     (key,) = nothing.wait_made()
     assert nothing.source() == "restore"
     assert nothing.source() == "restore"
@@ -323,8 +320,7 @@ def maker_of(templates: Templates) -> int:
     while time.monotonic() < deadline:
         for journal in templates.instance.path("/run/casemate/pods").glob("*/journal.jsonl"):
             for entry in read_journal(journal):
-                name = Path(f"/proc/{entry.value}/comm")
-                if entry.kind is Kind.PROCESS and name.exists() and name.read_text() == "casemate-maker\n":
+                if entry.kind is Kind.PROCESS and comm(int(entry.value)) == "casemate-maker":
                     saving = any((templates.store.root / "tmp").glob("*/state"))
                     if saving:
                         return int(entry.value)
@@ -334,8 +330,10 @@ def maker_of(templates: Templates) -> int:
 
 def test_a_maker_that_is_killed_leaves_nothing_and_the_next_pod_has_another_one(nothing: Templates) -> None:
     nothing.configure(make=True)
-    assert nothing.source() == "boot"
-    kill_and_wait(maker_of(nothing))
+    with ThreadPoolExecutor(1) as pool:
+        source = pool.submit(nothing.source)
+        kill_and_wait(maker_of(nothing))  # it may have ended when the pod has
+        assert source.result() == "boot"
     assert nothing.store.keys() == ()
     collected = casemate(nothing.instance, "gc", "--json")
     assert collected.returncode == 0, collected.stderr

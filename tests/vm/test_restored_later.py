@@ -22,6 +22,8 @@ __all__ = ("nothing", "one")
 
 YEAR_S = 365 * 86400
 MADE_S = 180.0
+LATE_S = 30.0
+"""What a busy host may make of a second. A clock that is off is so by a year."""
 
 # `casemate template build` on a host whose clock is off: what it tells the guest is all that is not as it is.
 BUILD_AT_ANOTHER_TIME = """\
@@ -84,8 +86,8 @@ def test_a_clock_that_jumped_since_the_template_was_saved(nothing: Templates, of
         assert running.finish(30).code == 0
     assert before_s - 1 < guest_s < said_s + 1
     assert abs(file_s - guest_s) < 1
-    assert 1 <= slept_s < 3
-    assert 0 <= late_s < 2
+    assert 1 <= slept_s < LATE_S
+    assert 0 <= late_s < LATE_S
     assert said_s - 1 < end_s < ended_s + 1
 
 
