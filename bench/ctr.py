@@ -128,6 +128,20 @@ class Terminal:
         """The kernel sends ctr SIGWINCH."""
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def resize_until(self, columns: int, rows: int, pattern: bytes, timeout_s: float) -> None:
+        """As expect(), once it has this size. Clients do not say when they begin to heed SIGWINCH, and lose
+        one that comes before: hence another one each second."""
+        deadline = time.monotonic() + timeout_s
+        self.resize(columns, rows)
+        while True:
+            try:
+                self.expect(pattern, min(max(deadline - time.monotonic(), 0), 1.0))
+                return
+            except CtrTimeout:
+                if time.monotonic() >= deadline:
+                    raise
+                os.kill(self.pid, signal.SIGWINCH)
+
     def write(self, data: bytes) -> None:
         os.write(self.fd, data)
 

@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bench.ctr import CtrTimeout
 from bench.instance import RUNTIME
 from tests.vm import census, dockerd
 from tests.vm.calling import RUN_S
@@ -120,8 +122,7 @@ def test_a_terminal(docker: Docker) -> None:
     with docker.terminal(*command, columns=101, rows=33) as terminal:
         terminal.expect(rb"isatty True True True", RUN_S)
         terminal.expect(rb"size=101x33", 20)
-        terminal.resize(90, 20)
-        terminal.expect(rb"size=90x20", 20)
+        terminal.resize_until(90, 20, rb"size=90x20", 30)
         terminal.write(b"hello\n")
         terminal.expect(rb"echo=hello", 20)
         terminal.write(b"quit\n")
@@ -301,9 +302,19 @@ def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tm
         docker("restart", "--time", "0", name).ok()
         docker.wait(lambda: docker.out("logs", name).count("up") == 3, "its trap is set")
         with docker.start("attach", name) as attached:
+            # Docker does not say when it has attached: words are sent until one is heard.
+            deadline = time.monotonic() + RUN_S
+            while True:
+                docker.exec(name, "sh", "-c", "echo heard >/proc/1/fd/1")
+                try:
+                    attached.read_until(b"heard\n", 1.0)
+                    break
+                except CtrTimeout:
+                    assert time.monotonic() < deadline, "nothing is heard of it"
             docker("kill", "--signal", "TERM", name).ok()
             done = attached.finish(20)
-        assert (done.code, done.out) == (3, "told\n")
+        assert done.code == 3
+        assert done.out.replace("heard\n", "") == "told\n"
         assert docker.out("wait", name) == "3"
 
 

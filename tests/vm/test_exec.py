@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.vm.faults import AT_ONCE_S
 from tests.vm.pods import TERMINAL_PROGRAM, Pods, every_version
 
 
@@ -42,9 +43,8 @@ def test_exec_with_a_terminal(pods: Pods) -> None:
         argv = ("task", "exec", "--tty", "--exec-id", "t1", name, "python3", "-c", TERMINAL_PROGRAM)
         with pods.ctr.terminal(*argv, columns=90, rows=30) as terminal:
             terminal.expect(rb"isatty True True True", 30)
-            terminal.expect(rb"size=90x30", 10)
-            terminal.resize(60, 20)
-            terminal.expect(rb"size=60x20", 10)
+            terminal.expect(rb"size=90x30", 30)
+            terminal.resize_until(60, 20, rb"size=60x20", 30)
             terminal.write(b"quit\r")
             assert terminal.finish(20)[0] == 7
 
@@ -86,7 +86,7 @@ def test_exec_after_the_end_is_refused(pods: Pods) -> None:
         pods.wait_status(name, "STOPPED")
         result = pods.exec(name, "true")
         assert result.code != 0
-        assert result.seconds < 5
+        assert result.seconds < AT_ONCE_S
 
 
 def test_the_end_of_the_container_ends_its_execs(pods: Pods) -> None:
@@ -95,4 +95,4 @@ def test_the_end_of_the_container_ends_its_execs(pods: Pods) -> None:
         with pods.ctr.start(*argv) as running:
             running.read_until(b"up\n", 30)
             pods.kill(name).ok()
-            assert running.finish(10).code == 137
+            assert running.finish(30).code == 137

@@ -100,7 +100,7 @@ def test_output_arrives_while_the_program_runs(pods: Pods) -> None:
     with pods.start("sh", "-c", "echo asked; read answer; echo got $answer") as running:
         running.read_until(b"asked\n", 30)
         running.write(b"this\n")
-        running.read_until(b"got this\n", 10)
+        running.read_until(b"got this\n", 30)
         assert running.finish(20).code == 0
 
 
@@ -108,11 +108,10 @@ def test_output_arrives_while_the_program_runs(pods: Pods) -> None:
 def test_a_terminal_has_a_size_and_changes_it(pods: Pods) -> None:
     with pods.terminal("python3", "-c", TERMINAL_PROGRAM, columns=101, rows=33) as terminal:
         terminal.expect(rb"isatty True True True", 60)
-        terminal.expect(rb"size=101x33", 10)
-        terminal.resize(77, 22)
-        terminal.expect(rb"size=77x22", 10)
+        terminal.expect(rb"size=101x33", 30)
+        terminal.resize_until(77, 22, rb"size=77x22", 30)
         terminal.write(b"words\r")
-        terminal.expect(rb"echo=words", 10)
+        terminal.expect(rb"echo=words", 30)
         terminal.write(b"quit\r")
         code, _ = terminal.finish(20)
     assert code == 7
@@ -123,7 +122,7 @@ def test_a_terminal_turns_ctrl_c_into_a_signal(pods: Pods) -> None:
     with pods.terminal("sh", "-c", script) as terminal:
         terminal.expect(rb"ready", 60)
         terminal.write(b"\x03")
-        terminal.expect(rb"caught", 10)
+        terminal.expect(rb"caught", 30)
         assert terminal.finish(20)[0] == 3
 
 
