@@ -213,6 +213,15 @@ class CriPod:
         """Wait until CRI says that the pod is not ready any more."""
         self.cri.wait(lambda: not self.is_ready, f"pod {self.id} is over")
 
+    def shows(self, container: str, names: list[str]) -> None:
+        """Wait until ps in a container lists these programs, of which those that were just started may not
+        have been executed yet."""
+        wanted = sorted(names)
+        self.cri.wait(
+            lambda: sorted(self.exec(container, "ps", "-eo", "comm=").ok().out.split()) == wanted,
+            f"container {container} sees {wanted}",
+        )
+
     def log(self, container: str) -> str:
         return self.cri("logs", container).ok().out
 

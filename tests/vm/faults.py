@@ -21,6 +21,9 @@ from bench.ctr import Result
 from bench.instance import CHECKOUT, SYSTEM_PYTHON_PACKAGES, Instance
 
 QEMU = "/usr/bin/qemu-system-x86_64"
+AT_ONCE_S = 20.0
+"""An answer that waits for nothing: half a second of client, containerd and shim, on a machine that has no
+time for them. Far below any time limit of ours for a guest that does not answer (config/default.toml)."""
 
 
 def refused(result: Result, *words: str, within_s: float) -> None:
@@ -139,7 +142,16 @@ def small_run_dir(instance: Instance, limit: str) -> Iterator[Path]:
     try:
         yield instance.path("/run/casemate")
     finally:
-        inside(instance, "umount", "/run/casemate")
+        unmount(instance, "/run/casemate")
+
+
+def unmount(instance: Instance, place: str, timeout_s: float = 30.0) -> None:
+    """What a shim that is just ending may have open for a moment longer: hence a bounded poll."""
+    deadline = time.monotonic() + timeout_s
+    argv = instance.inside("umount", place)
+    while (done := subprocess.run(argv, capture_output=True, check=False)).returncode != 0:
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.05)
 
 
 def inside(instance: Instance, *argv: str) -> None:
@@ -167,6 +179,14 @@ def runs(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     return False
+
+
+def wait_ended(pid: int, timeout_s: float = 60.0) -> None:
+    """Until a process has, which somebody else ends. Nobody tells of another's: hence a bounded poll."""
+    deadline = time.monotonic() + timeout_s
+    while runs(pid):
+        assert time.monotonic() < deadline, f"process {pid} ({comm(pid)}) runs after {timeout_s} s"
+        time.sleep(0.02)
 
 
 def comm(pid: int) -> str:

@@ -163,7 +163,7 @@ class Hooked:
             return []
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
-    def wait(self, kind: str, timeout_s: float = 20.0) -> None:
+    def wait(self, kind: str, timeout_s: float = 60.0) -> None:
         """Until such a hook wrote something down. Hooks announce nothing: hence a bounded poll."""
         deadline = time.monotonic() + timeout_s
         while kind not in self.kinds():

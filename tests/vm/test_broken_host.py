@@ -13,10 +13,8 @@ from tests.vm import builds, census, faults
 from tests.vm.faults import refused
 from tests.vm.pods import FULL, IMAGE, Pods, every_version, prepare
 
-NOTICED_S = 8.0
-"""The second within which it must be noticed, and what ctr, a shim and libvirt's driver take to start on a
-busy machine; far below any time limit of ours.
-"""
+NOTICED_S = faults.AT_ONCE_S
+"""The second within which it must be noticed, and what ctr, a shim and libvirt's driver take to start."""
 
 
 @every_version

@@ -178,6 +178,7 @@ def test_a_config_volume_that_is_swapped_is_seen_by_the_running_container(cri: C
     )
     container = pod.run("sh", "-c", wait, mounts=[mount(volume, "/config", read_only=True)])
     assert pod.exec(container, "cat", "/config/app.conf").ok().out == "one\n"
+    cri.wait(lambda: pod.log(container) == "one\n", "the container has read it")
     (volume / "..next").symlink_to("..two")
     os.rename(volume / "..next", volume / "..data")
     (volume / "..one" / "app.conf").unlink()

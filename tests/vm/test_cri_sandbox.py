@@ -39,7 +39,7 @@ def test_containers_of_a_sandbox_share_its_machine(cri: Cri) -> None:
         assert seen[0].splitlines()[-1] != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         assert pod.exec(one, "cat", "/etc/hosts").ok().out == Path("/etc/hosts").read_text()
         cri.wait(lambda: pod.log(one) == "written\n", "the memory is there")
-        assert pod.log(two) == "said\n"
+        cri.wait(lambda: pod.log(two) == "said\n", "it is in the log")
         look = (
             "head -c 5 /dev/shm/between; stat -f -c ' %T' /dev/shm; df -B1 --output=size /dev/shm | tail -1"
         )

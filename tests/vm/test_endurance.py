@@ -6,6 +6,7 @@ one thing per start shows with a few; 1,000 are for what leaks seldom or little.
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ WAITING = 2
 """Machines of the pool, where there is one."""
 ALONE, POOL = "alone", "pool"
 START_S = 120.0
+SETTLING_S = 30.0
 SETTLED = max(STARTS // 10, 4)
 """After so many starts a daemon has made what it makes once."""
 MOST_GROWTH = {"containerd": 24 << 20, "fork server": 4 << 20, "casemated": 4 << 20}
@@ -86,6 +88,10 @@ class Held:
     descriptors: int
     threads: int
     resident_bytes: int
+
+    def is_like(self, before: "Held") -> bool:
+        """Whether no descriptors and no threads have come to stay."""
+        return self.descriptors <= before.descriptors + 2 and self.threads <= before.threads + 8
 
 
 def held_by(pid: int) -> Held:
@@ -148,6 +154,16 @@ class Beside:
     def held(self) -> dict[str, Held]:
         return {name: held_by(pid) for name, pid in self.daemons().items()}
 
+    def held_after(self, before: dict[str, Held]) -> dict[str, Held]:
+        """As held(), once it is no more than they may have come to hold, or time is up: containerd lets go of
+        what it had of a pod after the client has its answer, and tells nobody."""
+        deadline = time.monotonic() + SETTLING_S
+        while True:
+            after = self.held()
+            if all(now.is_like(before[name]) for name, now in after.items()) or time.monotonic() > deadline:
+                return after
+            time.sleep(0.1)
+
     def close(self) -> None:
         """What waits for pods ends with its casemated."""
         if self.node is not None:
@@ -194,7 +210,7 @@ def test_starts_leak_nothing_and_no_pod_has_what_was_anothers(
         seen += started(AT_ONCE, SETTLED)
         before, there = beside.held(), kept(instance)
         seen += started(SETTLED, STARTS)
-        after = beside.held()
+        after = beside.held_after(before)
 
     casemateds = set(beside.daemons().values()) - {instance.containerd_pid}
     assert markers.found_in(casemateds.union(*map(supervisor.descendants, casemateds))) == set()
@@ -214,8 +230,7 @@ def test_starts_leak_nothing_and_no_pod_has_what_was_anothers(
     assert digests(store, key) == template
 
     for name, now in after.items():
-        assert now.descriptors <= before[name].descriptors + 2, name
-        assert now.threads <= before[name].threads + 8, name
+        assert now.is_like(before[name]), name
         assert now.resident_bytes - before[name].resident_bytes < MOST_GROWTH[name], name
     assert len(list(instance.path("/run/casemate/ended").iterdir())) <= load().traces_kept + AT_ONCE
     assert kept(instance)["users"] <= there["users"] + AT_ONCE

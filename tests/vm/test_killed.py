@@ -9,7 +9,7 @@ from tests.unit.shim.pods import config
 from tests.vm import faults
 from tests.vm.pods import Pods, every_version
 
-TOLD_S = 10.0
+TOLD_S = 30.0
 """From the kill to the end of `ctr run`."""
 
 
@@ -41,7 +41,7 @@ def test_calls_after_qemu_was_killed_say_so(pods: Pods) -> None:
         pods.wait_status(name, "STOPPED", timeout_s=TOLD_S)
         result = pods.exec(name, "true")
         assert result.code != 0
-        assert result.seconds < 5
+        assert result.seconds < faults.AT_ONCE_S
 
 
 @every_version
@@ -91,7 +91,7 @@ def test_containerd_and_the_shim_are_killed_at_once(pods: Pods) -> None:
     with pods.detached("sleep", "1000") as name:
         shim = faults.shim_pid(instance)
         instance.signal(9)
-        instance.wait_exit(instance.containerd_pid, 10)
+        instance.wait_exit(instance.containerd_pid, 60)
         faults.kill_and_wait(shim)
         instance.start()
         assert pods.status(name) in ("", "STOPPED")
@@ -108,8 +108,8 @@ def test_a_pod_whose_containerd_never_comes_back_ends_itself(pods: Pods, empty_s
     program = instance.base / "bin" / "containerd-shim-casemate-v2"
     flags = f"-namespace {pods.ctr.namespace} -address /run/containerd/containerd.sock -id {name}"
     start = instance.spawn(["sh", "-c", f"cd {bundle} && exec {program} {flags} start </dev/null"])
-    assert instance.wait_exit(start, 20) == 0
-    deadline = time.monotonic() + 30
+    assert instance.wait_exit(start, 60) == 0
+    deadline = time.monotonic() + 60
     while pods.paths(name).directory.exists():
         assert time.monotonic() < deadline, "it goes on"
         time.sleep(0.05)

@@ -40,7 +40,7 @@ def test_every_signal_arrives(pods: Pods) -> None:
         running.read_until(b"ready\n", 60)
         for number in CATCHABLE:
             pods.kill(name, str(int(number))).ok()
-            running.read_until(b"caught %d\n" % number, 10)
+            running.read_until(b"caught %d\n" % number, 30)
         pods.kill(name).ok()
         assert running.finish(20).code == 137
 
@@ -59,12 +59,12 @@ def test_a_signal_ends_an_exec_with_128_and_its_number(pods: Pods) -> None:
 @pytest.mark.client("ctr task kill --all", "works", "")
 def test_kill_all_reaches_every_process(pods: Pods) -> None:
     loop = "while :; do sleep 0.1; done"
-    script = f"sh -c 'trap \"echo child; exit 0\" USR1; echo up; {loop}' & trap 'wait; exit 4' USR1; {loop}"
+    script = f"trap 'wait; exit 4' USR1; sh -c 'trap \"echo child; exit 0\" USR1; echo up; {loop}' & {loop}"
     name = pods.ctr.new_id()
     with pods.start("sh", "-c", script, name=name) as running:
         running.read_until(b"up\n", 60)
         pods.kill(name, "SIGUSR1", "--all").ok()
-        running.read_until(b"child\n", 10)
+        running.read_until(b"child\n", 30)
         assert running.finish(20).code == 4
 
 

@@ -76,8 +76,7 @@ def test_a_terminal(nerdctl: Nerdctl) -> None:
         with nerdctl.terminal(*command, columns=101, rows=33) as terminal:
             terminal.expect(rb"isatty True True True", RUN_S)
             terminal.expect(rb"size=101x33", 20)
-            terminal.resize(90, 20)
-            terminal.expect(rb"size=90x20", 20)
+            terminal.resize_until(90, 20, rb"size=90x20", 30)
             terminal.write(b"hello\n")
             terminal.expect(rb"echo=hello", 20)
             terminal.write(DETACH)
@@ -208,7 +207,7 @@ def test_files_go_in_and_out_and_a_container_is_started_again(nerdctl: Nerdctl, 
 
         nerdctl("stop", name).ok()
         assert nerdctl.inspect(name)["State"]["ExitCode"] == 3
-        assert nerdctl.out("logs", name) == "up\ntold"
+        nerdctl.wait(lambda: nerdctl.out("logs", name) == "up\ntold", "its last words are in the log")
         nerdctl("cp", f"{name}:/srv/out", str(tmp_path / "again")).ok()
         assert (tmp_path / "again").read_text() == "from the guest\n"
         nerdctl("commit", name, "committed").ok()
@@ -232,7 +231,7 @@ def test_a_log_has_the_last_line_of_much(nerdctl: Nerdctl) -> None:
     program = "import sys; sys.stdout.write(('x' * 99 + chr(10)) * 50000 + 'END')"
     with nerdctl.detached("python3", "-c", program, options=("--network", "none")) as name:
         assert nerdctl.out("wait", name) == "0"
-        nerdctl.wait(lambda: nerdctl.out("logs", "--tail", "1", name) == "END", "it is in the log", 5)
+        nerdctl.wait(lambda: nerdctl.out("logs", "--tail", "1", name) == "END", "it is in the log")
         assert len(nerdctl.out("logs", name)) == 50000 * 100 + 3
 
 
@@ -296,7 +295,7 @@ def test_services_that_talk_to_each_other(nerdctl: Nerdctl, tmp_path: Path) -> N
         (tmp_path / "compose.yaml").write_text(asking)
         nerdctl(*compose, "up", "--detach", "asks", timeout_s=2 * RUN_S).ok()
         assert nerdctl.out("wait", "composed-asks-1") == "0"
-        assert "5 from 10." in nerdctl.out("logs", "composed-asks-1")
+        nerdctl.wait(lambda: "5 from 10." in nerdctl.out("logs", "composed-asks-1"), "it is in the log")
         assert "running" in nerdctl.out(*compose, "ps", "web")
         assert nerdctl.out(*compose, "exec", "-T", "web", "ls", "-d", "/data") == "/data"
     finally:

@@ -9,14 +9,11 @@ import pytest
 
 from images import oci
 from shim.spec import KERNELS_OWN
-from tests.vm.faults import inside, refused
+from tests.vm.faults import AT_ONCE_S, inside, refused
 from tests.vm.pods import Pods, every_version
 
-BOOT_S = 30.0
+BOOT_S = 60.0
 """A refusal that needs the guest: a boot under TCG on a busy machine."""
-
-AT_ONCE_S = 4.0
-"""A refusal that needs no guest."""
 
 
 @every_version
