@@ -25,7 +25,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 
 SHARED = "/run/casemate/shared"
-BOOT_S = 60.0
+BOOT_S = 120.0
 CALL_S = 60.0
 NAMESPACES = ("pid", "ipc", "uts", "mount", "cgroup", "network")
 CAPABILITIES = ["CAP_CHOWN", "CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_SETUID", "CAP_SETGID"]
@@ -169,7 +169,7 @@ class AgentVM:
             self.qemu.kill()
             self.qemu.wait()
 
-    def run(self, scenario: Coroutine[Any, Any, T], timeout_s: float = 120.0) -> T:
+    def run(self, scenario: Coroutine[Any, Any, T], timeout_s: float = 240.0) -> T:
         """Runs one scenario; a failure shows the guest's console."""
         try:
             return self.loop.run_until_complete(asyncio.wait_for(scenario, timeout_s))

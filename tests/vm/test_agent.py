@@ -23,7 +23,7 @@ from rpc.errors import (
     PermissionDenied,
     Unavailable,
 )
-from tests.vm.agentvm import AgentVM, process, spec
+from tests.vm.agentvm import BOOT_S, CALL_S, AgentVM, process, spec
 
 MIB = 1 << 20
 
@@ -56,8 +56,8 @@ def test_another_protocol_is_refused_with_the_way_out(vm: AgentVM) -> None:
 
 def test_hello_sets_clock_and_hostname(vm: AgentVM) -> None:
     async def scenario() -> tuple[bytes, float, float]:
+        before = time.time()  # what the guest is told may be long on its way
         await vm.hello(realtime_ns=time.time_ns(), hostname="renamed")
-        before = time.time()
         _, out, _ = await vm.once("clock", spec("sh", "-c", "hostname; date +%s", without="uts"))
         return out, before, time.time()
 
@@ -408,10 +408,10 @@ def test_fifty_containers_one_after_the_other_leave_nothing(vm: AgentVM) -> None
 
     before, after = vm.run(scenario())
     assert after - before < MIB
-    _, listing, _ = vm.run(
-        vm.once("look", spec("sh", "-c", "ls /proc | grep -c '^[0-9]'; ls -d /bin", without="pid"))
-    )
-    assert int(listing.split()[0]) < 80, "processes were left behind"
+    # The kernel's own are children of its process 2, and come and go.
+    script = "cat /proc/[0-9]*/stat 2>/dev/null | sed 's/.*) //' | awk '$2 != 2' | wc -l"
+    _, listing, _ = vm.run(vm.once("look", spec("sh", "-c", script, without="pid")))
+    assert int(listing) < 20, "processes were left behind"
 
 
 def test_orphans_are_reaped(vm: AgentVM) -> None:
@@ -420,8 +420,12 @@ def test_orphans_are_reaped(vm: AgentVM) -> None:
     async def scenario() -> bytes:
         script = "for i in 1 2 3 4 5; do sh -c 'sleep 0.1 & exit'; done; sleep 1"
         assert (await vm.exec_once("orphans", "maker", process("sh", "-c", script)))[0] == 0
+        # Others that end just now, as crun's do, are reaped in a moment.
         count = "grep -l '^State:.Z' /proc/[0-9]*/status | wc -l"
-        return (await vm.exec_once("orphans", "count", process("sh", "-c", count)))[1]
+        until = (
+            f"for i in $(seq 100); do left=$({count}); [ $left = 0 ] && break; sleep 0.1; done; echo $left"
+        )
+        return (await vm.exec_once("orphans", "count", process("sh", "-c", until)))[1]
 
     with vm.sleeper("orphans", without="pid"):
         assert int(vm.run(scenario())) == 0
@@ -571,19 +575,16 @@ def test_update_with_nonsense_is_an_error(vm: AgentVM) -> None:
 
 
 def test_shutdown_powers_off_by_itself(image: GuestImage, disk: Path, tmp_path: Path) -> None:
-    async def scenario(machine: AgentVM) -> float:
+    async def scenario(machine: AgentVM) -> None:
         await machine.begin()
         await machine.create("running", spec("sleep", "1000"))
         await machine.start("running")
-        begin = time.monotonic()
-        await machine.client.call(api.SHUTDOWN, Empty(), timeout_s=10)
+        await machine.client.call(api.SHUTDOWN, Empty(), timeout_s=CALL_S)
         await machine.client.closed()
-        return begin
 
     with AgentVM(image, disk, tmp_path) as machine:
-        begin = machine.run(scenario(machine))
-        assert machine.qemu.wait(30) == 0
-        assert time.monotonic() - begin < 10
+        machine.run(scenario(machine))
+        assert machine.qemu.wait(BOOT_S) == 0
         assert "panic" not in machine.console.read_text()
 
 
@@ -591,14 +592,14 @@ def test_guest_that_lost_its_shim_powers_off(image: GuestImage, disk: Path, tmp_
     with AgentVM(image, disk, tmp_path) as machine:
         machine.run(machine.begin())
         machine.run(machine.client.close())
-        assert machine.qemu.wait(30) == 0
+        assert machine.qemu.wait(BOOT_S) == 0
 
 
 def test_agent_that_fails_says_why_on_the_console_and_ends_the_machine(
     image: GuestImage, disk: Path, tmp_path: Path
 ) -> None:
     with AgentVM(image, disk, tmp_path, cmdline="casemate.transport=pigeon") as machine:
-        machine.qemu.wait(60)
+        machine.qemu.wait(BOOT_S)
         console = machine.console.read_text()
     assert "casemate agent: PID 1 failed" in console
     assert "casemate.transport=pigeon is unknown" in console

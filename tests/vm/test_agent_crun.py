@@ -118,7 +118,10 @@ def test_hooks_of_the_guest_are_run_at_their_moments_and_told_the_state(vm: Agen
         root = f"/proc/{json.loads(pid)['pid']}/root"
         assert (await look("ls", f"{root}/started"))[0] == 1
         await vm.start("hooked")
-        code, started = await look("cat", f"{root}/started")
+        # The program is not waited for, and its hooks are run before it.
+        until = f"for i in $(seq 300); do [ -s {root}/started ] && break; sleep 0.1; done; cat {root}/started"
+        code, started = await look("sh", "-c", until)
+        assert code == 0
         assert json.loads(started.partition(" ")[2])["id"] == "hooked"
         await vm.finish("hooked")
 
@@ -189,7 +192,10 @@ def test_a_container_whose_init_died_is_not_started(vm: AgentVM, look: Watcher) 
 
     async def scenario() -> None:
         pid = await vm.create("dead", spec("sleep", "1000"))
-        assert (await look("kill", "-9", str(pid)))[0] == 0
+        # Dead, be it that nobody has asked for its status yet: its descriptors are closed.
+        gone = f"[ ! -e /proc/{pid} ] || grep -q '^State:.Z' /proc/{pid}/status"
+        until = f"kill -9 {pid}; for i in $(seq 300); do {gone} && exit 0; sleep 0.1; done; exit 1"
+        assert (await look("sh", "-c", until))[0] == 0
         with pytest.raises(FailedPrecondition, match="stopped"):
             await vm.start("dead")
         assert await vm.exit_of("dead") == 137

@@ -123,7 +123,7 @@ def test_hundred_mebibytes_of_output_are_byte_exact(
         await vm.delete("flood")
         return got.hexdigest(), seconds
 
-    digest, seconds = vm.run(scenario())
+    digest, seconds = vm.run(scenario(), timeout_s=280)
     record_property("mebibytes_per_second", round(100 / seconds, 1))
     assert digest == expected.hexdigest()
 
