@@ -19,7 +19,7 @@ SEEN = Path("/share/seen.json")
 KEPT = ("/run/casemate/ended", "/run/casemate/cache", "/run/casemate/users", "/run/libvirt")
 WATCHED = ("/run", "/tmp", "/var/lib/casemate", "/var/lib/libvirt", "/etc", "/dev")
 NOT_OURS = ("/run/casemate-containerd", "/run/containerd", "/run/udev", "/var/lib/casemate/containerd")
-CALM_S = 20.0  # for containerd and the kernel to finish what they announce to nobody
+CALM_S = 60.0  # for containerd and the kernel to finish what they announce to nobody
 
 
 def ctr_run(name: str, *words: str, options: tuple[str, ...] = ()) -> list[str]:
