@@ -71,7 +71,7 @@ def take(ctr: Ctr) -> Census:
 
 
 def left_after(
-    ctr: Ctr, before: Census, timeout_s: float = 5.0, but: Callable[[str], bool] = lambda line: False
+    ctr: Ctr, before: Census, timeout_s: float = 30.0, but: Callable[[str], bool] = lambda line: False
 ) -> list[str]:
     """What is still there that was not before, once it no longer changes for the better or time is up.
 

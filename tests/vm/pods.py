@@ -126,8 +126,8 @@ class Pods:
 
     def remove(self, name: str) -> None:
         """Kill, wait for the end, delete task and container; fine if some of it is gone already."""
-        self.ctr("task", "kill", "--signal", "9", name, timeout_s=15)
-        self.ctr("task", "delete", "--force", name, timeout_s=30)
+        self.ctr("task", "kill", "--signal", "9", name, timeout_s=60)
+        self.ctr("task", "delete", "--force", name, timeout_s=60)
         self.ctr("container", "delete", name).ok()
 
     def exec(
@@ -136,13 +136,13 @@ class Pods:
         *command: str,
         options: tuple[str, ...] = (),
         stdin: bytes | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = 60.0,
     ) -> Result:
         argv = ("task", "exec", "--exec-id", self.ctr.new_id("e"), *options, name, *command)
         return self.ctr(*argv, stdin=stdin, timeout_s=timeout_s)
 
     def kill(self, name: str, signal: str = "SIGKILL", *options: str) -> Result:
-        return self.ctr("task", "kill", "--signal", signal, *options, name, timeout_s=15)
+        return self.ctr("task", "kill", "--signal", signal, *options, name, timeout_s=60)
 
     def tasks(self) -> list[str]:
         """The lines of `ctr task list`: name, pid, status."""
@@ -156,7 +156,7 @@ class Pods:
                 return columns[-1]
         return ""
 
-    def wait_status(self, name: str, wanted: str, timeout_s: float = 20.0) -> None:
+    def wait_status(self, name: str, wanted: str, timeout_s: float = 60.0) -> None:
         """Wait for `ctr task list` to say so. ctr has no wait for a task it did not start: hence a bounded
         poll.
         """
@@ -180,7 +180,7 @@ class Pods:
         """What is kept of an ended pod."""
         return self.paths(name).ended
 
-    def wait_state(self, name: str, wanted: str, timeout_s: float = 20.0) -> None:
+    def wait_state(self, name: str, wanted: str, timeout_s: float = 60.0) -> None:
         """Wait until the pod's state.json says so of its container (for when containerd is away to be
         asked).
         """

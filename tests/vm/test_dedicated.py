@@ -19,7 +19,7 @@ from tests.vm.operator import casemate
 from tests.vm.pods import Pods
 
 REFUSED_S = 40.0
-FREE_S = 20.0
+FREE_S = 60.0
 """From a shim's end until containerd has had its pod cleaned up."""
 
 

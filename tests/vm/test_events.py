@@ -48,7 +48,7 @@ def listening(ctr: Ctr) -> Iterator[Events]:
     with ctr.start("events") as running:
         events = Events(ctr, running.process)
         # ctr does not say when it has subscribed: provoke events of our own until one is heard
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not events.seen:
             assert time.monotonic() < deadline, "ctr events says nothing"
             ctr("namespaces", "label", ctr.namespace, "heard=yes").ok()

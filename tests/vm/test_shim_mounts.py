@@ -216,7 +216,7 @@ class Served:
         self._results: queue.Queue[object] = queue.Queue()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        assert self._results.get(timeout=10) is None
+        assert self._results.get(timeout=60) is None
 
     def _run(self) -> None:
         system.unshare(system.CLONE_NEWNS)
@@ -231,7 +231,7 @@ class Served:
     def do(self, work: Callable[[], object]) -> object:
         """The result, or the error."""
         self._work.put(work)
-        return self._results.get(timeout=10)
+        return self._results.get(timeout=60)
 
     def flags(self, path: Path) -> int:
         flags = self.do(lambda: os.statvfs(path).f_flag)
@@ -349,7 +349,7 @@ def test_threads_that_stay_behind_make_nothing_anew_of_a_directory_that_is_remov
     def stay() -> None:
         status.parent.mkdir(parents=True)
         ready.set()
-        removed.wait(20)
+        removed.wait()
         try:
             status.parent.mkdir(parents=True, exist_ok=True)
             status.touch()
@@ -362,11 +362,13 @@ def test_threads_that_stay_behind_make_nothing_anew_of_a_directory_that_is_remov
         tmpfs(paths.libvirt)
         thread = threading.Thread(target=stay)
         thread.start()
-        assert ready.wait(20)
-        seclusion.step_out(paths)
-        cleanup.retire(paths, 3)
-        removed.set()
-        thread.join()
+        try:
+            assert ready.wait(60)
+            seclusion.step_out(paths)
+            cleanup.retire(paths, 3)
+        finally:
+            removed.set()
+            thread.join()
 
     isolated(work)
     assert len(errors) == 1
