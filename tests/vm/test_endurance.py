@@ -224,7 +224,7 @@ def test_starts_leak_nothing_and_no_pod_has_what_was_anothers(
     usual = {CONTAINERD if beside.node is None else CASEMATED, *([POOL] if beside.pool else [])}
     others = [one.forked_by for one in seen[AT_ONCE:] if one.forked_by not in usual]
     # A fork server that does not answer at once, on a machine that others keep busy, is done without.
-    assert others == [] or (set(others) == {CONTAINERD} and len(others) <= STARTS // 100)
+    assert others == [] or (set(others) == {CONTAINERD} and len(others) <= max(STARTS // 100, 1))
     for values in zip(*(one.unique for one in seen), strict=True):
         assert len(set(values)) == STARTS
     assert digests(store, key) == template
