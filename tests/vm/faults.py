@@ -163,12 +163,21 @@ def output(instance: Instance, *argv: str) -> str:
     return subprocess.run(instance.inside(*argv), check=True, capture_output=True, text=True).stdout
 
 
-def find_process(instance: Instance, name: str) -> int:
-    """The pid of the one process below the supervisor whose comm begins with `name`.
+IN_A_POD = {"qemu-system": b"\0guest=", "virtiofsd": b"\0--fd="}
+"""What is among the words of such a program of a pod, and not of one that libvirt asks what it can do."""
 
-    One that libvirt asked what it can do may not be reaped yet: it is another.
-    """
-    found = [pid for pid in instance.descendants() if comm(pid).startswith(name) and runs(pid)]
+
+def is_of_a_pod(pid: int, name: str) -> bool:
+    """Whether it is a pod's process of this name, and has not ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return comm(pid).startswith(name) and runs(pid) and IN_A_POD[name] in words
+    return False
+
+
+def find_process(instance: Instance, name: str) -> int:
+    """The pid of the one process of this name (IN_A_POD) that all pods have together."""
+    found = [pid for pid in instance.descendants() if is_of_a_pod(pid, name)]
     if len(found) != 1:
         raise AssertionError(f"{len(found)} processes called {name}: {found}")
     return found[0]
@@ -196,11 +205,12 @@ def comm(pid: int) -> str:
 
 
 def wait_process(instance: Instance, name: str, timeout_s: float = 30.0) -> int:
-    """The pid of a process as soon as there is one. Nobody announces another's child: hence a short poll."""
+    """The pid of a pod's process of this name (IN_A_POD) as soon as there is one. Nobody announces another's
+    child: hence a short poll."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        for pid in instance.descendants():
-            if comm(pid).startswith(name):
+        for pid in sorted(instance.descendants()):
+            if is_of_a_pod(pid, name):
                 return pid
         time.sleep(0.01)
     raise AssertionError(f"no process {name} within {timeout_s} s")
