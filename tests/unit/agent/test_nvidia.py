@@ -1,17 +1,18 @@
 """NVIDIA's driver in a guest: what is loaded, made and initialised, and what a container gets of it."""
 
-import _thread
 import asyncio
 import os
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent import boot, nvidia, nvidiacdi, passthrough
+from agent import boot, nvidia, nvidiacdi, passthrough, threads
 from agent.passthrough import Passthrough
 from rpc.api.agent import GivenDevice, PciDevice
 from rpc.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -198,14 +199,20 @@ def test_one_that_takes_too_long_says_so(guest: Guest, monkeypatch: pytest.Monke
     stuck = guest.root / "dev/nvidia1"
     os.mkfifo(stuck)
     monkeypatch.setattr(os, "O_RDWR", os.O_WRONLY)  # of a FIFO, that waits for a reader
+    started: list[threading.Thread] = []
+
+    def start(function: Callable[[], None], _: tuple[()]) -> None:
+        started.append(threading.Thread(target=function))
+        started[-1].start()
+
+    monkeypatch.setattr(threads, "start_new_thread", start)
 
     async def scenario() -> list[Any]:
-        threads = _thread._count()
         seen = await come_up_without_the_first(guest)
-        os.close(os.open(stuck, os.O_RDONLY | os.O_NONBLOCK))
-        async with asyncio.timeout(10):
-            while _thread._count() > threads:  # noqa: ASYNC110 - the end of such a thread is no event
-                await asyncio.sleep(0.001)
+        reader = os.open(stuck, os.O_RDONLY | os.O_NONBLOCK)
+        for thread in started:  # which tell the loop when they are done, whoever waits
+            await asyncio.to_thread(thread.join)
+        os.close(reader)
         return seen
 
     first, second = asyncio.run(scenario())
