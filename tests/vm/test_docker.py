@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.ctr import CtrTimeout
 from bench.instance import RUNTIME
 from tests.vm import census, dockerd
 from tests.vm.calling import RUN_S
@@ -301,21 +300,19 @@ def test_files_go_in_and_out_and_a_container_is_started_again(docker: Docker, tm
         assert docker.exec(name, "cat", "/srv/out") == "from the guest\n"
         docker("restart", "--time", "0", name).ok()
         docker.wait(lambda: docker.out("logs", name).count("up") == 3, "its trap is set")
+        since = f"{time.time():.9f}"
         with docker.start("attach", name) as attached:
-            # Docker does not say when it has attached: words are sent until one is heard.
-            deadline = time.monotonic() + RUN_S
-            while True:
-                docker.exec(name, "sh", "-c", "echo heard >/proc/1/fd/1")
-                try:
-                    attached.read_until(b"heard\n", 1.0)
-                    break
-                except CtrTimeout:
-                    assert time.monotonic() < deadline, "nothing is heard of it"
+            docker.wait(lambda: _was_told(docker, name, "attach", since), "it is attached")
             docker("kill", "--signal", "TERM", name).ok()
             done = attached.finish(20)
-        assert done.code == 3
-        assert done.out.replace("heard\n", "") == "told\n"
+        assert (done.code, done.out) == (3, "told\n")
         assert docker.out("wait", name) == "3"
+
+
+def _was_told(docker: Docker, name: str, event: str, since: str) -> bool:
+    """Whether the daemon had such an event of the container's from then to now."""
+    options = ("--since", since, "--until", f"{time.time():.9f}", "--filter", f"container={name}")
+    return event in docker.out("events", *options, "--filter", f"event={event}")
 
 
 @pytest.mark.client("docker run --restart", "works", "in a new VM each time")
@@ -451,6 +448,7 @@ def test_the_daemon_may_be_restarted(docker: Docker) -> None:
     options = ("--restart", "always", "--init")
     try:
         with docker.detached("sh", "-c", script, options=options) as name:
+            docker.wait_said(name, "up")
             docker.stop()
             docker.serve("--live-restore")
             docker.wait(lambda: docker.out("logs", name) == "up\nup", "it runs once more")
