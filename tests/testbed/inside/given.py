@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ done
 echo up
 """
 GONE_S = 60.0
+ENDED, LINES = Path("/run/casemate/ended"), 40
 CLOUD = ("--annotation", "dev.casemate.profile=devices")
 
 
@@ -74,7 +76,13 @@ class Long:
             if line == "up\n":
                 return lines
             lines.append(line.strip())
-        print(f"pod {self.name} is not up: {self.ended()}", file=sys.stderr, flush=True)
+        print(
+            f"pod {self.name} is not up: {self.ended()}",
+            *_last_words(),
+            sep="\n",
+            file=sys.stderr,
+            flush=True,
+        )
         return lines
 
     def end(self) -> list[Any]:
@@ -85,6 +93,15 @@ class Long:
         if self._words is None:
             _, self._words = self.process.communicate()
         return [self.process.returncode, self._words]
+
+
+def _last_words() -> Iterator[str]:
+    """Of the pod that ended last, its guest, and the kernel."""
+    newest = max(ENDED.iterdir(), key=lambda path: path.stat().st_mtime, default=ENDED)
+    for log in sorted(newest.glob("*.log")):
+        yield from (f"{log}:", *log.read_text(errors="replace").splitlines()[-LINES:])
+    kernel = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace", check=False)
+    yield from ("dmesg:", *kernel.stdout.splitlines()[-LINES:])
 
 
 def record(name: str) -> Any:
