@@ -17,6 +17,9 @@ from shim import procfs, system
 from shim.namespaces import HostNamespaces
 
 T = TypeVar("T")
+# By pid, how those ended that reap_orphans() has reaped of late: wait statuses.
+_orphans: dict[int, int] = {}
+_MOST_ORPHANS = 16
 PLAIN_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -51,6 +54,12 @@ class Watched:
         self.kill()
         await self.exited.wait()
 
+    def how(self) -> str:
+        """How it ended, for an error message; empty if that is not known, as it is no orphan of ours."""
+        reap_orphans()
+        status = _orphans.get(self.pid)
+        return "" if status is None else _in_words(os.waitstatus_to_exitcode(status))
+
     def _on_exit(self) -> None:
         self._forget()
         self.exited.set()
@@ -84,11 +93,15 @@ class Helper(Watched):
 
     def how(self) -> str:
         """How it ended, for an error message."""
-        return f"killed by signal {-self._code}" if self._code < 0 else f"exit status {self._code}"
+        return _in_words(self._code)
 
     def words(self) -> str:
         """The end of what it wrote to its log, for an error message."""
         return tail(self.log) if self.log else ""
+
+
+def _in_words(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
 
 
 def spawn(
@@ -164,9 +177,11 @@ def reap_orphans() -> None:
     for pid, (state, parent, _, its_session, *_) in procfs.processes():
         if pid != 1 and state == b"Z" and parent == b"1" and int(its_session) not in (session, pid):
             try:
-                os.waitpid(pid, os.WNOHANG)
+                _, _orphans[pid] = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
                 continue
+            while len(_orphans) > _MOST_ORPHANS:
+                del _orphans[next(iter(_orphans))]
 
 
 def in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":

@@ -200,14 +200,17 @@ async def why_ended(
 ) -> CasemateError:
     """Which of a machine's parts ended first, and in whose words. One of them has, or has hung up.
 
-    A panicking kernel closes the agent's connection, and writes to its console, before QEMU ends.
+    A panicking kernel closes the agent's connection, and writes to its console, before QEMU ends. A file
+    server whose client has hung up ends in good order, and may be seen to have ended before QEMU is.
     """
-    files_gone = files is not None and files.exited.is_set()
-    if not files_gone and not qemu.exited.is_set():
+    files_failed = files is not None and files.exited.is_set() and files.status != 0
+    if not files_failed and not qemu.exited.is_set():
         try:
             async with asyncio.timeout(LAST_WORDS_S):
                 await qemu.exited.wait()
         except TimeoutError:
+            if files is not None and files.exited.is_set():
+                return files_failure(files)
             return Unavailable("the guest's agent closed its connection", details=console.words())
     if qemu.exited.is_set():
         # Its last bytes are in the socket yet, and the end of them too.
@@ -220,9 +223,9 @@ async def why_ended(
         return Unavailable("the guest's kernel panicked", details=console.words())
     if files is not None and files.exited.is_set() and not qemu.exited.is_set():
         return files_failure(files)
-    own = qemu_words()
+    own, how = qemu_words(), qemu.how()
     return Unavailable(
-        "QEMU ended unexpectedly",
+        f"QEMU ended unexpectedly ({how})" if how else "QEMU ended unexpectedly",
         details=f"{own}\n{console.words()}" if own else console.words(),
         hint="casemate logs shows the guest's console",
     )

@@ -284,6 +284,10 @@ async def run_qemu(
     try:
         waits: list[asyncio.Future[Any]] = [making, gone]
         await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        hung_up = files is not None and files.status == 0
+        if hung_up:
+            # It ends like that when QEMU has gone: libvirt is about to hear of it.
+            await asyncio.wait([making], timeout=STOPPED_S)
         if making.done() and making.exception() is None:
             process = Watched("QEMU", making.result())
             undo.push_async_callback(_libvirt_done, setting.host)
@@ -292,7 +296,7 @@ async def run_qemu(
         if making.done():
             # A QEMU that could not reach virtiofsd says so before virtiofsd's own end is known.
             await asyncio.wait([gone], timeout=REAP_S)
-        if files is not None and gone.done():
+        if files is not None and gone.done() and not (hung_up and making.done()):
             raise files_failure(files)
         if making.done():
             making.result()  # raises

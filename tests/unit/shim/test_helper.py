@@ -337,6 +337,38 @@ def test_only_orphaned_daemons_are_reaped() -> None:
     ]
 
 
+HOW = """
+import asyncio, os, sys
+from shim.helper import Watched
+
+async def main():
+    read, write = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        os.setsid()
+        pid = os.fork()
+        if pid == 0:
+            os.write(write, str(os.getpid()).encode())
+            os.execv("/bin/sleep", ["sleep", "1000"])
+        os._exit(0)
+    os.waitpid(middle, 0)
+    orphan = Watched("QEMU", int(os.read(read, 20)))
+    print(repr(orphan.how()))
+    await orphan.end()
+    print(orphan.how(), orphan.how(), sep="; ")
+
+asyncio.run(main())
+"""
+
+
+def test_how_an_orphan_ended_is_known_once_it_has() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a PID namespace needs root")
+    words = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", HOW]
+    result = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    assert result.stdout.splitlines() == ["''", "killed by signal 9; killed by signal 9"]
+
+
 def test_without_orphans_nothing_is_reaped() -> None:
     async def life() -> None:
         process = shell("exit 9")

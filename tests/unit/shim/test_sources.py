@@ -101,7 +101,10 @@ def test_an_answer_is_handed_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("part", "words"),
-    [("qemu", "QEMU ended unexpectedly: qemu: own words"), ("files", "virtiofsd ended unexpectedly")],
+    [
+        ("qemu", r"QEMU ended unexpectedly \(killed by signal 9\): qemu: own words"),
+        ("files", "virtiofsd ended unexpectedly"),
+    ],
 )
 def test_a_part_that_ends_is_named_at_once(
     tmp_path: Path, part: str, words: str, monkeypatch: pytest.MonkeyPatch
@@ -256,6 +259,76 @@ def test_a_virtiofsd_that_ended_is_the_reason_whatever_qemu_says(tmp_path: Path)
 
             with pytest.raises(Unavailable, match=r"virtiofsd ended unexpectedly \(killed by signal 9\)"):
                 await created(machine, tmp_path, refuse)
+
+    run(life())
+
+
+def test_a_virtiofsd_that_ended_in_good_order_has_lost_qemu_and_qemus_end_is_told(tmp_path: Path) -> None:
+    """libvirt hears of that end a moment later."""
+
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            machine.files = spawn("virtiofsd", ["/bin/true"])
+            await machine.files.exited.wait()
+            go_on = threading.Event()
+
+            def refuse() -> int:
+                go_on.wait()
+                raise Unavailable("QEMU did not start", "unexpectedly closed the monitor")
+
+            creating = asyncio.create_task(created(machine, tmp_path, refuse))
+            await asyncio.sleep(0)
+            go_on.set()
+            with pytest.raises(Unavailable, match="closed the monitor"):
+                await creating
+
+    run(life())
+
+
+def test_a_virtiofsd_that_ended_in_good_order_while_qemu_is_mute_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setting, "STOPPED_S", 0.1)
+    monkeypatch.setattr(setting, "THREAD_END_S", 0.1)
+    go_on = threading.Event()
+
+    def hang() -> int:
+        go_on.wait()
+        return 0
+
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            machine.files = spawn("virtiofsd", ["/bin/true"])
+            await machine.files.exited.wait()
+            try:
+                with pytest.raises(Unavailable, match=r"virtiofsd ended unexpectedly \(exit status 0\)"):
+                    await created(machine, tmp_path, hang)
+            finally:
+                go_on.set()
+
+    run(life())
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_of_a_virtiofsd_that_ended_in_good_order_it_is_waited_for_qemus_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes: bool
+) -> None:
+    monkeypatch.setattr(guest, "LAST_WORDS_S", 20.0 if goes else 0.1)
+    qemus = "QEMU ended unexpectedly (killed by signal 9): own words"
+    words = qemus if goes else "virtiofsd ended unexpectedly (exit status 0)"
+
+    async def life() -> None:
+        async with parts(tmp_path) as machine:
+            files = spawn("virtiofsd", ["/bin/true"])
+            await files.exited.wait()
+            ended = asyncio.create_task(
+                guest.why_ended(machine.qemu, files, machine.console, lambda: "own words")
+            )
+            await asyncio.sleep(0)
+            if goes:
+                machine.written.shutdown(socket.SHUT_RDWR)
+                machine.qemu.kill()
+            assert str(await ended).startswith(words)
 
     run(life())
 
