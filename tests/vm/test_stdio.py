@@ -83,7 +83,7 @@ def test_the_last_bytes_before_the_exit_are_not_lost(pods: Pods) -> None:
             assert result.out.endswith(f"end-{number}")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_no_output_is_lost_on_a_busy_host(pods: Pods) -> None:
     """Which has more to calculate than processors: the exit is told while output is on its way yet."""
     with pods.detached("sleep", "1000") as name, contextlib.ExitStack() as undo:
@@ -91,7 +91,7 @@ def test_no_output_is_lost_on_a_busy_host(pods: Pods) -> None:
             busy = undo.enter_context(subprocess.Popen(["sh", "-c", "while :; do :; done"]))
             undo.callback(busy.kill)
         for _ in range(2):
-            result = pods.exec(name, "python3", "-c", WRITER.format(count=2, fd=1), timeout_s=150).ok()
+            result = pods.exec(name, "python3", "-c", WRITER.format(count=2, fd=1), timeout_s=400).ok()
             assert len(result.stdout) == 2 * MIB
             assert hashlib.sha256(result.stdout).hexdigest() == expected(2)
 
