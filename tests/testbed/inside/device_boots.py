@@ -10,8 +10,8 @@ import os
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -69,22 +69,30 @@ class Boot:
 
 
 @contextmanager
-def profile(memory_mib: int) -> Iterator[None]:
-    """Pods may ask for a machine whose QEMU tells what it maps."""
+def machines(wrapper: str, profiles: Mapping[str, Sequence[str]], memory_mib: int) -> Iterator[None]:
+    """Pods may ask for machines of these profiles, whose QEMU is run by that script. profiles: more lines."""
     MAPS.mkdir()
     MAPS.chmod(0o777)
-    TELLING.write_text(WRAPPER)
+    TELLING.write_text(wrapper)
     TELLING.chmod(0o755)
     lines = [f'qemu = "{TELLING}"', f'qemu_paths = ["{MAPS}"]']
-    for huge, hugepages in ((False, "never"), (True, "required")):
-        lines += [f"[profiles.{_profile(huge=huge)}]", f'hugepages = "{hugepages}"']
-        lines += [f'memory = "{memory_mib}MiB"', 'image = "cloud"', 'template = "off"']
+    for name, more in profiles.items():
+        lines += [f"[profiles.{name}]", f'memory = "{memory_mib}MiB"', 'image = "cloud"', *more]
     SETTINGS.write_text("\n".join([*lines, ""]))
     try:
         with huge_pages(0, each=memory_mib // PAGE_MIB):
             yield
     finally:
         SETTINGS.unlink()
+
+
+def profile(memory_mib: int) -> AbstractContextManager[None]:
+    """QEMU tells what it maps."""
+    pages = {False: "never", True: "required"}
+    more = {
+        _profile(huge=huge): (f'hugepages = "{word}"', 'template = "off"') for huge, word in pages.items()
+    }
+    return machines(WRAPPER, more, memory_mib)
 
 
 def _profile(*, huge: bool) -> str:
@@ -180,6 +188,13 @@ def _range(values: Sequence[int]) -> str:
     return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
+def tell(lines: Iterable[str], arguments: argparse.Namespace, boots: Sequence[Mapping[str, object]]) -> None:
+    """The table, and each boot for who has a share."""
+    print(*lines, f"n = {arguments.rounds}, {arguments.memory_mib} MiB", sep="\n")
+    if SEEN.parent.is_mount():
+        SEEN.write_text(json.dumps(boots))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -193,9 +208,7 @@ def main() -> int:
             for shape in shapes(arguments.devices, arguments.access):
                 boots.append(boot(shape))
                 print(f"{number}: {boots[-1]}", flush=True)
-    print(*table(boots), f"n = {arguments.rounds}, {arguments.memory_mib} MiB", sep="\n")
-    if SEEN.parent.is_mount():
-        SEEN.write_text(json.dumps([asdict(each) for each in boots]))
+    tell(table(boots), arguments, [asdict(each) for each in boots])
     return 0
 
 

@@ -13,16 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from shim.vm.designer import PORT_BUSES
 from tests.testbed.inside import places
-from tests.testbed.inside.device_boots import MAPS, QEMU, SETTINGS, TELLING, pinned_bytes, started_s
-from tests.testbed.inside.given import PCI, SEEN, Long, casemate, record, until_free
-from tests.testbed.inside.numa_pods import PAGE_MIB, huge_pages
+from tests.testbed.inside.device_boots import MAPS, QEMU, machines, pinned_bytes, started_s, tell
+from tests.testbed.inside.given import PCI, Long, casemate, record, until_free
 
 DEVICE = "nvme0"
 WRAPPER = f"""\
@@ -55,24 +54,6 @@ class Boot:
     @property
     def whole_s(self) -> float:
         return self.ready_s + self.seen_s
-
-
-@contextmanager
-def profiles(memory_mib: int) -> Iterator[None]:
-    MAPS.mkdir()
-    MAPS.chmod(0o777)
-    TELLING.write_text(WRAPPER)
-    TELLING.chmod(0o755)
-    lines = [f'qemu = "{TELLING}"', f'qemu_paths = ["{MAPS}"]']
-    for way, (hugepages, template) in MACHINES.items():
-        lines += [f"[profiles.{_profile(way)}]", f'hugepages = "{hugepages}"', f'template = "{template}"']
-        lines += [f'memory = "{memory_mib}MiB"', 'image = "cloud"']
-    SETTINGS.write_text("\n".join([*lines, ""]))
-    try:
-        with huge_pages(0, each=memory_mib // PAGE_MIB):
-            yield
-    finally:
-        SETTINGS.unlink()
 
 
 def _profile(way: str) -> str:
@@ -173,15 +154,17 @@ def main() -> int:
     parser.add_argument("--memory-mib", type=int, default=512)
     arguments = parser.parse_args()
     boots = []
-    with profiles(arguments.memory_mib):
+    more = {
+        _profile(way): (f'hugepages = "{hugepages}"', f'template = "{template}"')
+        for way, (hugepages, template) in MACHINES.items()
+    }
+    with machines(WRAPPER, more, arguments.memory_mib):
         subprocess.run(["casemate", "template", "build", "--profile", _profile(PLUGGED)], check=True)
         for number in range(1, arguments.rounds + 1):
             for way in MACHINES:
                 boots.append(boot(way))
                 print(f"{number}: {boots[-1]}", flush=True)
-    print(*table(boots), f"n = {arguments.rounds}, {arguments.memory_mib} MiB", sep="\n")
-    if SEEN.parent.is_mount():
-        SEEN.write_text(json.dumps([asdict(each) for each in boots]))
+    tell(table(boots), arguments, [asdict(each) for each in boots])
     return 0
 
 
