@@ -88,6 +88,12 @@ def open_in_root(root_fd: int, path: str, flags: int) -> int:
     return _check(int(_libc.syscall(_OPENAT2, root_fd, path.encode(), how, len(how))), path)
 
 
+def adjtime(microseconds: int) -> None:
+    """The clock goes slower or faster until it has moved by so much (adjtime(3))."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    _check(_libc.adjtime(pack("=qq", seconds, rest), None), "adjtime")
+
+
 def power_off() -> None:
     """Switches the machine off at once. Does not sync."""
     _check(_libc.reboot(_POWER_OFF))

@@ -62,6 +62,7 @@ class AgentService:
         server.add(api.DEVICES, self.devices)
         server.add(api.STATS, self.stats)
         server.add(api.EVENTS, self.events)
+        server.add(api.CLOCK, self.clock)
         server.add(api.SYNC, self.sync)
         server.add(api.PREPARE, self.prepare)
         server.add(api.REHEARSE, self.rehearse)
@@ -245,6 +246,12 @@ class AgentService:
     async def stats(self, request: api.ContainerRequest, context: Context) -> api.StatsResponse:
         metrics = self._guest.container(request.container_id).cgroup.metrics()
         return api.StatsResponse(metrics=metrics.encode())
+
+    async def clock(self, request: api.ClockRequest, context: Context) -> api.ClockResponse:
+        realtime_ns = time.time_ns()
+        if request.adjust_ns and self._line is not None:
+            system.adjust_clock(request.adjust_ns)
+        return api.ClockResponse(realtime_ns=realtime_ns)
 
     # streams
 

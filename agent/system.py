@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CLOCK_TOLERANCE_NS = 20_000_000  # below this a step would only hurt: timers, file times, logs
+STEP_NS = 100_000_000  # from which on a running guest's is set: to make up for it would take minutes
 SYNC_S = 60.0
 PLUGGED_S = 5.0  # from QEMU's word that a device is plugged in to the guest's driver
 LAST_SYNC_S = 5.0
@@ -34,6 +35,15 @@ def set_clock(realtime_ns: int, *, only_forward: bool) -> None:
     """Steps CLOCK_REALTIME to the host's time if that is needed."""
     if clock_is_off(time.time_ns(), realtime_ns, only_forward=only_forward):
         time.clock_settime_ns(time.CLOCK_REALTIME, realtime_ns)
+
+
+def adjust_clock(by_ns: int) -> None:
+    """Moves CLOCK_REALTIME. A little at a time where it is little (half a millisecond in a second), so that
+    time does not go backwards."""
+    if abs(by_ns) < STEP_NS:
+        libc.adjtime(by_ns // 1000)
+    else:
+        time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns() + by_ns)
 
 
 def clock_is_off(guest_ns: int, host_ns: int, *, only_forward: bool) -> bool:

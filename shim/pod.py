@@ -18,7 +18,7 @@ from rpc.errors import (
     FailedPrecondition,
     NotFound,
 )
-from shim import inside, oci, phases, sandbox, shortage, spec
+from shim import clock, inside, oci, phases, sandbox, shortage, spec
 from shim.apprentice import Standby
 from shim.container import Container, Process, siblings
 from shim.creation import Means, NewContainer, make_container
@@ -105,8 +105,8 @@ class Pod:
         self._standby.settle(alike, wants.tenant, wished=bool(wishes), restored=machine.facts.restored)
         self._network = self._network_of(machine, wants.profile)
         self._network.follow()
-        self._tasks.start(machine.events(self._on_event))
-        self._tasks.start(self._on_lost(machine))
+        for work in (machine.events(self._on_event), self._on_lost(machine), clock.follow(machine)):
+            self._tasks.start(work)
         return machine
 
     async def _obtain(self, wants: Wants, reserve: Reserve | None, wish: "Callable[[str], None]") -> Machine:

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import struct
+import time
 
 from shim import procfs
 
@@ -61,6 +62,8 @@ MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
 SIGKILL = 9  # signal(7)
+
+TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET = 0x1, 0x2  # linux/timerfd.h
 
 # malloc.h
 M_TRIM_THRESHOLD = -1
@@ -168,6 +171,20 @@ def exchange(one: str, other: str) -> None:
     """Each of two files or directories has the other's name afterwards, in one step (renameat2(2))."""
     flags = ctypes.c_uint(RENAME_EXCHANGE)
     check(_libc.renameat2(AT_FDCWD, one.encode(), AT_FDCWD, other.encode(), flags), one)
+
+
+def clock_watch() -> int:
+    """A descriptor for watch_clock() (timerfd_create(2))."""
+    return check(_libc.timerfd_create(time.CLOCK_REALTIME, os.O_CLOEXEC | os.O_NONBLOCK), "timerfd_create")
+
+
+def watch_clock(fd: int, for_s: float) -> None:
+    """What clock_watch() gave is readable once CLOCK_REALTIME is set or the time is up, until this is called
+    again."""
+    until = int(time.time() + for_s)
+    setting = struct.pack("=qqqq", 0, 0, until, 0)
+    flags = TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET
+    check(_libc.timerfd_settime(fd, flags, setting, None), "timerfd_settime")
 
 
 def set_process_name(name: str) -> None:

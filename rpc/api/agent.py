@@ -18,6 +18,7 @@ from rpc.codec import (
     int64,
     messages,
     sint32,
+    sint64,
     string,
     string_map,
     strings,
@@ -311,6 +312,18 @@ class UpdateRequest(Message):
     resources_json: bytes = bytes_(2)
 
 
+class ClockRequest(Message):
+    """adjust_ns: by how much CLOCK_REALTIME of the guest is to be moved; 0 only asks for it."""
+
+    adjust_ns: int = sint64(1)
+
+
+class ClockResponse(Message):
+    """realtime_ns: what it was before."""
+
+    realtime_ns: int = int64(1)
+
+
 class StatsResponse(Message):
     """metrics: an encoded io.containerd.cgroups.v2.Metrics (rpc/api/cgroups.py)."""
 
@@ -405,6 +418,7 @@ DEVICES = Method(SERVICE, "Devices", DevicesRequest, DevicesResponse)
 """Waits for each of the devices, and answers when the last has come up or its time is over."""
 STATS = Method(SERVICE, "Stats", ContainerRequest, StatsResponse)
 EVENTS = Method(SERVICE, "Events", EventsRequest, Event, server_streams=True)
+CLOCK = Method(SERVICE, "Clock", ClockRequest, ClockResponse)
 SYNC = Method(SERVICE, "Sync", Empty, Empty)
 PREPARE = Method(SERVICE, "Prepare", Empty, Empty)
 """Makes a booted guest ready to be saved. It forgets its boot, closes the connection when it has answered,
@@ -434,6 +448,7 @@ METHODS = (
     DEVICES,
     STATS,
     EVENTS,
+    CLOCK,
     SYNC,
     PREPARE,
     REHEARSE,

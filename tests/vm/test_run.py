@@ -217,6 +217,31 @@ def test_the_clock_is_the_hosts(pods: Pods) -> None:
     assert before - 0.1 < inside < time.time() + 0.1
 
 
+SET_BACK = """\
+import time
+time.clock_settime(time.CLOCK_REALTIME, time.time() - 7200)
+late = time.time() + 3600
+print('set back', flush=True)
+while time.time() < late:
+    time.sleep(0.05)
+print(time.time(), flush=True)
+"""
+
+
+def test_the_clock_of_a_running_guest_is_set_when_the_hosts_is(pods: Pods) -> None:
+    """To what it is already, here: others use this host."""
+    import time
+
+    options = ("--cap-add", "CAP_SYS_TIME")
+    with pods.start("python3", "-c", SET_BACK, name=pods.ctr.new_id(), options=options) as running:
+        running.read_until(b"set back\n", 60)
+        before = time.time()
+        time.clock_settime_ns(time.CLOCK_REALTIME, time.time_ns())
+        inside = float(running.read_until(b"\n", 60))
+        assert running.finish(30).code == 0
+    assert before - 0.1 < inside < time.time() + 0.1
+
+
 def test_qemu_runs_as_the_user_that_the_operator_names(pods: Pods) -> None:
     """Whose group has another name: nobody's is nogroup."""
     pods.ctr.instance.configure('qemu_user = "nobody"\n')

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,21 @@ SECOND = 1_000_000_000
 )
 def test_clock_is_set_when_it_matters(guest: int, host: int, only_forward: bool, off: bool) -> None:
     assert system.clock_is_off(guest, host, only_forward=only_forward) is off
+
+
+@pytest.mark.parametrize(
+    ("by_ns", "slewed", "stepped"),
+    [(99_999_999, [99_999], []), (-7_000_000, [-7_000], []), (-SECOND, [], [100 * SECOND])],
+)
+def test_a_clock_is_set_back_only_by_much(
+    by_ns: int, slewed: list[int], stepped: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: tuple[list[int], list[int]] = [], []
+    monkeypatch.setattr(libc, "adjtime", found[0].append)
+    monkeypatch.setattr(time, "time_ns", lambda: 101 * SECOND)
+    monkeypatch.setattr(time, "clock_settime_ns", lambda _, at_ns: found[1].append(at_ns))
+    system.adjust_clock(by_ns)
+    assert found == (slewed, stepped)
 
 
 def test_mount_options_become_flags_and_data() -> None:

@@ -206,7 +206,7 @@ async def close(pod: Pod) -> None:
 @asynccontextmanager
 async def running_pod(directory: Path, *, begun: bool = True) -> AsyncIterator[PodOfTest]:
     """A pod whose machine answers; stopped at the end, in whatever state the test left it. begun: whether its
-    machine is being made, or is by begin().
+    machine is there, or is once the test has called begin().
     """
     recorder, anchors = Recorder(), Sleepers()
     (directory / "bundles").mkdir()
@@ -221,6 +221,7 @@ async def running_pod(directory: Path, *, begun: bool = True) -> AsyncIterator[P
             patch.setattr(sources, "obtain", source)
             if begun:
                 pod.begin(config(), 0.0)
+                await pod.machine()
             try:
                 yield PodOfTest(pod, guest, recorder, anchors, directory / "bundles")
             finally:

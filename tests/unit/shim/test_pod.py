@@ -155,7 +155,8 @@ def test_a_pod_whose_machine_does_not_boot_says_why(tmp_path: Path) -> None:
 
 def test_the_state_of_a_pod_is_on_disk_at_every_step(tmp_path: Path) -> None:
     async def life() -> None:
-        async with running_pod(tmp_path) as tested:
+        async with running_pod(tmp_path, begun=False) as tested:
+            tested.pod.begin(config(), 0.0)
             assert tested.state()["state"] == "starting"
             container = await tested.create()
             state = tested.state()
