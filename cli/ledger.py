@@ -157,7 +157,7 @@ def log(
         )
         words = (
             moment(entry.at_s),
-            str(entry.address or f"claim {entry.claim}"),
+            _subject(entry),
             change or entry.cause.value,
             entry.detail,
             f"pod {entry.pod}" if entry.pod and not entry.pod.is_host else "",
@@ -214,6 +214,12 @@ def collect(settings: Settings, *, dry_run: bool) -> tuple[list[dict[str, Any]],
 def moment(seconds: float) -> str:
     """Local time, to the second, with its offset."""
     return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def _subject(entry: "Entry") -> str:
+    if entry.address is not None:
+        return str(entry.address)
+    return "host" if entry.claim is None else f"claim {entry.claim}"
 
 
 def _tenants(uses: "Sequence[Use]") -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """casemated: what is optional on a node and makes its pods start faster: the fork server, and the pool.
 
 It holds the fork server's process and puts another one in its place when it ends, and the connections of the
-machines that wait in the pool (pool.py); pods neither need it nor notice its end. It must not import what a
+machines that wait in the pool (pool.py); pods neither need it nor notice its end. Beside that it says how
+long devices are held (witness.py). It must not import what a
 shim imports: that is for the fork server, and one copy is enough.
 """
 
@@ -19,6 +20,7 @@ from config import places
 from config.load import load
 from node.loaded import STALE
 from node.pool import Pool, memory, plain_orders
+from node.witness import Witness
 from rpc.errors import AlreadyExists, CasemateError
 from shim import forkserver, system
 from shim.paths import SPARES
@@ -70,6 +72,7 @@ class Casemated:
         self._pool = Pool(self._make_spare, say, memory)
         for order in plain_orders(self._settings, recalled()):
             self._pool.expect(order)
+        self._witness = Witness(self._settings.ledger_dir, say)
         self._waking, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in SIGNALS:
@@ -85,13 +88,13 @@ class Casemated:
         if self._settings.node.fork_server:
             self._fork_zygote()
         else:
-            say("node.fork_server is false: there is nothing to do")
+            say("node.fork_server is false: pods start without")
             notify("READY=1")
         while True:
-            again_s = self._pool.tend() if self._serves else None
-            if self._again_s is not None:
-                again_s = min(self._again_s, again_s or self._again_s)
-            left_s = None if again_s is None else max(again_s - time.monotonic(), 0.0)
+            self._witness.tend()
+            awaited = (self._pool.tend() if self._serves else None, self._again_s, self._witness.due_s)
+            again_s = min(each for each in awaited if each is not None)
+            left_s = max(again_s - time.monotonic(), 0.0)
             pipes: list[Any] = [self._waking, self._reports, *self._pool.lifelines()]
             if self._ready >= 0:
                 pipes.append(self._ready)
@@ -117,6 +120,7 @@ class Casemated:
                 self._fork_zygote()
         notify("STOPPING=1")
         self._end_zygote()
+        self._witness.look()  # the host may be about to end, too
 
     def _fork_zygote(self) -> None:
         if self._ready >= 0:

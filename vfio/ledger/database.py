@@ -22,7 +22,7 @@ from rpc.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from vfio.ledger.records import MOVES, Instant
+from vfio.ledger.records import MOVES, Cause, Instant
 
 VERSION = 1
 # A transaction takes milliseconds, and who is killed holds nothing; so this is a host whose disk hangs.
@@ -193,6 +193,13 @@ CREATE TRIGGER claims_kept BEFORE DELETE ON claims
     BEGIN SELECT RAISE(ABORT, 'what was claimed stays written down'); END;
 """
 
+_KEEP_LAST_OF_BOOT = """
+INSERT INTO audit (at_s, uptime_s, boot, actor, cause, detail)
+    SELECT wall_s, uptime_s, boot, actor, ?, 'the last that was heard of it before it was booted' FROM act
+    WHERE boot NOT IN ('', ?)
+        AND uptime_s > (SELECT coalesce(max(uptime_s), 0) FROM audit WHERE audit.boot = act.boot)
+"""
+
 
 class Database:
     """One connection to DIRECTORY/ledger.sqlite, which is made if it is not there.
@@ -217,8 +224,13 @@ class Database:
 
     @contextmanager
     def writing(self, now: Instant, actor: str) -> Iterator[sqlite3.Connection]:
-        """All that is done within is on the disk when it ends, or none of it. Nobody else writes then."""
+        """All that is done within is on the disk when it ends, or none of it. Nobody else writes then.
+
+        So act says until when the host was up for certain, audit or not; of an earlier boot that is kept as a
+        line of the audit log before it is written over.
+        """
         with self._transaction("IMMEDIATE") as connection:
+            connection.execute(_KEEP_LAST_OF_BOOT, (Cause.BOOT.value, now.boot))
             connection.execute(
                 "UPDATE act SET wall_s = ?, uptime_s = ?, boot = ?, actor = ?",
                 (now.wall_s, now.uptime_s, now.boot, actor),

@@ -190,6 +190,7 @@ class Ledger:
         """
         dead = self._dead(is_alive)
         if not dead:
+            self.still_held()
             return Orphans((), ())
         with self._writing() as (connection, now):
             held = [claim for claim in rows.claims(connection) if claim.owner in dead]
@@ -204,6 +205,18 @@ class Ledger:
                     rows.note(connection, Cause.TAKEOVER, address=address, detail=f"from pid {working.pid}")
                     devices.append(address)
             return Orphans(tuple(ended), tuple(sorted(devices)), _cpus_of(held))
+
+    def still_held(self) -> bool:
+        """Whether any claim holds. Writes down that it does: should the host end without another word, the
+        uses of now have lasted until then at least.
+
+        Whatever is written to the ledger says so of all claims; this is for when nothing else is.
+        """
+        with self._database.reading() as connection:
+            if not rows.any_holds(connection):
+                return False
+        with self._writing():
+            return True
 
     def _dead(self, is_alive: Callable[[Process], bool]) -> set[Process]:
         """A process that has ended is never alive again, so they may be asked without holding others up."""

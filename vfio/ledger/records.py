@@ -51,6 +51,7 @@ class Cause(Enum):
     RESET = "reset"
     SCRUB = "scrub"
     KEEP = "keep"  # an operator bound it, and there it stays
+    BOOT = "boot"  # of an earlier boot of the host: the last that was heard of it
 
 
 class IllegalMove(FailedPrecondition):

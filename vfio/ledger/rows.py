@@ -83,10 +83,13 @@ def end_claim(connection: Connection, now: Instant, claim: int) -> None:
 
 
 def _seconds(connection: Connection, now: Instant, use: sqlite3.Row) -> float:
+    """Of an earlier boot nobody knows more than when the ledger was last written to (Ledger.still_held)."""
     until = now.uptime_s
     if use["boot"] != now.boot:
         (until,) = connection.execute(
-            "SELECT max(uptime_s) FROM audit WHERE boot = ?", (use["boot"],)
+            "SELECT max(uptime_s) FROM (SELECT uptime_s FROM act WHERE boot = :boot"
+            " UNION ALL SELECT max(uptime_s) FROM audit WHERE boot = :boot)",
+            {"boot": use["boot"]},
         ).fetchone()
     return max(float(until or 0.0) - float(use["from_uptime_s"]), 0.0)
 
@@ -253,6 +256,11 @@ def _claim(connection: Connection, row: sqlite3.Row) -> Claim:
         pages={found["node"]: found["count"] for found in pages},
         page_bytes=row["page_bytes"],
     )
+
+
+def any_holds(connection: Connection) -> bool:
+    """Whether any claim does."""
+    return connection.execute("SELECT 1 FROM claims WHERE ended_s IS NULL").fetchone() is not None
 
 
 def owners(connection: Connection) -> Iterator[Process]:

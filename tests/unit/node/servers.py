@@ -81,7 +81,8 @@ print(json.dumps({"taken": taken, "remark": offer.remark, "pid": os.getpid(), "t
 
 def environment(run: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, "PYTHONPATH": str(CHECKOUT), "CASEMATE_RUN_DIR": str(run), **(more or {})}
+    places = {"CASEMATE_RUN_DIR": str(run), "CASEMATE_LEDGER_DIR": str(run.parent / "ledger")}
+    return {**kept, "PYTHONPATH": str(CHECKOUT), **places, **(more or {})}
 
 
 class Server:

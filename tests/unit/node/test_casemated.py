@@ -305,3 +305,39 @@ def test_readiness_is_told_to_systemd(run: Path) -> None:
         with serving(run, more={"NOTIFY_SOCKET": str(run / "notify")}):
             assert notify.recv(100) == b"READY=1"
         assert notify.recv(100) == b"STOPPING=1"
+
+
+# --- the ledger ---
+
+
+def test_it_says_in_the_ledger_what_is_still_held_also_without_a_fork_server(run: Path) -> None:
+    from tests.unit.vfio.hosts import BOOT, OWNER, POD, plain
+    from vfio.ledger.demand import Request, Wanted
+    from vfio.ledger.ledger import Ledger
+    from vfio.ledger.records import Cause, Instant
+
+    was = Instant(1000.0, 100.0, BOOT)
+    now = was
+    with Ledger(run.parent / "ledger", clock=lambda: now) as ledger:
+        ledger.claim(POD, OWNER, Wanted((Request(),)), plain(1))
+        now = Instant(1040.0, 140.0, BOOT)
+        assert ledger.still_held()
+    config = run.parent / "config"
+    config.mkdir()
+    (config / "config.toml").write_text("[node]\nfork_server = false\n")
+    done = subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=environment(run, {"CASEMATE_CONFIG_DIR": str(config)})
+    )
+    try:
+        with Ledger(run.parent / "ledger") as ledger:
+            deadline = time.monotonic() + WAIT_S
+            # Its first word in this boot keeps what was heard last of the one before.
+            while not (lines := [each for each in ledger.log() if each.cause is Cause.BOOT]):
+                assert done.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert [(each.at_s, each.address) for each in lines] == [(1040.0, None)]
+            assert [use.seconds for use in ledger.usage()] == [40.0]
+    finally:
+        done.terminate()
+        done.wait(WAIT_S)

@@ -403,9 +403,7 @@ def test_setting_the_hosts_clock_changes_no_use(ledger: Ledger, clock: Clock) ->
     assert [use.seconds for use in ledger.usage()] == [30.0]
 
 
-def test_a_use_that_a_power_cut_ended_lasts_to_the_last_that_was_written(
-    ledger: Ledger, clock: Clock
-) -> None:
+def test_without_a_word_since_a_use_lasts_to_the_last_that_was_written(ledger: Ledger, clock: Clock) -> None:
     used(ledger)
     clock.go(40)
     ledger.quarantine(FOUR, "something that was written down")
@@ -414,6 +412,59 @@ def test_a_use_that_a_power_cut_ended_lasts_to_the_last_that_was_written(
     assert [use.seconds for use in ledger.usage()] == [40.0]
     ledger.collect(lambda _: True, WORKER)
     assert [use.seconds for use in ledger.usage()] == [40.0]
+
+
+THREE_DAYS_S = 3 * 86_400
+
+
+@pytest.mark.parametrize("first", ["collect", "claim", "quarantine"])
+def test_what_a_power_cut_ended_lasts_to_the_last_that_it_was_said_to_be_held(
+    ledger: Ledger, clock: Clock, first: str
+) -> None:
+    """first: what is written first after the boot, and must not make the ledger forget the one before."""
+    start = clock.wall_s
+    used(ledger)
+    lines = len(ledger.log())
+    for _ in range(36):
+        clock.go(THREE_DAYS_S / 36)
+        assert ledger.still_held()
+    clock.go(59)
+    clock.reboot(off_s=1000)
+    assert [use.seconds for use in ledger.usage()] == [THREE_DAYS_S]
+    assert len(ledger.log()) == lines  # not a line a minute
+    if first == "claim":
+        ledger.claim(OTHER, Process(1, 1, clock.boot), wanting(1), plain(4))
+    elif first == "quarantine":
+        ledger.quarantine(FOUR, "x")
+    clock.go(5)
+    ledger.collect(lambda _: True, Process(2, 2, clock.boot))
+    (use,) = (each for each in ledger.usage() if each.pod == POD)
+    assert (use.seconds, use.to_s) == (THREE_DAYS_S, start + THREE_DAYS_S)
+    (line,) = (entry for entry in ledger.log() if entry.cause is Cause.BOOT)
+    assert (line.at_s, line.address, line.claim) == (start + THREE_DAYS_S, None, None)
+
+
+def test_whoever_writes_says_of_all_claims_that_they_are_held(ledger: Ledger, clock: Clock) -> None:
+    used(ledger)
+    ledger.release(used(ledger, OTHER), WORKER)
+    clock.go(40)
+    ledger.was_reset(TWO)  # no line of the audit log
+    clock.go(40)
+    ledger.collect(lambda _: True, WORKER)  # `casemate gc`, and nothing to do
+    clock.go(40)
+    assert ledger.devices()  # who only reads writes nothing
+    clock.reboot(off_s=1000)
+    assert [use.seconds for use in ledger.usage() if use.pod == POD] == [80.0]
+
+
+def test_where_nobody_has_anything_nothing_is_written(ledger: Ledger, clock: Clock) -> None:
+    assert not ledger.still_held()
+    ledger.release(used(ledger), WORKER)
+    clock.go(40)
+    assert not ledger.still_held()
+    clock.reboot(off_s=1000)
+    ledger.quarantine(FOUR, "x")
+    assert Cause.BOOT not in [entry.cause for entry in ledger.log()]
 
 
 def test_every_transition_is_in_the_log(ledger: Ledger, clock: Clock) -> None:
