@@ -168,6 +168,7 @@ def log(
 
 def clear(
     address: Annotated[str, typer.Argument(help="Of the quarantined device: 0000:3b:00.0 or 3b:00.0.")],
+    as_json: Json = False,
 ) -> None:
     """End the quarantine of a device, whose cause you have seen to: its driver has it back, pods may have it.
 
@@ -182,7 +183,11 @@ def clear(
         if ledger is None:
             raise NotFound(f"device {wanted} is not quarantined: {_NOTHING}")
         reason = Release.by_settings(settings, Bus(_SYSFS), ledger).clear(wanted)
-    print_line(f"{wanted} is free; it was quarantined because: {reason}")
+        cleared = ledger.device(wanted)
+    if as_json:
+        print_json({"device": _device(cleared), "was_quarantined": reason})
+    else:
+        print_line(f"{wanted} is {cleared.state.value}; it was quarantined because: {reason}")
 
 
 COMMANDS = (claims, usage, log, clear)

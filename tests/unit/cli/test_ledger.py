@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+from cli import gpu
 from cli import ledger as command
 from config.places import LEDGER_FILE as FILE
 from shim import system
@@ -113,6 +115,20 @@ def test_clear_ends_a_quarantine_and_says_who_did(casemate: Casemate, ledger: Le
     assert result.stdout.strip() == "0000:11:00.0 is free; it was quarantined because: fell off the bus"
     assert ledger.device(FIRST).state is State.FREE
     assert ledger.log(FIRST)[-1].actor.startswith("casemate gpu clear, uid ")
+
+
+def test_clear_says_it_as_json_too(casemate: Casemate, ledger: Ledger) -> None:
+    ledger.quarantine(FIRST, "fell off the bus")
+    said = json.loads(casemate("gpu", "clear", "11:00.0", "--json").stdout)
+    assert (said["device"]["address"], said["device"]["state"]) == ("0000:11:00.0", "free")
+    assert (said["device"]["reason"], said["was_quarantined"]) == ("", "fell off the bus")
+    assert ledger.device(FIRST).state is State.FREE
+
+
+def test_all_that_is_said_of_devices_is_said_as_json_too() -> None:
+    commands = [each.callback for each in gpu.app.registered_commands if each.callback is not None]
+    assert command.clear in commands
+    assert [each.__name__ for each in commands if "as_json" not in signature(each).parameters] == []
 
 
 def test_what_is_not_quarantined_is_not_cleared(casemate: Casemate, ledger: Ledger) -> None:
