@@ -120,6 +120,7 @@ def _checks() -> tuple[Check, ...]:
         host.dedicated_cpus,
         host.iommu,
         devices.devices,
+        devices.partitions,
     )
 
 

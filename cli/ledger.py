@@ -94,6 +94,8 @@ def claims(as_json: Json = False) -> None:
         styles = [_STYLES.get(each.state.value, "") for each in devices]
         print_table(("ADDRESS", "STATE", "POD", "TENANT", "SINCE", "REASON"), rows, styles)
     for claim in held:
+        for partition in claim.partitions:
+            print_line(f"{claim.pod}: NVLink partition {partition}")
         for node, cpus in claim.cpus.items():
             print_line(f"{claim.pod}: CPUs {ranges(cpus)} of node {node}")
         for node, count in claim.pages.items():

@@ -30,7 +30,15 @@ unreported: list[str] = []
 # What decides how a config file is read, besides the files themselves.
 _CODE = tuple(
     os.path.join(places.PACKAGE_DIR, name)
-    for name in ("schema.py", "sources.py", "settings.py", "values.py", "annotations.py", "waivers.py")
+    for name in (
+        "schema.py",
+        "sources.py",
+        "settings.py",
+        "values.py",
+        "annotations.py",
+        "waivers.py",
+        "pci.py",
+    )
 )
 # Of the environment, before what the files say.
 _DIRECTORIES = (

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from config import annotations, cpulist, values, waivers
+from config import annotations, cpulist, pci, values, waivers
 from config.settings import Node, Profile, Settings, Timeouts, Vfio
 
 Size = Annotated[int, BeforeValidator(values.size)]
@@ -67,8 +67,17 @@ class NodeTable(_Table):
     pool_refill_s: Seconds
 
 
+_Members = Annotated[
+    list[Annotated[str, AfterValidator(pci.address)]], AfterValidator(values.partition_members)
+]
+
+
 class VfioTable(_Table):
     waive: list[Annotated[str, AfterValidator(waivers.known)]]
+    partitions: Annotated[
+        dict[Annotated[str, AfterValidator(values.partition_name)], _Members],
+        AfterValidator(values.partitions),
+    ]
     ready_s: Seconds
     reset_s: Seconds
     scrub: Annotated[str, AfterValidator(values.absolute_path_or_none)]
@@ -135,6 +144,7 @@ def validate(merged: Mapping[str, Any]) -> Settings:
         ),
         vfio=Vfio(
             waive=tuple(table.vfio.waive),
+            partitions={name: tuple(members) for name, members in table.vfio.partitions.items()},
             ready_s=table.vfio.ready_s,
             reset_s=table.vfio.reset_s,
             scrub=table.vfio.scrub,

@@ -62,9 +62,11 @@ class Vfio(Record):
 
     ready_s, reset_s, scrub_s: in seconds, of one device. scrub: a program's path, or "" for none. cdi_dir,
     cdi_kind: of the file that `casemate cdi generate` writes. pod_resources: of a kubelet's socket, or "".
+    partitions: of NVLink, by name, the addresses of their GPUs as the kernel writes them.
     """
 
     waive: tuple[str, ...]
+    partitions: dict[str, tuple[str, ...]]
     ready_s: float
     reset_s: float
     scrub: str
@@ -126,8 +128,11 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
     given["qemu_paths"] = tuple(given["qemu_paths"])
     given["timeouts"] = Timeouts(**_checked(Timeouts, given["timeouts"]))
     given["node"] = Node(**_checked(Node, given["node"]))
-    waive = given["vfio"]["waive"]
-    given["vfio"] = Vfio(**_checked(Vfio, given["vfio"] | {"waive": tuple(waive)}))
+    lists = {
+        "waive": tuple(given["vfio"]["waive"]),
+        "partitions": {name: tuple(members) for name, members in given["vfio"]["partitions"].items()},
+    }
+    given["vfio"] = Vfio(**_checked(Vfio, given["vfio"] | lists))
     settings = Settings(**_checked(Settings, given))
     if not all(type(name) is str for name in settings.allowed_annotations):
         raise TypeError("allowed_annotations: not all are text")
@@ -135,6 +140,8 @@ def from_mapping(values: "Mapping[str, Any]") -> Settings:
         raise TypeError("qemu_paths: not all are text")
     if not all(type(code) is str for code in settings.vfio.waive):
         raise TypeError("vfio.waive: not all are text")
+    if not all(type(each) is str for members in settings.vfio.partitions.values() for each in members):
+        raise TypeError("vfio.partitions: not all are text")
     if not all(type(count) is int for count in settings.node.pool.values()):
         raise TypeError("node.pool: not all are numbers")
     if any(name != profile.name for name, profile in settings.profiles.items()):

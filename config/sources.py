@@ -196,7 +196,7 @@ def _meant(problem: Mapping[str, Any], path: Path) -> str | None:
         return None
     if problem["type"] == "literal_error":
         return did_you_mean(problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
-    known = {"allowed_annotations": KNOWN, "vfio": WAIVABLE}.get(path[0])
+    known = WAIVABLE if path[:2] == ("vfio", "waive") else {"allowed_annotations": KNOWN}.get(path[0])
     return None if known is None else did_you_mean(problem["input"], known)
 
 

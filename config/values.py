@@ -1,10 +1,11 @@
-"""What a single value may look like: sizes, CPU counts, image names, kernel parameters.
+"""What a single value may look like: sizes, CPU counts, image names, kernel parameters, sets of devices.
 
 Shared by the operator's schema and by pods' annotations, which are hostile. Each function
 returns the checked value or raises ValueError with words that fit after the key's name.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 
 MIB = 1 << 20
 LEAST_MEMORY_BYTES = 48 * MIB  # below, the guest's kernel does not reach its agent
@@ -138,4 +139,29 @@ def cdi_kind(value: str) -> str:
     """A vendor and a class of the Container Device Interface, as its parser takes them."""
     if not _CDI_KIND.fullmatch(value) or len(value) > 128:
         raise ValueError(f'{value[:80]!r} is not a kind of CDI such as "nvidia.com/pgpu"')
+    return value
+
+
+def partition_name(value: str) -> str:
+    """Of an NVLink partition: a fabric manager's number, or whatever the operator calls it."""
+    return profile_name(value)
+
+
+def partition_members(value: list[str]) -> list[str]:
+    """value: addresses as config.pci.address() gives them."""
+    if not value:
+        raise ValueError("must name the GPUs of the partition")
+    for address in value:
+        if value.count(address) > 1:
+            raise ValueError(f"{address} is in it twice")
+    return value
+
+
+def partitions(value: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+    """Members by name: of two with the same ones nobody could say which of them a pod has."""
+    names: dict[frozenset[str], str] = {}
+    for name, members in value.items():
+        other = names.setdefault(frozenset(members), name)
+        if other != name:
+            raise ValueError(f"{other} and {name} are of the same devices")
     return value

@@ -30,10 +30,10 @@ from vfio.binding import Node as Bound
 from vfio.inventory import SYSFS, Inventory
 from vfio.isolation import Audit
 from vfio.kinds import Kind
-from vfio.ledger.demand import Host, Request, Same, Wanted
+from vfio.ledger.demand import Host, Partition, Request, Same, Wanted
 from vfio.ledger.ledger import Ledger
 from vfio.ledger.records import Claim, NotEnough, Pod, Process
-from vfio.offer import nodes, offer
+from vfio.offer import configured, nodes, not_gpus, offer
 from vfio.release import Release
 
 log = logging.getLogger("casemate")
@@ -80,7 +80,8 @@ class Giver:
         wanted, by_node, wished = _wanted(wishes, found)
         named = {address for request in wanted.requests for address in request.addresses}
         refused = {} if _names_all(wanted) else self._refused(found)
-        host = offer(found, refused=refused.keys() - named, sys=self._bus.root)
+        partitions = configured(self._settings.vfio.partitions)
+        host = offer(found, refused=refused.keys() - named, partitions=partitions, sys=self._bus.root)
         allowed = allowed_nodes(self._proc)
         claimable, cpus = _within(host, allowed), None
         if own_cpus:
@@ -92,7 +93,7 @@ class Giver:
             except NotEnough:
                 raise
             except (FailedPrecondition, NotFound, ResourceExhausted) as error:
-                raise _with_refused(error, wanted, found, refused) from error
+                raise _with_reasons(error, wanted, found, refused, partitions) from error
             undo.callback(self._give_back, ledger, claim.id)
             if not claim.page_bytes:
                 # Of one with devices all RAM is there from its first moment on.
@@ -211,18 +212,39 @@ def _names_all(wanted: Wanted) -> bool:
     return all(request.addresses for request in wanted.requests)
 
 
-def _with_refused(
-    error: CasemateError, wanted: Wanted, found: Inventory, refused: dict[PciAddress, str]
+def _with_reasons(
+    error: CasemateError,
+    wanted: Wanted,
+    found: Inventory,
+    refused: dict[PciAddress, str],
+    partitions: Iterable[Partition],
 ) -> CasemateError:
-    """Those that would do, and are not given away, belong to the reasons."""
+    """Those that would do and are not given away are reasons, too; so is what is wrong with partitions."""
     everything = offer(found).candidates
     lines = [
         f"{each.kind} {each.address} is not given to a pod: {refused[each.address]}"
         for each in everything
         if each.address in refused and any(request.matches(each) for request in wanted.requests)
     ]
+    if any(request.partition for request in wanted.requests):
+        lines += _of_partitions(tuple(partitions), found)
     details = "\n".join(filter(None, (error.details, *lines)))
     return type(error)(error.brief, details or None, error.hint)
+
+
+def _of_partitions(partitions: tuple[Partition, ...], found: Inventory) -> Iterable[str]:
+    if not partitions:
+        return ["the configuration has no NVLink partition (vfio.partitions)"]
+    known = ", ".join(f"{each.name} ({len(each.members)})" for each in partitions)
+    wrong = not_gpus(partitions, found)
+    return [
+        f"NVLink partitions, and of how many devices: {known}",
+        *(
+            f"NVLink partition {name} cannot be given: {address} is {what}"
+            for name, members in wrong.items()
+            for address, what in members.items()
+        ),
+    ]
 
 
 def _functions(

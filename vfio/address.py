@@ -4,17 +4,11 @@ The one name that inventory, isolation, ledger and shim have in common for a dev
 there, or whether anything is.
 """
 
-import re
 from dataclasses import dataclass
 
+from config.pci import FORM
 from rpc.errors import InvalidArgument
 
-# Four digits of a domain, or more: Intel's VMD and Hyper-V number theirs from 0x10000 on. lspci and libvirt's
-# users leave out 0000.
-_FORM = re.compile(
-    r"(?:(?P<domain>[0-9a-f]{4,8}):)?(?P<bus>[0-9a-f]{2}):(?P<slot>[0-9a-f]{2})\.(?P<function>[0-7])",
-    re.IGNORECASE | re.ASCII,
-)
 _LAST_SLOT = 0x1F
 
 
@@ -37,8 +31,8 @@ class PciAddress:
     @classmethod
     def parse(cls, text: str) -> "PciAddress":
         """From `0000:3b:00.0`, or `3b:00.0` for domain 0, in either case. Raises InvalidArgument."""
-        found = _FORM.fullmatch(text)
-        if found is None or int(found["slot"], 16) > _LAST_SLOT:
+        found = FORM.fullmatch(text)
+        if found is None:
             raise InvalidArgument(
                 f"{text!r} is not a PCI address",
                 hint="as lspci -D writes it: 0000:3b:00.0",

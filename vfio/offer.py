@@ -3,13 +3,14 @@
 It must not know who has what, nor judge a device: which ones may be given away is the caller's to say.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from config.cpulist import numbers
 from vfio import sysfs
 from vfio.address import PciAddress
 from vfio.configspace import PortType
 from vfio.inventory import SYSFS, Device, Inventory
+from vfio.kinds import Kind
 from vfio.ledger.demand import Candidate, Host, HostNode, Pages, Partition
 
 _KIB = 1 << 10
@@ -25,15 +26,36 @@ def offer(
 ) -> Host:
     """refused: devices that no pod may have, and then none that they would come along with either.
 
-    reserved_cpus: those of the host's own; a core with one of them is nobody's. partitions: what a fabric
-    manager says, which sysfs does not.
+    reserved_cpus: those of the host's own; a core with one of them is nobody's. partitions: see configured(),
+    sysfs does not say them; offered are those of GPUs that are there.
     """
+    partitions = tuple(partitions)
+    wrong = not_gpus(partitions, found)
     candidates = (candidate(found, each) for each in found.devices)
     return Host(
         tuple(c for c in candidates if c.address not in refused and not c.companions.intersection(refused)),
-        tuple(partitions),
+        tuple(each for each in partitions if each.name not in wrong),
         tuple(nodes(sys, reserved_cpus)),
     )
+
+
+def configured(partitions: Mapping[str, Iterable[str]]) -> tuple[Partition, ...]:
+    """Of the operator's vfio.partitions, in the order that they have there."""
+    return tuple(
+        Partition(name, frozenset(map(PciAddress.parse, members))) for name, members in partitions.items()
+    )
+
+
+def not_gpus(partitions: Iterable[Partition], found: Inventory) -> dict[str, dict[PciAddress, str]]:
+    """By name of the partition, what in it is no GPU that could be given away, and what it is instead."""
+    wrong: dict[str, dict[PciAddress, str]] = {}
+    gpus = {each.address for each in found.devices if each.kind is Kind.GPU}
+    for partition in partitions:
+        for address in sorted(partition.members - gpus):
+            device = found.functions.get(address)
+            what = "not there" if device is None else f"no GPU but of kind {device.kind.value}"
+            wrong.setdefault(partition.name, {})[address] = what
+    return wrong
 
 
 def candidate(found: Inventory, device: Device) -> Candidate:

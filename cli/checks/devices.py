@@ -12,6 +12,7 @@ from vfio.inventory import Device
 from vfio.isolation import Audit
 from vfio.kinds import Kind
 from vfio.names import PciNames
+from vfio.offer import configured, not_gpus
 
 _GPUS = (Kind.GPU, Kind.NVSWITCH, Kind.ACCELERATOR)
 
@@ -55,6 +56,31 @@ def devices(context: CheckContext) -> Iterator[Result]:
         return
     codes = dict.fromkeys(finding.code.value for each in refused for finding in audit.refusals(each.address))
     yield warning(name, f"{said}; the others not: {', '.join(codes)}", "casemate gpu audit, docs/gpus.md")
+
+
+def partitions(context: CheckContext) -> Iterator[Result]:
+    """Whether the NVLink partitions that the operator lists are of GPUs that this host has. None, no line."""
+    listed = configured(context.settings.vfio.partitions)
+    if not listed:
+        return
+    name = "NVLink partitions"
+    try:
+        found = inventory.read(str(context.path("/sys")), PciNames())
+    except FailedPrecondition as error:
+        yield warning(
+            name, f"{len(listed)} are listed, and {error.brief}", "take them out of vfio.partitions"
+        )
+        return
+    wrong = not_gpus(listed, found)
+    for partition, members in wrong.items():
+        said = ", ".join(f"{address} is {what}" for address, what in members.items())
+        yield warning(
+            name,
+            f"{partition} of vfio.partitions is given to no pod: {said}",
+            "list the GPUs that `casemate gpu list` has",
+        )
+    if not wrong:
+        yield ok(name, ", ".join(f"{each.name} of {len(each.members)} GPUs" for each in listed))
 
 
 def _is_console(audit: Audit, device: Device) -> bool:

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from cli.checks import devices as of_devices
-from cli.checks.devices import devices
+from cli.checks.devices import devices, partitions
 from cli.checks.result import CheckContext, Level, Result
 from config.sources import read_defaults
 from tests.unit.vfio.machines import MACHINES, no_iommu
 from tests.unit.vfio.trees import Tree
+from vfio import inventory
+from vfio.kinds import Kind
 
 SETTINGS = read_defaults().settings
 
@@ -70,3 +72,21 @@ def test_a_host_without_an_iommu_or_gpus_or_pci_is_as_fit_as_before(tmp_path: Pa
     assert check(screen) == [Result("devices", Level.OK, "no GPU beside the console's")]
     (said,) = devices(CheckContext(SETTINGS, "containerd.sock", tmp_path / "nothing"))
     assert said.level is Level.OK
+
+
+def of_partitions(tree: Tree, **members: tuple[str, ...]) -> list[Result]:
+    settings = SETTINGS.replace(vfio=SETTINGS.vfio.replace(partitions=members))
+    return list(partitions(CheckContext(settings, "containerd.sock", tree.root)))
+
+
+def test_nvlink_partitions_are_of_gpus_that_are_there(hgx: Tree) -> None:
+    assert of_partitions(hgx) == []
+    found = inventory.read(str(hgx.sys)).devices
+    first, second, *_ = (str(each.address) for each in found if each.kind is Kind.GPU)
+    nic = next(str(each.address) for each in found if each.kind is Kind.NIC)
+    (said,) = of_partitions(hgx, two=(first, second), one=(first,))
+    assert said == Result("NVLink partitions", Level.OK, "two of 2 GPUs, one of 1 GPUs")
+    gone, other = of_partitions(hgx, two=(first, "0000:ff:1f.7"), one=(nic,), good=(second,))
+    assert (gone.level, other.level) == (Level.WARNING, Level.WARNING)
+    assert gone.found == "two of vfio.partitions is given to no pod: 0000:ff:1f.7 is not there"
+    assert other.found == f"one of vfio.partitions is given to no pod: {nic} is no GPU but of kind nic"

@@ -65,6 +65,11 @@ def test_claims_has_devices_cpus_and_pages(casemate: Casemate, ledger: Ledger) -
     assert [each["state"] for each in found["devices"]] == ["claimed", "claimed", "quarantined"]
 
 
+def test_claims_has_nvlink_partitions(casemate: Casemate, ledger: Ledger) -> None:
+    ledger.claim(TRAINING, me(), Wanted((Request(4, partition=True),)), dgx())
+    assert "k8s.io/training: NVLink partition 4.0" in casemate("gpu", "claims").stdout.splitlines()
+
+
 def test_claims_has_cpus_of_a_pod_without_devices(casemate: Casemate, ledger: Ledger) -> None:
     ledger.claim(TRAINING, me(), Wanted(cpus=3), dgx())
     assert casemate("gpu", "claims").stdout == "k8s.io/training: CPUs 0-1,64-65 of node 0\n"

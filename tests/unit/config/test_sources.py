@@ -214,6 +214,37 @@ def test_a_kind_of_cdi_is_read_and_another_word_named(write: Write) -> None:
     assert mistake().brief.startswith(f"{path}:2: vfio.cdi_kind: 'pgpu' is not a kind of CDI")
 
 
+def test_nvlink_partitions_are_read_with_addresses_as_the_kernel_has_them(write: Write) -> None:
+    assert read_settings().settings.vfio.partitions == {}
+    write("config.d/a.toml", '[vfio.partitions]\n0 = ["00000000:3B:00.0", "43:00.0"]\n')
+    write("config.d/b.toml", '[vfio.partitions]\n"left" = ["10000:01:00.0"]\n')
+    assert read_settings().settings.vfio.partitions == {
+        "0": ("0000:3b:00.0", "0000:43:00.0"),
+        "left": ("10000:01:00.0",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('4 = ["3b:00.8"]', "vfio.partitions.4.0: '3b:00.8' is not a PCI address such as 0000:3b:00.0"),
+        ('4 = ["3b:00.0", "3b:20.0"]', "vfio.partitions.4.1: '3b:20.0' is not a PCI address"),
+        ('4 = ["3b:00.0", "0000:3B:00.0"]', "vfio.partitions.4: 0000:3b:00.0 is in it twice"),
+        ("4 = []", "vfio.partitions.4: must name the GPUs of the partition"),
+        ('"of four" = ["3b:00.0"]', "vfio.partitions.of four: must be letters, digits,"),
+        ("4 = 3", "vfio.partitions.4: input should be a valid list"),
+    ],
+)
+def test_what_is_no_nvlink_partition_is_named(write: Write, line: str, said: str) -> None:
+    path = write("config.toml", f"[vfio.partitions]\n{line}\n")
+    assert mistake().brief.startswith(f"{path}:2: {said}")
+
+
+def test_two_nvlink_partitions_of_the_same_devices_are_named(write: Write) -> None:
+    write("config.toml", '[vfio.partitions]\na = ["3b:00.0", "43:00.0"]\nb = ["43:00.0", "3b:00.0"]\n')
+    assert mistake().brief.endswith(": vfio.partitions: a and b are of the same devices")
+
+
 def test_a_waiver_of_nothing_is_named_with_the_nearest(write: Write) -> None:
     path = write("config.toml", '[vfio]\nwaive = ["acs-of"]\n')
     error = mistake()

@@ -200,6 +200,47 @@ def test_a_device_that_is_not_there_is_not_found(host: DeviceHost, settings: Set
     assert "is not for pods" in refused(host, settings, wishes(node(None, "0000:00:00.0"))).brief
 
 
+def with_partitions(settings: Settings, **members: tuple[PciAddress, ...]) -> Settings:
+    table = {name: tuple(map(str, each)) for name, each in members.items()}
+    return settings.replace(vfio=settings.vfio.replace(partitions=table))
+
+
+def test_an_nvlink_partition_is_given_as_a_whole(host: DeviceHost, settings: Settings) -> None:
+    settings = with_partitions(settings, one=(SECOND,), two=(FIRST, SECOND), odd=(FIRST, CARD))
+    wish = text("count=2,device=2330,partition=yes")
+    giver = host.giver(settings)
+    given = giver.take(wish, RAM)
+    assert {each.address for each in given.functions} == {str(FIRST), str(SECOND)}
+    with Ledger(Path(settings.ledger_dir)) as ledger:
+        assert ledger.get(given.claim).partitions == ("two",)
+    giver.give_back(given.claim)
+    # The lowest address would be the other one, which is no partition.
+    (alone,) = host.giver(settings, "next").take(text("kind=gpu,partition=yes"), RAM).functions
+    assert alone.address == str(SECOND)
+    assert (
+        "not free: 2 x device, device 2330, one NVLink partition"
+        in refused(host, settings, wish, pod="third").brief
+    )
+
+
+def test_what_is_wrong_with_nvlink_partitions_is_said_to_who_wants_one(
+    host: DeviceHost, settings: Settings
+) -> None:
+    wish = text("count=2,kind=gpu,partition=yes")
+    error = refused(host, settings, wish)
+    assert "cannot give 2 x gpu, one NVLink partition" in error.brief
+    assert "the configuration has no NVLink partition (vfio.partitions)" in str(error.details)
+    gone = PciAddress.parse("99:00.0")
+    settings = with_partitions(settings, one=(FIRST,), two=(FIRST, gone), disks=(SECOND, DISK))
+    lines = str(refused(host, settings, wish).details).splitlines()
+    assert lines[-3:] == [
+        "NVLink partitions, and of how many devices: one (1), two (2), disks (2)",
+        "NVLink partition two cannot be given: 0000:99:00.0 is not there",
+        "NVLink partition disks cannot be given: 0000:04:00.0 is no GPU but of kind nvme",
+    ]
+    assert len(host.giver(settings).take(text("count=2,device=2330"), RAM).functions) == 2
+
+
 def test_no_iommu_is_said(tmp_path: Path, host: DeviceHost, settings: Settings) -> None:
     for each in host.node.values():
         (each.directory / "iommu_group").unlink()
