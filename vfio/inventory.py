@@ -7,7 +7,7 @@ pyudev would tell no more than these files and costs its import and a library; u
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rpc.errors import FailedPrecondition, InvalidArgument, NotFound
 from vfio import configspace, kinds, sysfs
@@ -148,10 +148,10 @@ class Inventory:
         mine = self.functions[address]
         if mine.physfn is not None:
             return ()
+        # Asked of every device of a large host: so not by looking through all of them each time.
+        others = (replace(address, function=number) for number in range(8) if number != address.function)
         return tuple(
-            each.address
-            for each in self.functions.values()
-            if each.address != address and each.address.slot_name == address.slot_name and each.physfn is None
+            each for each in others if each in self.functions and self.functions[each].physfn is None
         )
 
     def members(self, address: PciAddress) -> tuple[PciAddress, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli import gpu
+from tests import gpulist
 from tests.unit.cli.conftest import Casemate
 from tests.unit.vfio.machines import MACHINES
 from tests.unit.vfio.trees import Tree
@@ -254,3 +255,31 @@ def test_what_no_pod_gets_cannot_be_audited(casemate: Casemate, desk: Tree) -> N
     result = casemate("gpu", "audit", "00:01.0")
     assert result.exit_code == 1
     assert "0000:00:01.0 is not for pods: a bridge" in result.stderr
+
+
+# --- what it costs: figures in docs/gpus.md, of `python -m tests.gpulist` ---
+
+
+def test_list_as_a_process_of_its_own_imports_nothing_heavy() -> None:
+    with gpulist.stand() as stand:
+        said, _ = stand.listed()
+        modules = stand.modules()
+    states = [line.split() for line in said.splitlines()[1:]]
+    assert sum("claimed" in words for words in states) == gpulist.GPUS_WANTED
+    assert len(states) == 38
+    assert {"cli.gpu", "vfio.inventory", "vfio.ledger.ledger"} <= modules
+    # pydantic is there all the same: typer needs it to read its arguments
+    heavy = {"rich.console", "config.schema", "grpc", "yaml", "libvirt", "asyncio", "multiprocessing"}
+    assert not modules & (
+        heavy | {"shim", "images", "cli.check", "vfio.ahead", "vfio.binding", "vfio.release"}
+    )
+
+
+def test_the_figures_are_shown_by_their_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpulist.main(["--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [
+        "casemate gpu list, by the clock",
+        "casemate gpu list, of processors",
+        "inventory, after import",
+    ]
