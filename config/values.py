@@ -17,7 +17,8 @@ _SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,6}))? ?(?:([KMGT])(?:i?B|i)?|B)?
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}", re.ASCII)
 _CMDLINE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 _CPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}", re.ASCII)
-_CDI_WORD = r"[A-Za-z](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+# The specification allows a single letter. Readers before 1.0, as that of containerd 1.7, panic at it.
+_CDI_WORD = r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]"
 _CDI_KIND = re.compile(f"{_CDI_WORD}/{_CDI_WORD}", re.ASCII)
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
@@ -136,7 +137,7 @@ def absolute_path_or_auto(value: str) -> str:
 
 
 def cdi_kind(value: str) -> str:
-    """A vendor and a class of the Container Device Interface, as its parser takes them."""
+    """A vendor and a class of the Container Device Interface, as its readers take them."""
     if not _CDI_KIND.fullmatch(value) or len(value) > 128:
         raise ValueError(f'{value[:80]!r} is not a kind of CDI such as "nvidia.com/pgpu"')
     return value

@@ -24,6 +24,7 @@ FLAGS = ("-trimpath", "-ldflags=-s -w", "-buildvcs=false")
 TAGS = "-tags=no_btrfs no_devmapper no_zfs no_aufs"
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr")
 NVCDI = "nvcdi"
+CDICHECK = "cdicheck"
 KUBERNETES = "kubernetes"
 KUBERNETES_PROGRAMS = ("kubelet", "kube-apiserver", "kubectl", "server")
 """The last one is etcd's name for itself."""
@@ -86,6 +87,11 @@ def nvcdi() -> Path:
     if shutil.which("gcc") is None:
         raise NotHereError("NVIDIA's container toolkit takes a C compiler, and this machine has no gcc")
     return _built(MODULES / NVCDI, FLAGS, (NVCDI,), cgo=True) / NVCDI
+
+
+def cdicheck() -> Path:
+    """Says whether a CDI specification is valid (tests/vm/go/cdicheck/main.go): built once and cached."""
+    return _built(MODULES / CDICHECK, FLAGS, (CDICHECK,)) / CDICHECK
 
 
 def kubernetes() -> Path:
@@ -169,6 +175,7 @@ def main() -> None:
         print(nvcdi(), flush=True)
     except NotHereError as reason:
         print(reason, flush=True)
+    print(cdicheck(), flush=True)
     print(nerdctl(), flush=True)
     print(docker(), flush=True)
 

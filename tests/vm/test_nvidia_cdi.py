@@ -46,6 +46,13 @@ def theirs(root: Path) -> Any:
     return json.loads(done.stdout.replace(f"{root}/", "/"))
 
 
+def test_it_is_valid(ours: Any) -> None:
+    done = subprocess.run(
+        [builds.cdicheck()], input=json.dumps(ours), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def nodes(edits: Any) -> dict[str, tuple[int, int, int, str]]:
     return {
         each["path"]: (each["major"], each.get("minor", 0), each["fileMode"], each["permissions"])

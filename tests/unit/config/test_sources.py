@@ -212,6 +212,8 @@ def test_a_kind_of_cdi_is_read_and_another_word_named(write: Write) -> None:
     assert read_settings().settings.vfio.cdi_kind == "nvidia.com/pgpu"
     path = write("config.toml", '[vfio]\ncdi_kind = "pgpu"\n')
     assert mistake().brief.startswith(f"{path}:2: vfio.cdi_kind: 'pgpu' is not a kind of CDI")
+    write("config.toml", '[vfio]\ncdi_kind = "nvidia.com/g"\n')  # at which containerd 1.7 panics
+    assert "vfio.cdi_kind: 'nvidia.com/g' is not a kind of CDI" in mistake().brief
 
 
 def test_nvlink_partitions_are_read_with_addresses_as_the_kernel_has_them(write: Write) -> None:
