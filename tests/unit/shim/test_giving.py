@@ -258,13 +258,51 @@ def test_a_driver_that_cannot_be_bound_leaves_all_as_it_was(host: DeviceHost, se
     assert host.kernel.resets == []
 
 
-def test_one_that_was_pulled_out_meanwhile_is_quarantined(host: DeviceHost, settings: Settings) -> None:
+def test_one_that_is_pulled_out_while_a_pod_has_it_is_quarantined(
+    host: DeviceHost, settings: Settings
+) -> None:
     giver = host.giver(settings)
     claim = giver.take(text("01:00.0, 02:00.0"), RAM).claim
     host.tree.remove(host.node[FIRST])
     giver.give_back(claim)
     assert host.states(settings) == {FIRST: "quarantined"}
     assert host.drivers()[SECOND] == "nvidia"
+
+
+def test_one_that_was_pulled_out_before_is_not_there(host: DeviceHost, settings: Settings) -> None:
+    host.tree.remove(host.node[FIRST])
+    with pytest.raises(NotFound, match=r"0000:01:00\.0 is not there"):
+        host.giver(settings).take(text("01:00.0, 02:00.0"), RAM)
+    assert host.states(settings) == {}
+
+
+WRITES = 6
+"""To bind two devices: of each its override, its driver's unbind, and the bind."""
+
+
+@pytest.mark.parametrize("step", range(WRITES))
+def test_one_that_is_pulled_out_while_it_is_bound_fails_the_pod_and_nobody_has_it(
+    host: DeviceHost, settings: Settings, step: int
+) -> None:
+    def pull() -> None:
+        if len(host.kernel.written) == step:
+            host.tree.remove(host.node[FIRST])
+
+    host.kernel.before = pull
+    with pytest.raises(CasemateError, match=str(FIRST)):
+        host.giver(settings).take(text("01:00.0, 02:00.0"), RAM)
+    assert host.states(settings) == {}
+    assert host.drivers()[SECOND] == "nvidia"
+    with Ledger(Path(settings.ledger_dir)) as ledger:
+        assert ledger.claims() == []
+        assert ledger.bindings() == []
+    (function,) = host.giver(settings, "next").take(text("02:00.0"), RAM).functions
+    assert function.address == str(SECOND)
+
+
+def test_binding_two_devices_takes_so_many_writes(host: DeviceHost, settings: Settings) -> None:
+    host.giver(settings).take(text("01:00.0, 02:00.0"), RAM)
+    assert len(host.kernel.written) == WRITES
 
 
 def test_the_audit_log_says_who_did_it_and_for_whom(host: DeviceHost, settings: Settings) -> None:
