@@ -7,6 +7,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rpc.api import agent as api
@@ -15,7 +16,7 @@ from rpc.client import Client
 from rpc.codec import Message
 from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, Unavailable
 from rpc.method import Method
-from shim.helper import Helper, Watched
+from shim.helper import Helper, Watched, in_thread
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console
 from shim.vm.crowding import crowding
@@ -90,6 +91,8 @@ class Machine:
         self.call_timeout_s = call_timeout_s
         self.host = host
         self.ports = Ports()
+        self.gone: set[str] = set()
+        """Of the host's devices that it was given, those that it has no more, by the host's addresses."""
         self._undo = undo
         self.stopped = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()
@@ -124,6 +127,22 @@ class Machine:
         # A guest that garbles its events, or tells no more, would have its containers run for ever.
         log.error("the guest's events cannot be read, so the machine is ended: %s", reason)
         self.qemu.kill()
+
+    async def follow_devices(self, on_gone: "OnGone") -> None:
+        """From now on on_gone is told, once, of each of the host's devices that the machine loses while it
+        runs. Raises Unavailable."""
+        loop = asyncio.get_running_loop()
+        given = {each.address: each for each in self.facts.devices}
+
+        def tell(address: str) -> None:
+            if address in given and address not in self.gone and not self.lost.done():
+                self.gone.add(address)
+                on_gone(given[address])
+
+        def gone(address: str) -> None:
+            loop.call_soon_threadsafe(tell, address)
+
+        await in_thread(partial(self.host.follow_devices, given, gone))
 
     async def why_lost(self) -> CasemateError:
         error = await asyncio.shield(self.lost)
@@ -235,4 +254,5 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     OnEvent = Callable[[api.Event], None]
+    OnGone = Callable[[Function], None]
     QemuWords = Callable[[], str]
