@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 
-from agent import boot, ids
+from agent import bars, boot, ids
 from agent.files import read, write
 from agent.uevents import appearance
 from rpc.api.agent import FoundDevice
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SYSFS = "/sys"
 KMSG = "/dev/kmsg"
-MOST_WORDS = 12
+MOST_WORDS, MOST_SEARCHED = 12, 256
 MOST_NODES = 64
 # The feature that makes RDMA of what a network card's driver has taken.
 RDMA = {"mlx5_core": "mlx5-rdma"}
@@ -96,6 +96,9 @@ class Passthrough:
                 limit_s,
             )
             self._addresses[device.name] = at
+            bars.check(
+                self._directory(at), kernel_words((at,), (), KMSG, MOST_SEARCHED), f"{self._root}/proc"
+            )
             self._move(at, device.node)
             if driver := self._vendors_driver(device.kind, at):
                 about = driver.says
@@ -311,7 +314,9 @@ class Passthrough:
             return None
 
 
-def kernel_words(about: Sequence[str], unless: Sequence[str] = (), path: str = KMSG) -> list[str]:
+def kernel_words(
+    about: Sequence[str], unless: Sequence[str] = (), path: str = KMSG, most: int = MOST_WORDS
+) -> list[str]:
     """The last lines of the kernel's log that name any of these, and none of those."""
     try:
         kmsg = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -334,4 +339,4 @@ def kernel_words(about: Sequence[str], unless: Sequence[str] = (), path: str = K
                 lines += text.split("\\x0a")  # a record of several lines
     finally:
         os.close(kmsg)
-    return lines[-MOST_WORDS:]
+    return lines[-most:]
