@@ -305,6 +305,11 @@ def test_the_pods_log_names_it_once_and_ps_says_so(pulled: Any) -> None:
     assert "1 by iommufd, 1 gone" in pulled["ps"]
 
 
+def test_the_guests_console_has_said_when_it_came_up(pulled: Any) -> None:
+    came = rf"casemate agent: device {pulled['address']}, \S+, after \d+\.\d s: nvme nvme0n1 "
+    assert re.search(came, pulled["console"]), pulled["console"]
+
+
 def test_the_container_goes_on_without_it(pulled: Any) -> None:
     assert pulled["exec"]["out"] == "node\n0\ngoes on\n", pulled["exec"]
 

@@ -38,7 +38,9 @@ def look() -> dict[str, Any]:
     seen["there"] = (PCI / "devices" / address).exists()
     seen["after"] = _until_told("pulled")
     seen["exec"] = timed(["ctr", "task", "exec", "--exec-id", "look", "pulled", "sh", "-c", STILL])
-    seen["log"] = Path("/run/casemate/pods", about["key"], "shim.log").read_text()
+    directory = Path("/run/casemate/pods", about["key"])
+    seen["log"] = (directory / "shim.log").read_text()
+    seen["console"] = (directory / "console.log").read_text(errors="replace")
     seen["ps"] = timed(["casemate", "ps"])["out"]
     seen["claims"] = _claim(address)
     seen["later"] = timed(ctr("later", "true", wish=address))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from agent import boot, network, passthrough
 from agent.passthrough import Passthrough, kernel_words
 from rpc.api.agent import GivenDevice, PciDevice
 from rpc.errors import NotFound
+from tests.unit.agent.waiting import until
+from tests.unit.rpc.wires import pass_time
 
 NVME = PciDevice(name="0000:3b:00.0", port="00:06.0", function=0, kind="nvme")
 GPU = PciDevice(name="0000:3c:00.0", port="00:06.1", function=0, kind="gpu")
@@ -94,6 +97,31 @@ def test_one_that_is_not_there_does_not_hold_up_the_others(guest: Guest) -> None
     assert nvme.problem == "no device behind root port 00:06.0 appeared within 0.2 s"
     assert (nvme.address, nvme.nodes) == ("", [])
     assert (gpu.address, gpu.problem) == ("0000:03:00.0", "")
+
+
+def test_each_is_said_on_the_console_as_soon_as_it_is_known(guest: Guest) -> None:
+    """Not when the last is: that may take as long as it is let."""
+    guest.nvme(guest.function("00:06.0", "0000:02:00.0", "nvme"))
+    lines: list[str] = []
+    seconds = re.compile(r"after \d+\.\d s")
+
+    async def scenario() -> list[Any]:
+        found = Passthrough(str(guest.sys), str(guest.sys.parent), lines.append)
+        coming = asyncio.create_task(found.come_up([GPU, NVME], 1000.0))
+        await until(lambda: lines)
+        assert not coming.done()
+        assert [seconds.sub("then", line) for line in lines] == [
+            "casemate agent: device 0000:3b:00.0, 0000:02:00.0, then: nvme nvme0n1 nvme0n1p1 nvme0"
+        ]
+        pass_time(1000.0)
+        return await coming
+
+    gpu, nvme = asyncio.run(scenario())
+    assert (bool(gpu.problem), nvme.problem) == (True, "")
+    assert seconds.sub("then", lines[1]) == (
+        "casemate agent: device 0000:3c:00.0, then: it did not come up: "
+        "no device behind root port 00:06.1 appeared within 1000 s"
+    )
 
 
 def near(device: PciDevice, node: int) -> PciDevice:
