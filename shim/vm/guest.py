@@ -94,6 +94,7 @@ class Machine:
         self.gone: set[str] = set()
         """Of the host's devices that it was given, those that it has no more, by the host's addresses."""
         self._undo = undo
+        self._halted: CasemateError | None = None
         self.stopped = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()
         self._watch = asyncio.create_task(self._until_lost(), name="machine-watch")
@@ -130,7 +131,8 @@ class Machine:
 
     async def follow_devices(self, on_gone: "OnGone") -> None:
         """From now on on_gone is told, once, of each of the host's devices that the machine loses while it
-        runs. Raises Unavailable."""
+        runs. A machine that QEMU stops, as where a device reports an error that nobody can mend, is lost: it
+        would stand still for ever. Raises Unavailable."""
         loop = asyncio.get_running_loop()
         given = {each.address: each for each in self.facts.devices}
 
@@ -142,7 +144,18 @@ class Machine:
         def gone(address: str) -> None:
             loop.call_soon_threadsafe(tell, address)
 
-        await in_thread(partial(self.host.follow_devices, given, gone))
+        def halted() -> None:
+            loop.call_soon_threadsafe(self._end_halted)
+
+        await in_thread(partial(self.host.follow_devices, given, gone, halted))
+
+    def _end_halted(self) -> None:
+        if not self.lost.done():
+            # Its words are there before it stops.
+            self._halted = Unavailable(
+                "QEMU has stopped the pod's machine", details=self._qemu_words() or None
+            )
+            self.qemu.kill()
 
     async def why_lost(self) -> CasemateError:
         error = await asyncio.shield(self.lost)
@@ -195,7 +208,8 @@ class Machine:
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            self.lost.set_result(await why_ended(self.qemu, self.files, self._console, self._qemu_words))
+            why = await why_ended(self.qemu, self.files, self._console, self._qemu_words)
+            self.lost.set_result(self._halted or why)
             self.qemu.kill()
         finally:
             for task in waits:

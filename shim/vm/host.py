@@ -82,6 +82,7 @@ class Host:
         self._created = 0
         self._stopped = threading.Event()
         self._migrated = threading.Event()
+        self._halted: Callable[[], None] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -186,6 +187,8 @@ class Host:
         if event == self._libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._stopped.set()
             self._migrated.set()  # or not: whoever waits looks
+        elif self._halted is not None and event == self._libvirt.VIR_DOMAIN_EVENT_SUSPENDED:
+            self._halted()
 
     def save_state(self, state: int, limit_s: float) -> None:
         """Suspends the domain and writes all but its RAM to the descriptor `state`. Raises Unavailable,
@@ -210,12 +213,16 @@ class Host:
         with self._asking("the machine does not give a device back"):
             self._domain_or_fail().detachDevice(device)
 
-    def follow_devices(self, addresses: Collection[str], gone: Callable[[str], None]) -> None:
+    def follow_devices(
+        self, addresses: Collection[str], gone: Callable[[str], None], halted: Callable[[], None]
+    ) -> None:
         """Tells gone(), in libvirt's thread or this one, perhaps twice, of each of these functions of the
-        host's that the domain has no more: also of one that it lost before. Raises Unavailable."""
+        host's that the domain has no more: also of one that it lost before. Calls halted() when QEMU stops
+        the guest's CPUs, which nobody of ours asks it to from now on. Raises Unavailable."""
         libvirt, domain = self._libvirt, self._domain_or_fail()
         assert libvirt is not None
         assert self._connection is not None
+        self._halted = halted
         known: dict[str, str] = {}
         early: list[str] = []
 

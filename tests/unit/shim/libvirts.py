@@ -6,12 +6,14 @@ The XML is as libvirt documents it (formatdomain), without what no code of ours 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from shim.vm.host import Host
 
 DEVICE_REMOVED = 15
+SUSPENDED, STOPPED = 3, 5
 HOSTDEV = """\
     <hostdev mode='subsystem' type='pci' managed='no'>
       <driver name='vfio' iommufd='yes'/>
@@ -39,14 +41,18 @@ class Domain:
         self.devices = {f"hostdev{number}": address for number, address in enumerate(addresses)}
         self.callbacks: list[tuple[int, Callable[..., None]]] = []
         self.at_xml: Callable[[], None] = lambda: None
+        self.halt: Callable[[], None]
 
     def host(self, host: Host) -> Domain:
         """Is what this one has on its connection."""
         module = ModuleType("libvirt")
         module.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED = DEVICE_REMOVED  # type: ignore[attr-defined]
+        module.VIR_DOMAIN_EVENT_SUSPENDED = SUSPENDED  # type: ignore[attr-defined]
+        module.VIR_DOMAIN_EVENT_STOPPED = STOPPED  # type: ignore[attr-defined]
         module.libvirtError = LibvirtError  # type: ignore[attr-defined]
         given: Any = self
         host._libvirt, host._connection, host._domain = module, given, given
+        self.halt = partial(host._on_lifecycle, given, given, SUSPENDED, 0, None)
         return self
 
     def name(self) -> str:

@@ -221,6 +221,24 @@ async def test_one_that_a_running_machine_loses_is_named_once_while_the_containe
 
 
 @in_a_loop
+async def test_a_machine_that_qemu_stops_for_a_device_is_lost_in_qemus_words(
+    host: DeviceHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand still for ever, and its containers with it."""
+    words = f"vfio {FIRST}: Unrecoverable error detected"
+    async with given_pod(tmp_path) as pod:
+        await pod.create(annotations={DEVICES: TWO})
+        container = await pod.test.pod.start(POD)
+        monkeypatch.setattr(pod.test.guest.machine, "_qemu_words", lambda: words)
+        await asyncio.to_thread(pod.domain.halt)
+        await container.init.exited.wait()
+        assert container.init.end.exit_status == 137
+        assert pod.test.state()["error"] == f"QEMU has stopped the pod's machine: {words}"
+        await pod.test.pod.delete(POD)
+        assert set(pod.states.values()) == {"free"}
+
+
+@in_a_loop
 async def test_what_libvirt_says_of_devices_as_a_pod_ends_is_no_loss(
     host: DeviceHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

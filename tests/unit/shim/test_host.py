@@ -265,7 +265,7 @@ NVME, VMD = "0000:3b:00.0", "10000:e1:1f.7"
 def followed(host: Host, domain: libvirts.Domain, *addresses: str) -> list[str]:
     gone: list[str] = []
     domain.host(host)
-    host.follow_devices(addresses, gone.append)
+    host.follow_devices(addresses, gone.append, lambda: gone.append("halted"))
     return gone
 
 
@@ -290,6 +290,14 @@ def test_one_that_goes_while_libvirt_is_asked_is_told(host: Host) -> None:
     domain = libvirts.Domain((NVME, VMD))
     domain.at_xml = lambda: domain.remove(VMD)
     assert followed(host, domain, NVME, VMD) == [VMD]
+
+
+def test_that_qemu_stops_the_guest_is_told(host: Host) -> None:
+    domain = libvirts.Domain((NVME,))
+    gone = followed(host, domain, NVME)
+    domain.halt()
+    assert gone == ["halted"]
+    assert host._stopped.is_set() is False
 
 
 def test_a_libvirt_that_will_not_tell_says_why(host: Host) -> None:
