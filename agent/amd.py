@@ -14,6 +14,7 @@ from functools import partial
 
 from agent import boot
 from agent.files import read
+from agent.progress import while_moving
 from agent.threads import in_thread
 from agent.uevents import appearance
 from rpc.errors import FailedPrecondition, NotFound, Unavailable
@@ -77,13 +78,7 @@ class Driver:
         """
         if self._loading is None:
             self._loading = asyncio.create_task(in_thread(partial(boot.load_feature, FEATURE)))
-        done = -1
-        while not self._loading.done():
-            before, done = done, self._count_renders()
-            if before == done:
-                raise TimeoutError
-            await asyncio.wait([self._loading], timeout=limit_s)
-        self._loading.result()
+        await while_moving(self._loading, self._count_renders, limit_s)
 
     def nodes(self, address: str) -> list[str]:
         """Of a GPU, below /dev: its own, those of its partitions, and kfd, if it is among KFD's."""

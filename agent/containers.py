@@ -135,8 +135,9 @@ class Guest:
     def passthrough(self) -> Passthrough:
         if self._passthrough is None:
             from agent.passthrough import Passthrough  # most guests have no such device
+            from agent.transport import say
 
-            self._passthrough = Passthrough()
+            self._passthrough = Passthrough(say=say)
         return self._passthrough
 
     def resolve_namespaces(self, spec: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import stat
 
 from agent import boot
 from agent.files import read
+from agent.progress import while_moving
 from agent.threads import in_thread
 from agent.uevents import appearance
 from rpc.errors import FailedPrecondition, Unavailable
@@ -42,29 +43,36 @@ class Driver:
         self._dev = f"{root}/dev"
         self._loading: asyncio.Task[None] | None = None
         self._held: dict[str, int] = {}
+        self._done = 0
         self.minors: dict[str, int] = {}
         """Of GPUs that are initialised, by their addresses in the guest."""
 
     async def come_up(self, directory: str, limit_s: float) -> None:
         """The GPU of this directory of sysfs is the driver's, and initialised. All nodes are there.
 
-        Raises FailedPrecondition where the driver cannot be loaded or cannot initialise it, Unavailable where
-        that takes too long, with what was waited for.
+        limit_s: of each step; of the last, from when the driver was done with any GPU, as it may initialise
+        one after the other. Raises FailedPrecondition where the driver cannot be loaded or cannot initialise
+        it, Unavailable where that takes too long, with what was waited for.
         """
         address = os.path.basename(directory)
-        waiting = "the driver was not loaded"
+        if self._loading is None:
+            self._loading = asyncio.create_task(in_thread(self._load))
         try:
-            async with asyncio.timeout(limit_s):
-                if self._loading is None:
-                    self._loading = asyncio.create_task(in_thread(self._load))
-                await asyncio.shield(self._loading)
-                waiting = "the driver did not take it"
-                minor = await appearance(lambda: self._minor(address), f"GPU {address}", limit_s)
-                waiting = "it was not initialised"
-                make_node(f"{self._dev}/nvidia{minor}", _MAJOR, minor)
-                self._held[address] = await self._initialise(address, f"{self._dev}/nvidia{minor}")
+            await while_moving(self._loading, self._count_done, limit_s)
         except TimeoutError:
-            raise Unavailable(f"GPU {address}: {waiting} within {limit_s:g} s") from None
+            raise _late(address, "the driver was not loaded", limit_s) from None
+        try:
+            minor = await appearance(lambda: self._minor(address), f"GPU {address}", limit_s)
+        except Unavailable:
+            raise _late(address, "the driver did not take it", limit_s) from None
+        make_node(f"{self._dev}/nvidia{minor}", _MAJOR, minor)
+        opening = asyncio.ensure_future(self._initialise(address, f"{self._dev}/nvidia{minor}"))
+        try:
+            self._held[address] = await while_moving(opening, self._count_done, limit_s)
+        except TimeoutError:
+            raise _late(address, "it was not initialised", limit_s) from None
+        finally:
+            opening.cancel()
         self.minors[address] = minor
 
     def nodes(self, address: str) -> list[str]:
@@ -112,11 +120,18 @@ class Driver:
         nvidia-persistenced does. Each in a thread of its own: they wait for each other as far as the driver
         has them wait."""
         try:
-            return await in_thread(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            held = await in_thread(lambda: os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
+            self._done += 1
             raise FailedPrecondition(
                 f"GPU {address} cannot be initialised", os.strerror(error.errno or 0)
             ) from error
+        self._done += 1
+        return held
+
+    def _count_done(self) -> int:
+        """GPUs that the driver has initialised, or has failed to."""
+        return self._done
 
     def _minor(self, address: str) -> int | None:
         """The driver's number of a GPU, once it has taken it."""
@@ -132,6 +147,10 @@ class Driver:
             number, _, name = line.strip().partition(" ")
             if number.isdigit():
                 yield name, int(number)
+
+
+def _late(address: str, what: str, limit_s: float) -> Unavailable:
+    return Unavailable(f"GPU {address}: {what} within {limit_s:g} s")
 
 
 def make_node(path: str, major: int, minor: int, mode: int = _MODE) -> None:

@@ -2,8 +2,8 @@
 is made of what is there: nodes, libraries, programs, firmware, the environment.
 
 As `nvidia-ctk cdi generate` of the NVIDIA container toolkit makes it, so that containers find what they find
-elsewhere; tests/vm/test_nvidia.py compares the two. Must not know how GPUs came up, nor how a specification
-is applied.
+elsewhere; tests/vm/test_nvidia_cdi.py compares the two. Must not know how GPUs came up, nor how a
+specification is applied.
 """
 
 from __future__ import annotations

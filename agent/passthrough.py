@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 
-from agent import boot, ids
+from agent import bars, boot, ids
 from agent.files import read, write
 from agent.uevents import appearance
 from rpc.api.agent import FoundDevice
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 
 SYSFS = "/sys"
 KMSG = "/dev/kmsg"
-MOST_WORDS = 12
-MOST_NODES = 64
+MOST_WORDS, MOST_SEARCHED = 12, 256
+MOST_NODES, MOST_TOLD = 64, 8
 # The feature that makes RDMA of what a network card's driver has taken.
 RDMA = {"mlx5_core": "mlx5-rdma"}
 _INFINIBAND = b"0x0207"  # the class of a card whose ports are no Ethernet's (PCI Code and ID Assignment)
@@ -72,11 +73,15 @@ _VENDORS: Mapping[int, tuple[str, Callable[[str, str], VendorDriver]]] = {
 
 
 class Passthrough:
-    """Those of one machine. sysfs: where it is looked at. root: of the guest's files."""
+    """Those of one machine. sysfs: where it is looked at. root: of the guest's files. say: takes a line for
+    each as soon as it is known what has become of it."""
 
-    def __init__(self, sysfs: str = SYSFS, root: str = "") -> None:
+    def __init__(
+        self, sysfs: str = SYSFS, root: str = "", say: Callable[[str], None] = lambda line: None
+    ) -> None:
         self._sysfs = sysfs
         self._root = root
+        self._say = say
         self._addresses: dict[str, str] = {}
         self._drivers: dict[int, VendorDriver] = {}
         self._gpus: dict[str, VendorDriver] = {}  # those that are up, by address
@@ -84,7 +89,18 @@ class Passthrough:
 
     async def come_up(self, devices: Sequence[PciDevice], limit_s: float) -> list[FoundDevice]:
         """What has become of each, all waited for at once."""
-        return list(await asyncio.gather(*(self._come_up(device, limit_s) for device in devices)))
+        return list(await asyncio.gather(*(self._told(device, limit_s) for device in devices)))
+
+    async def _told(self, device: PciDevice, limit_s: float) -> FoundDevice:
+        """As _come_up(), and said at once: the answer comes when the last is known."""
+        begun_s = time.monotonic()
+        found = await self._come_up(device, limit_s)
+        made = found.driver or "no driver", *found.interfaces, *found.nodes[:MOST_TOLD]
+        words = f"it did not come up: {found.problem}" if found.problem else " ".join(made)
+        at = f", {found.address}" if found.address else ""
+        after = f"after {time.monotonic() - begun_s:.1f} s"
+        self._say(f"casemate agent: device {device.name}{at}, {after}: {' '.join(words.split())}")
+        return found
 
     async def _come_up(self, device: PciDevice, limit_s: float) -> FoundDevice:
         found = FoundDevice(name=device.name)
@@ -96,6 +112,9 @@ class Passthrough:
                 limit_s,
             )
             self._addresses[device.name] = at
+            bars.check(
+                self._directory(at), kernel_words((at,), (), KMSG, MOST_SEARCHED), f"{self._root}/proc"
+            )
             self._move(at, device.node)
             if driver := self._vendors_driver(device.kind, at):
                 about = driver.says
@@ -311,7 +330,9 @@ class Passthrough:
             return None
 
 
-def kernel_words(about: Sequence[str], unless: Sequence[str] = (), path: str = KMSG) -> list[str]:
+def kernel_words(
+    about: Sequence[str], unless: Sequence[str] = (), path: str = KMSG, most: int = MOST_WORDS
+) -> list[str]:
     """The last lines of the kernel's log that name any of these, and none of those."""
     try:
         kmsg = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -334,4 +355,4 @@ def kernel_words(about: Sequence[str], unless: Sequence[str] = (), path: str = K
                 lines += text.split("\\x0a")  # a record of several lines
     finally:
         os.close(kmsg)
-    return lines[-MOST_WORDS:]
+    return lines[-most:]

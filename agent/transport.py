@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 PORT_NAME = "dev.casemate.agent"
+CONSOLE = "/dev/console"
 PORTS = "/sys/class/virtio-ports"
 MOST_FILE_CONNECTIONS = 4
 _RESERVED_PORTS = 1024
@@ -71,11 +72,16 @@ class Line:
 
     def say_waiting(self) -> None:
         """On the console, where the host looks for it: nothing else of the guest's is connected."""
-        fd = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            os.write(fd, f"{api.WAITING}\n".encode())
-        finally:
-            os.close(fd)
+        say(api.WAITING)
+
+
+def say(line: str, path: str = CONSOLE) -> None:
+    """What nobody has asked for. Raises OSError where there is no console."""
+    fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        os.write(fd, f"{line}\n".encode(errors="replace"))
+    finally:
+        os.close(fd)
 
 
 def find_port(name: str, ports: str = PORTS) -> str | None:

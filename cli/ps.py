@@ -78,11 +78,16 @@ def _vcpus(record: dict[str, object]) -> str:
 
 
 def _devices(record: dict[str, object]) -> str:
-    """How many of the host's, by which way of VFIO's, and of which huge pages RAM is."""
+    """How many of the host's, by which way of VFIO's, of which huge pages RAM is, how many have been lost."""
     devices, pages = record.get("devices"), record.get("hugepage_bytes")
     if not isinstance(devices, list) or not devices:
         return "-"
-    return f"{len(devices)} by {record.get('device_access')}" + (f", {size(pages)} pages" if pages else "")
+    words = [f"{len(devices)} by {record.get('device_access')}"]
+    if pages:
+        words.append(f"{size(pages)} pages")
+    if gone := sum(1 for each in devices if isinstance(each, dict) and each.get("gone")):
+        words.append(f"{gone} gone")
+    return ", ".join(words)
 
 
 def _containers(containers: list[dict[str, object]]) -> str:

@@ -39,7 +39,8 @@ class Profile(Record):
 
 
 class Timeouts(Record):
-    """How long the host waits, in seconds; boot_s and agent_call_s without KVM tcg_factor times as long."""
+    """How long the host waits, in seconds; boot_s and agent_call_s without KVM tcg_factor times as long, on a
+    crowded host as many times as it is crowded."""
 
     boot_s: float
     agent_call_s: float

@@ -54,6 +54,8 @@ class Devices:
         self._machine: Machine | None = None
         self._allocated: Mapping[str, tuple[Node, ...]] = {}  # by containers' names, a kubelet's
         self._changing = asyncio.Lock()
+        self.changed: Callable[[], None] = lambda: None
+        """Called once a machine that runs has lost one."""
 
     async def in_a_machine(
         self, wants: Wants, obtain: "Callable[[Given | None], Awaitable[Machine]]"
@@ -66,7 +68,27 @@ class Devices:
         except CasemateError:
             await self.give_back()
             raise
+        if machine.facts.devices:
+            await self._follow(machine)
         return machine
+
+    async def _follow(self, machine: "Machine") -> None:
+        """Of one that is pulled out, or that the guest lets go of, the log tells; the pod goes on."""
+
+        def on_gone(function: "Function") -> None:
+            log.error(
+                "device %s (%s) is gone from the pod's machine: it was taken out of the host, or the guest "
+                "let go of it. The containers go on without it. It stays the pod's until that is deleted, "
+                "and is then reset, or quarantined if it is not there",
+                function.address,
+                function.title,
+            )
+            self.changed()
+
+        try:
+            await machine.follow_devices(on_gone)
+        except CasemateError as error:
+            log.warning("devices that are lost while the pod runs will not be told of: %s", error)
 
     async def _with_the_kubelets(self, wants: Wants) -> Wants:
         """With what a kubelet has allocated to the pod's containers. Raises as kubelet.ask()."""

@@ -67,6 +67,7 @@ class Pod:
         self._error: str | None = None
         self._network: PodNetwork | None = None
         self._flushing: asyncio.Task[None] | None = None
+        means.devices.changed = lambda: self.write_state("running")
         self.begun = asyncio.Event()
         """Set when its machine is being made, or there is a reason that it will not be."""
         self.ending = asyncio.Event()
@@ -361,10 +362,8 @@ class Pod:
         process = self.container(container_id).process(exec_id)
         if process.terminal and process.in_guest and not isinstance(process.state, Stopped):
             machine = await self.machine()
-            await machine.call(
-                api.RESIZE,
-                api.ResizeRequest(container_id=container_id, exec_id=exec_id, width=width, height=height),
-            )
+            asked = api.ResizeRequest(container_id=container_id, exec_id=exec_id, width=width, height=height)
+            await machine.call(api.RESIZE, asked)
 
     async def update(self, container_id: str, document: bytes) -> None:
         """document: OCI LinuxResources as JSON, applied in the guest as far as it can (resources.py)."""

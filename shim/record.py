@@ -74,6 +74,7 @@ def describe(
                 "port": each.port,
                 "function": each.function,
                 "node": each.node,
+                "gone": machine is not None and each.address in machine.gone,
             }
             for each in (facts.devices if facts else ())
         ],

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rpc.api import agent as api
@@ -15,7 +16,7 @@ from rpc.client import Client
 from rpc.codec import Message
 from rpc.errors import CasemateError, DeadlineExceeded, Disconnected, Unavailable
 from rpc.method import Method
-from shim.helper import Helper, Watched
+from shim.helper import Helper, Watched, in_thread
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console
 from shim.vm.crowding import crowding
@@ -90,7 +91,10 @@ class Machine:
         self.call_timeout_s = call_timeout_s
         self.host = host
         self.ports = Ports()
+        self.gone: set[str] = set()
+        """Of the host's devices that it was given, those that it has no more, by the host's addresses."""
         self._undo = undo
+        self._halted: CasemateError | None = None
         self.stopped = False
         self.lost: asyncio.Future[CasemateError] = asyncio.get_running_loop().create_future()
         self._watch = asyncio.create_task(self._until_lost(), name="machine-watch")
@@ -124,6 +128,34 @@ class Machine:
         # A guest that garbles its events, or tells no more, would have its containers run for ever.
         log.error("the guest's events cannot be read, so the machine is ended: %s", reason)
         self.qemu.kill()
+
+    async def follow_devices(self, on_gone: "OnGone") -> None:
+        """From now on on_gone is told, once, of each of the host's devices that the machine loses while it
+        runs. A machine that QEMU stops, as where a device reports an error that nobody can mend, is lost: it
+        would stand still for ever. Raises Unavailable."""
+        loop = asyncio.get_running_loop()
+        given = {each.address: each for each in self.facts.devices}
+
+        def tell(address: str) -> None:
+            if address in given and address not in self.gone and not self.lost.done():
+                self.gone.add(address)
+                on_gone(given[address])
+
+        def gone(address: str) -> None:
+            loop.call_soon_threadsafe(tell, address)
+
+        def halted() -> None:
+            loop.call_soon_threadsafe(self._end_halted)
+
+        await in_thread(partial(self.host.follow_devices, given, gone, halted))
+
+    def _end_halted(self) -> None:
+        if not self.lost.done():
+            # Its words are there before it stops.
+            self._halted = Unavailable(
+                "QEMU has stopped the pod's machine", details=self._qemu_words() or None
+            )
+            self.qemu.kill()
 
     async def why_lost(self) -> CasemateError:
         error = await asyncio.shield(self.lost)
@@ -176,7 +208,8 @@ class Machine:
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            self.lost.set_result(await why_ended(self.qemu, self.files, self._console, self._qemu_words))
+            why = await why_ended(self.qemu, self.files, self._console, self._qemu_words)
+            self.lost.set_result(self._halted or why)
             self.qemu.kill()
         finally:
             for task in waits:
@@ -235,4 +268,5 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     OnEvent = Callable[[api.Event], None]
+    OnGone = Callable[[Function], None]
     QemuWords = Callable[[], str]

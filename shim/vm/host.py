@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -82,6 +82,7 @@ class Host:
         self._created = 0
         self._stopped = threading.Event()
         self._migrated = threading.Event()
+        self._halted: Callable[[], None] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -186,6 +187,8 @@ class Host:
         if event == self._libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._stopped.set()
             self._migrated.set()  # or not: whoever waits looks
+        elif self._halted is not None and event == self._libvirt.VIR_DOMAIN_EVENT_SUSPENDED:
+            self._halted()
 
     def save_state(self, state: int, limit_s: float) -> None:
         """Suspends the domain and writes all but its RAM to the descriptor `state`. Raises Unavailable,
@@ -209,6 +212,33 @@ class Host:
         """Asks the guest to let go of a device; where it does not, QEMU keeps it. Raises Unavailable."""
         with self._asking("the machine does not give a device back"):
             self._domain_or_fail().detachDevice(device)
+
+    def follow_devices(
+        self, addresses: Collection[str], gone: Callable[[str], None], halted: Callable[[], None]
+    ) -> None:
+        """Tells gone(), in libvirt's thread or this one, perhaps twice, of each of these functions of the
+        host's that the domain has no more: also of one that it lost before. Calls halted() when QEMU stops
+        the guest's CPUs, which nobody of ours asks it to from now on. Raises Unavailable."""
+        libvirt, domain = self._libvirt, self._domain_or_fail()
+        assert libvirt is not None
+        assert self._connection is not None
+        self._halted = halted
+        known: dict[str, str] = {}
+        early: list[str] = []
+
+        def on_removed(_: object, __: object, alias: str, ___: object) -> None:
+            early.append(alias)
+            if address := known.get(alias):
+                gone(address)
+
+        with self._asking("libvirt does not tell of devices that a machine loses"):
+            event = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED
+            self._connection.domainEventRegisterAny(domain, event, on_removed, None)
+            known.update(_passed(domain.XMLDesc(0)))
+        missing = set(addresses) - set(known.values())
+        # What went while libvirt was asked was in its answer, and was told before the answer was known.
+        for address in sorted(missing | {known[alias] for alias in list(early) if alias in known}):
+            gone(address)
 
     def suspend(self) -> None:
         """Raises Unavailable."""
@@ -352,6 +382,22 @@ class Host:
             return content
         lean = without_models(content)
         return content if (name, lean) in self._seeded else lean
+
+
+def _passed(xml: str) -> dict[str, str]:
+    """The PCI address of each of the host's functions that a domain has, by libvirt's alias of it."""
+    from xml.etree import ElementTree  # no pod without devices comes here
+
+    found = {}
+    for device in ElementTree.fromstring(xml).iterfind("devices/hostdev"):  # noqa: S314 - libvirt's
+        alias, address = device.find("alias"), device.find("source/address")
+        if alias is None or address is None:
+            raise Unavailable("libvirt does not say what it calls a device of the host's")
+        domain, bus, slot, function = (
+            int(address.attrib[name], 16) for name in ("domain", "bus", "slot", "function")
+        )
+        found[alias.attrib["name"]] = f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
+    return found
 
 
 @contextmanager

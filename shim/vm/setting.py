@@ -26,6 +26,7 @@ from shim.vm import accel as acceleration
 from shim.vm import cpu_models, designer, files, reach
 from shim.vm.accel import Acceleration
 from shim.vm.console import Console, listen
+from shim.vm.crowding import crowding
 from shim.vm.designer import Files, Places, Way
 from shim.vm.domain import Domain
 from shim.vm.files import FileServer
@@ -106,12 +107,13 @@ class Setting:
 
     @property
     def boot_s(self) -> float:
+        """How long a boot may take that begins now. On a crowded host each machine has little of a CPU."""
         request, more_s = self.request, 0.0
         if request.functions:
             from shim.vm.passthrough import more_s_of
 
             more_s = more_s_of(request.functions, request.profile.memory_bytes)
-        return (request.settings.timeouts.boot_s + more_s) * self.factor
+        return (request.settings.timeouts.boot_s + more_s) * self.factor * crowding()
 
     @property
     def access(self) -> "Access | None":

@@ -376,7 +376,8 @@ class Attempt:
         ports = slots.layout(functions, setting.request.backing, designer.LAST_BUS).addresses
         request = passthrough.request_of(functions, ports, ready_s, setting.request.backing)
         with self._trace.span(phases.DEVICES_READY, phases.POD_READY, str(setting.access)):
-            most_s = (2 + len(functions)) * ready_s  # a driver may bring up one after the other
+            # Found, the driver loaded, taken, and brought up one after the other.
+            most_s = (4 + len(functions)) * ready_s
             passthrough.check(functions, await self._ask(client, api.DEVICES, request, most_s))
 
     async def _ask(self, client: Client, method: "Method[Q, R]", request: "Q", more_s: float = 0.0) -> "R":

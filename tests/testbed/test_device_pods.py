@@ -286,6 +286,44 @@ def test_a_kubelet_that_does_not_say_is_the_pods_end(kubelets: Any) -> None:
     assert "INTERNAL: out of order" in kubelets["silent"]["err"]
 
 
+# --- a disk that is taken out of the host while its pod runs ---
+
+
+@pytest.fixture(scope="module")
+def pulled(seen: Any) -> Any:
+    return seen["pulled"]
+
+
+def test_the_host_need_not_wait_for_the_pods_end(pulled: Any) -> None:
+    assert (pulled["removed"], pulled["there"]) == (0, False)
+
+
+def test_the_pods_log_names_it_once_and_ps_says_so(pulled: Any) -> None:
+    (line,) = [line for line in pulled["log"].splitlines() if "is gone from the pod's machine" in line]
+    assert f"device {pulled['address']} (Red Hat, Inc. QEMU NVM Express Controller)" in line
+    assert (pulled["before"], pulled["after"]) == ([False], [True])
+    assert "1 by iommufd, 1 gone" in pulled["ps"]
+
+
+def test_the_guests_console_has_said_when_it_came_up(pulled: Any) -> None:
+    came = rf"casemate agent: device {pulled['address']}, \S+, after \d+\.\d s: nvme nvme0n1 "
+    assert re.search(came, pulled["console"]), pulled["console"]
+
+
+def test_the_container_goes_on_without_it(pulled: Any) -> None:
+    assert pulled["exec"]["out"] == "node\n0\ngoes on\n", pulled["exec"]
+
+
+def test_it_is_the_pods_until_that_ends_then_quarantined_and_free_once_it_is_back(pulled: Any) -> None:
+    assert pulled["claims"] == ["in use", ""]
+    assert pulled["later"]["code"] != 0
+    assert "is not there" in pulled["later"]["err"]
+    assert pulled["ended"][0] == 128 + 9
+    assert pulled["quarantined"] == ["quarantined", f"device {pulled['address']} is not there any more"]
+    assert pulled["cleared"]["code"] == 0, pulled["cleared"]
+    assert ("nvme0" in pulled["states"], pulled["driver"]) == (False, "nvme")
+
+
 # --- when something is killed ---
 
 

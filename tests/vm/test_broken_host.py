@@ -9,6 +9,7 @@ import pytest
 
 from bench.ctr import Ctr
 from bench.instance import RUNTIME, Instance
+from shim.vm.crowding import MOST
 from tests.vm import builds, census, faults
 from tests.vm.faults import refused
 from tests.vm.pods import FULL, IMAGE, Pods, every_version, prepare
@@ -31,7 +32,8 @@ def test_qemu_that_exits_at_once(pods: Pods) -> None:
 def test_qemu_that_hangs(pods: Pods) -> None:
     qemu = faults.hangs_as_machine(pods.ctr.instance)
     pods.ctr.instance.configure(f'qemu = "{qemu}"\n[timeouts]\nboot_s = 2.0\ntcg_factor = 2.0\n')
-    refused(pods.run("true"), "QEMU", within_s=2.0 * 2.0 + NOTICED_S)
+    limit_s = 2.0 * 2.0 * MOST + NOTICED_S
+    refused(pods.run("true", timeout_s=2 * limit_s), "QEMU", within_s=limit_s)
 
 
 def test_qemu_that_is_not_there(pods: Pods) -> None:

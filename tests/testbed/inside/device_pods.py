@@ -15,7 +15,7 @@ from typing import Any
 
 from shim.vm.passthrough import IOMMUFD
 from tests.testbed.gauges import Fault
-from tests.testbed.inside import cards, device_boots, dma, kubelet_pods, numa_pods, places
+from tests.testbed.inside import cards, device_boots, dma, kubelet_pods, numa_pods, places, pulled_pods
 from tests.testbed.inside.device_boots import Shape
 from tests.testbed.inside.given import (
     GONE_S,
@@ -175,6 +175,7 @@ def main() -> int:
     seen |= {"gpus": gpus(), "by_node": by_node(), "ahead": ahead(), "mapped": mapped()}
     seen |= {"numa": numa_pods.look(), "cards": cards.look(), "dma": dma.look()}
     seen["kubelet"] = kubelet_pods.look()
+    seen["pulled"] = pulled_pods.look()
     seen["end"] = {"pods": casemate("ps"), "states": states()}
     SEEN.write_text(json.dumps(seen))
     return 0

@@ -103,11 +103,14 @@ def come_up(guest: Guest, *devices: PciDevice) -> tuple[Passthrough, list[Any]]:
 
 
 async def come_up_without_the_first(guest: Guest) -> list[Any]:
-    """As if all the time that they have had passed once the second is up."""
+    """As if all the time that they have had passed once the second is up, and that anew which the first has
+    because the second has come up."""
     found = Passthrough(str(guest.root / "sys"), str(guest.root))
     coming = asyncio.create_task(found.come_up([A, B], LIMIT_S))
     await until(lambda: SECOND in found._gpus)
-    pass_time(LIMIT_S)
+    while not coming.done():
+        pass_time(LIMIT_S)
+        await asyncio.wait([coming], timeout=0.05)
     return await coming
 
 
@@ -218,6 +221,40 @@ def test_one_that_takes_too_long_says_so(guest: Guest, monkeypatch: pytest.Monke
     first, second = asyncio.run(scenario())
     assert first.problem == f"GPU {FIRST}: it was not initialised within 10 s"
     assert second.problem == ""
+
+
+def test_one_that_waits_for_another_has_its_time_once_that_is_up(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the driver initialises one after the other, all of them move."""
+    real, limit_s = os.open, 1000.0
+    turns = {str(guest.root / f"dev/nvidia{minor}"): threading.Event() for minor in (0, 1)}
+
+    def wait_for_its_turn(path: Any, *arguments: Any, **keywords: Any) -> int:
+        if path in turns:
+            turns[path].wait()
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", wait_for_its_turn)
+    second, first = turns.values()
+
+    async def scenario() -> list[Any]:
+        found = Passthrough(str(guest.root / "sys"), str(guest.root))
+        coming = asyncio.create_task(found.come_up([A, B], limit_s))
+        await until(lambda: len(guest.numbers) == 6)
+        pass_time(0.6 * limit_s)
+        second.set()
+        await until(lambda: SECOND in found._gpus)
+        pass_time(0.6 * limit_s)
+        await asyncio.wait([coming], timeout=0.05)  # the loop has seen what time it is
+        first.set()
+        return await coming
+
+    try:
+        assert [each.problem for each in asyncio.run(scenario())] == ["", ""]
+    finally:
+        for turn in turns.values():
+            turn.set()
 
 
 def test_a_gpu_that_the_driver_does_not_take_is_named(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from agent import boot, network, passthrough
 from agent.passthrough import Passthrough, kernel_words
 from rpc.api.agent import GivenDevice, PciDevice
 from rpc.errors import NotFound
+from tests.unit.agent.waiting import until
+from tests.unit.rpc.wires import pass_time
 
 NVME = PciDevice(name="0000:3b:00.0", port="00:06.0", function=0, kind="nvme")
 GPU = PciDevice(name="0000:3c:00.0", port="00:06.1", function=0, kind="gpu")
@@ -73,7 +76,7 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
 
 
 def come_up(guest: Guest, *devices: PciDevice, limit_s: float = 10.0) -> tuple[Passthrough, list[Any]]:
-    found = Passthrough(str(guest.sys))
+    found = Passthrough(str(guest.sys), str(guest.sys.parent))
     return found, asyncio.run(found.come_up(devices, limit_s))
 
 
@@ -94,6 +97,31 @@ def test_one_that_is_not_there_does_not_hold_up_the_others(guest: Guest) -> None
     assert nvme.problem == "no device behind root port 00:06.0 appeared within 0.2 s"
     assert (nvme.address, nvme.nodes) == ("", [])
     assert (gpu.address, gpu.problem) == ("0000:03:00.0", "")
+
+
+def test_each_is_said_on_the_console_as_soon_as_it_is_known(guest: Guest) -> None:
+    """Not when the last is: that may take as long as it is let."""
+    guest.nvme(guest.function("00:06.0", "0000:02:00.0", "nvme"))
+    lines: list[str] = []
+    seconds = re.compile(r"after \d+\.\d s")
+
+    async def scenario() -> list[Any]:
+        found = Passthrough(str(guest.sys), str(guest.sys.parent), lines.append)
+        coming = asyncio.create_task(found.come_up([GPU, NVME], 1000.0))
+        await until(lambda: lines)
+        assert not coming.done()
+        assert [seconds.sub("then", line) for line in lines] == [
+            "casemate agent: device 0000:3b:00.0, 0000:02:00.0, then: nvme nvme0n1 nvme0n1p1 nvme0"
+        ]
+        pass_time(1000.0)
+        return await coming
+
+    gpu, nvme = asyncio.run(scenario())
+    assert (bool(gpu.problem), nvme.problem) == (True, "")
+    assert seconds.sub("then", lines[1]) == (
+        "casemate agent: device 0000:3c:00.0, then: it did not come up: "
+        "no device behind root port 00:06.1 appeared within 1000 s"
+    )
 
 
 def near(device: PciDevice, node: int) -> PciDevice:
@@ -120,7 +148,7 @@ def test_an_nvme_without_a_namespace_says_so_with_the_kernels_words(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest.function("00:06.0", "0000:02:00.0", "nvme")
-    monkeypatch.setattr(passthrough, "kernel_words", lambda about, _: [f"said of {' '.join(about)}"])
+    monkeypatch.setattr(passthrough, "kernel_words", lambda about, *_: [f"said of {' '.join(about)}"])
     _, (nvme,) = come_up(guest, NVME, limit_s=0.2)
     assert nvme.problem == "no namespace of the NVMe appeared within 0.2 s"
     assert nvme.words == ["said of 0000:02:00.0"]
@@ -230,6 +258,108 @@ def test_of_several_ways_to_a_disk_it_is_the_disk(guest: Guest) -> None:
     guest.node(head, "block", "nvme0n1", 259, 0)
     _, (nvme,) = come_up(guest, NVME)
     assert (nvme.nodes, nvme.problem) == (["nvme0n1"], "")
+
+
+# --- addresses for its memory ---
+
+# As the kernel has them in `resource`: from, to, flags. Of 64 bits, one takes the place of two.
+MEM, WIDE, PORTS, NOTHING = 0x40200, 0x14220C, 0x40101, (0, 0, 0)
+UNSET = 0x2000_0000
+GIVEN = (0xFE00_0000, 0xFEFF_FFFF, MEM)
+
+
+def resources(guest: Guest, at: Path, *lines: tuple[int, int, int], done: bool = True) -> None:
+    """done: the kernel has tried to give it all that it takes."""
+    whole = [*lines, *[NOTHING] * (17 - len(lines))]
+    (at / "resource").write_text("".join(" ".join(f"{n:#018x}" for n in line) + "\n" for line in whole))
+    _, bus, place = at.name.split(":")
+    if done:
+        known = guest.sys.parent / "proc/bus/pci" / bus / place
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        (0, (128 << 30) - 1, WIDE),
+        (0, (128 << 30) - 1, WIDE | UNSET),
+        (1 << 40, (129 << 30) + (1 << 40), UNSET | WIDE),
+    ],
+    ids=["nowhere", "unset", "unset-somewhere"],
+)
+def test_a_device_whose_memory_has_no_addresses_fails_by_its_name(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, line: tuple[int, int, int]
+) -> None:
+    """A generic one would otherwise be taken for what its driver makes of it: nothing."""
+    monkeypatch.setattr(passthrough, "kernel_words", lambda about, *_: [f"said of {' '.join(about)}"])
+    resources(guest, guest.function("00:06.1", "0000:03:00.0"), GIVEN, NOTHING, line)
+    resources(guest, guest.function("00:06.0", "0000:02:00.0"), GIVEN)
+    _, (gpu, other) = come_up(guest, GPU, PciDevice(name="other", port="00:06.0", function=0))
+    assert gpu.problem.startswith("the guest's kernel has no room for BAR 2 (12")
+    assert "GiB)" in gpu.problem
+    assert gpu.words == ["said of 0000:03:00.0"]
+    assert guest.loaded == []  # no driver gets it
+    assert other.problem == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("BAR 2: no space for [mem size 0x2000000000 64bit pref]",), "BAR 2"),
+        (("BAR 2: failed to assign [mem size 0x2000000000 64bit pref]",), "BAR 2"),
+        (
+            (
+                # Debian's 6.12, whose CPU has 40 bits of addresses, of a BAR of 1 TiB
+                "BAR 0 [mem 0xfe800000-0xfe8000ff]",
+                "BAR 2 [mem 0x10000000000-0x1ffffffffff 64bit pref]",
+                "BAR 2 [mem size 0x10000000000 64bit pref]: can't assign; no space",
+                "BAR 2 [mem 0x10000000000-0x1ffffffffff 64bit pref]: failed to assign",
+            ),
+            "BAR 2",
+        ),
+        (
+            (
+                "BAR 2 [mem size 0x2000000000 64bit pref]: failed to assign",
+                "BAR 2 [mem 0x2000000000-0x3fffffffff 64bit pref]: assigned",
+            ),
+            "",
+        ),
+        (("BAR 5 [io  size 0x0080]: failed to assign",), ""),
+        (("BAR 13 [mem size 0x2000000000 64bit pref]: failed to assign",), ""),
+    ],
+    ids=["6.1", "6.1-failed", "6.12", "second-try", "ports", "a-bridges"],
+)
+def test_one_that_the_kernel_has_forgotten_is_known_by_its_words(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], problem: str
+) -> None:
+    """Older ones leave a line of zeros, as that of a BAR that is not there."""
+    lines = [f"pci 0000:03:00.0: {line}" for line in words]
+    monkeypatch.setattr(
+        passthrough, "kernel_words", lambda about, *_: lines if about == ("0000:03:00.0",) else []
+    )
+    resources(guest, guest.function("00:06.1", "0000:03:00.0"), GIVEN)
+    _, (gpu,) = come_up(guest, GPU)
+    assert gpu.problem == (f"the guest's kernel has no room for {problem}" if problem else "")
+    if problem:
+        assert gpu.words == lines
+
+
+def test_one_with_all_of_its_memory_is_up_whatever_else_it_lacks(guest: Guest) -> None:
+    """Ports, a ROM, and what its virtual functions would take are nothing to its driver."""
+    at = guest.function("00:06.1", "0000:03:00.0")
+    rom, of_vfs = (0, 0x7FFFF, 0x46200), (0, 0xFFFF, WIDE | UNSET)
+    resources(guest, at, GIVEN, (0, 0x7F, PORTS | UNSET), *[NOTHING] * 4, rom, of_vfs)
+    _, (gpu,) = come_up(guest, GPU)
+    assert gpu.problem == ""
+
+
+def test_one_that_the_kernel_still_sets_up_is_not_judged(guest: Guest) -> None:
+    """One that is plugged in is in sysfs before it has its addresses."""
+    at = guest.function("00:06.1", "0000:03:00.0")
+    resources(guest, at, (0, 0xFFFFFF, MEM), done=False)
+    _, (gpu,) = come_up(guest, GPU)
+    assert gpu.problem == ""
 
 
 # --- in a container ---

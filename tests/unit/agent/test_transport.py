@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,3 +52,12 @@ def test_only_the_hosts_root_is_the_shim(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_unknown_transport_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="transport=carrier-pigeon is unknown"):
         Line({"transport": "carrier-pigeon"})
+
+
+def test_what_is_said_is_a_line_of_the_console(tmp_path: Path) -> None:
+    terminal = tmp_path / "console"
+    with pytest.raises(FileNotFoundError):
+        transport.say("lost", str(terminal))
+    terminal.write_text("")
+    transport.say("up \udcff", str(terminal))
+    assert terminal.read_text() == "up ?\n"

@@ -53,6 +53,14 @@ def test_devices_are_counted_and_how_they_are_reached_is_said(
         assert words in casemate("ps").stdout
 
 
+def test_devices_that_a_running_pod_has_lost_are_counted(
+    casemate: Casemate, pods: Host, new_shim: NewShim
+) -> None:
+    given = [{"address": f"0000:3b:00.{number}", "gone": number > 0} for number in range(3)]
+    pods.pod("default", "web", new_shim(), devices=given, device_access="iommufd", hugepage_bytes=2 << 20)
+    assert " 3 by iommufd, 2MiB pages, 2 gone " in casemate("ps").stdout
+
+
 def test_cpus_that_are_the_pods_alone_are_named(casemate: Casemate, pods: Host, new_shim: NewShim) -> None:
     pods.pod("default", "web", new_shim(), vcpus=3, cpus=[4, 5, 9])
     assert "3 on 4-5,9 " in casemate("ps").stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from shim.vm import sources
 from shim.vm.guest import Machine
 from shim.vm.setting import MachineRequest
 from tests.unit.rpc.wires import run
-from tests.unit.shim import pods
-from tests.unit.shim.guests import running_guest
+from tests.unit.shim import libvirts, pods
+from tests.unit.shim.guests import FACTS, running_guest
 from tests.unit.shim.pods import POD, PodOfTest, Recorder, Sleepers, config
 from vfio.ledger.ledger import Ledger
 
@@ -41,6 +42,7 @@ class GivenPod:
         self.requests: list[MachineRequest] = []
         self.fails: CasemateError | None = None
         self.test: PodOfTest
+        self.domain: libvirts.Domain
 
     @property
     def states(self) -> dict[str, str]:
@@ -75,6 +77,9 @@ async def given_pod(
                 given.requests.append(request)
                 if given.fails is not None:
                     raise given.fails
+                guest.machine.facts = replace(FACTS, devices=request.functions)
+                given.domain = libvirts.Domain(each.address for each in request.functions)
+                given.domain.host(guest.machine.host)
                 return guest.machine
 
             patch.setattr(sources, "obtain", source)

@@ -22,9 +22,11 @@ from shim.giving import Giver
 from shim.hugepages import Ram
 from shim.journal import Kind, read_journal
 from shim.record import Identity
+from tests.unit.rpc.wires import until
 from tests.unit.shim import pods
 from tests.unit.shim.devicehosts import FIRST, SECOND, DeviceHost, node, wishes
 from tests.unit.shim.devicepods import TWO, given_pod, in_a_loop
+from tests.unit.shim.libvirts import Domain
 from tests.unit.shim.pods import POD, Recorder, Sleepers, config
 
 ROOT = Path(__file__).parents[3]
@@ -191,6 +193,72 @@ async def test_one_that_fell_off_the_bus_is_quarantined_and_the_pod_ends(
         await pod.test.pod.delete(POD)
         assert pod.states == {str(FIRST): "quarantined", str(SECOND): "free"}
         assert f"device {FIRST} is quarantined" in caplog.text
+
+
+@pytest.mark.parametrize(("is_there", "after"), [("gone", "quarantined"), ("there", "free")])
+@in_a_loop
+async def test_one_that_a_running_machine_loses_is_named_once_while_the_containers_go_on(
+    host: DeviceHost, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_there: str, after: str
+) -> None:
+    """Pulled out of the host, or let go of by the guest."""
+    async with given_pod(tmp_path) as pod:
+        await pod.create(annotations={DEVICES: TWO})
+        container = await pod.test.pod.start(POD)
+        assert [each["gone"] for each in pod.test.state()["devices"]] == [False, False]
+        if is_there == "gone":
+            host.tree.remove(host.node[SECOND])
+        await asyncio.to_thread(pod.domain.remove, str(SECOND))  # in a thread of libvirt's
+        await asyncio.to_thread(pod.domain.tell, "hostdev1")
+        await until(lambda: pod.test.state()["devices"][1]["gone"])
+        (line,) = [each for each in caplog.messages if "is gone from the pod's machine" in each]
+        assert line.startswith(f"device {SECOND} (10de:2330")
+        assert container.init.state.name == "running"
+        assert not pod.test.guest.machine.lost.done()
+        assert pod.test.state()["devices"][0]["gone"] is False
+        await pod.test.exit()
+        await pod.test.pod.delete(POD)
+        assert pod.states == {str(FIRST): "free", str(SECOND): after}
+
+
+@in_a_loop
+async def test_a_machine_that_qemu_stops_for_a_device_is_lost_in_qemus_words(
+    host: DeviceHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand still for ever, and its containers with it."""
+    words = f"vfio {FIRST}: Unrecoverable error detected"
+    async with given_pod(tmp_path) as pod:
+        await pod.create(annotations={DEVICES: TWO})
+        container = await pod.test.pod.start(POD)
+        monkeypatch.setattr(pod.test.guest.machine, "_qemu_words", lambda: words)
+        await asyncio.to_thread(pod.domain.halt)
+        await container.init.exited.wait()
+        assert container.init.end.exit_status == 137
+        assert pod.test.state()["error"] == f"QEMU has stopped the pod's machine: {words}"
+        await pod.test.pod.delete(POD)
+        assert set(pod.states.values()) == {"free"}
+
+
+@in_a_loop
+async def test_what_libvirt_says_of_devices_as_a_pod_ends_is_no_loss(
+    host: DeviceHost, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with given_pod(tmp_path) as pod:
+        await pod.test.pod.machine()
+        await pod.test.guest.machine.halt()
+        pod.domain.remove(str(FIRST))
+        await pod.test.agent.calls_settle()
+        assert "is gone" not in caplog.text
+
+
+@in_a_loop
+async def test_a_libvirt_that_does_not_tell_of_losses_costs_a_warning(
+    host: DeviceHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Domain, "fails", "unsupported event", raising=False)
+    async with given_pod(tmp_path) as pod:
+        await pod.create(annotations={DEVICES: TWO})
+        assert "lost while the pod runs will not be told of" in caplog.text
+        assert "unsupported event" in caplog.text
 
 
 @in_a_loop

@@ -14,6 +14,7 @@ import pytest
 from rpc.errors import FailedPrecondition, Unavailable
 from shim.vm.host import CAPABILITIES, Host
 from shim.vm.users import QemuUser
+from tests.unit.shim import libvirts
 
 USER = QemuUser(2_000_000_007, "+2000000007", "kvm")
 
@@ -254,3 +255,53 @@ def test_the_end_of_a_domain_is_waited_for(host: Host, monkeypatch: pytest.Monke
     assert not host.wait_stopped(0.01)
     threading.Thread(target=host._on_lifecycle, args=(None, None, 5, 0, None)).start()
     assert host.wait_stopped(10)
+
+
+# --- devices that a domain loses ---
+
+NVME, VMD = "0000:3b:00.0", "10000:e1:1f.7"
+
+
+def followed(host: Host, domain: libvirts.Domain, *addresses: str) -> list[str]:
+    gone: list[str] = []
+    domain.host(host)
+    host.follow_devices(addresses, gone.append, lambda: gone.append("halted"))
+    return gone
+
+
+def test_a_device_that_libvirt_says_is_removed_is_named_by_the_hosts_address(host: Host) -> None:
+    domain = libvirts.Domain((NVME, VMD))
+    gone = followed(host, domain, NVME, VMD)
+    assert gone == []
+    domain.tell("net0")
+    assert gone == []
+    domain.remove(VMD)
+    assert gone == [VMD]
+    domain.remove(NVME)
+    assert gone == [VMD, NVME]
+
+
+def test_one_that_was_lost_before_anybody_asked_is_told_at_once(host: Host) -> None:
+    assert followed(host, libvirts.Domain((NVME,)), NVME, VMD) == [VMD]
+
+
+def test_one_that_goes_while_libvirt_is_asked_is_told(host: Host) -> None:
+    """Whether the answer has it yet or not."""
+    domain = libvirts.Domain((NVME, VMD))
+    domain.at_xml = lambda: domain.remove(VMD)
+    assert followed(host, domain, NVME, VMD) == [VMD]
+
+
+def test_that_qemu_stops_the_guest_is_told(host: Host) -> None:
+    domain = libvirts.Domain((NVME,))
+    gone = followed(host, domain, NVME)
+    domain.halt()
+    assert gone == ["halted"]
+    assert host._stopped.is_set() is False
+
+
+def test_a_libvirt_that_will_not_tell_says_why(host: Host) -> None:
+    domain = libvirts.Domain((NVME,))
+    domain.fails = "no such event"
+    with pytest.raises(Unavailable, match=r"does not tell of devices that a machine loses: no such event"):
+        followed(host, domain, NVME)

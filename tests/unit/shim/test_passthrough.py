@@ -136,6 +136,26 @@ def test_a_bar_beside_a_large_one_has_room() -> None:
     assert passthrough.hole_bytes([GPU]) == 512 * GIB
 
 
+@pytest.mark.parametrize(
+    ("memory_bytes", "cpus", "threads"),
+    [
+        (128 << 20, 4, 1),
+        (256 << 20, 4, 1),
+        (GIB - 1, 4, 3),
+        (GIB, 4, 4),
+        (64 * GIB, 4, 4),
+        (64 * GIB, 1, 1),
+        (64 * GIB, 96, 16),
+        (2 * GIB, 96, 8),
+    ],
+)
+def test_ram_is_filled_by_a_thread_for_each_256_mib_that_has_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, memory_bytes: int, cpus: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)) if pid == 0 else set())
+    assert passthrough.prealloc_threads(memory_bytes) == threads
+
+
 def test_ram_is_locked_once_whatever_the_devices() -> None:
     assert GIB < passthrough.lock_bytes(GIB) < GIB + (64 << 20)
 

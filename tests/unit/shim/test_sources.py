@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from shim.vm.accel import Acceleration
 from shim.vm.console import Console
 from shim.vm.designer import Files
 from shim.vm.host import Host
+from shim.vm.passthrough import Function
 from shim.vm.setting import MachineRequest, Setting, run_qemu
 from shim.vm.users import FIRST_UID, UIDS, QemuUser
 from tests.unit.rpc.wires import ends, run, until
@@ -218,6 +220,26 @@ def setting_of(directory: Path, limit_s: float = 20.0) -> Setting:
         SlowHost(directory),
         directory / "ram",
     )
+
+
+@pytest.mark.parametrize(
+    ("crowd", "accel", "limit_s"), [(1.0, "kvm", 20.0), (3.0, "kvm", 60.0), (3.0, "tcg", 240.0)]
+)
+def test_a_boot_has_more_time_where_a_cpu_is_shared_or_emulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crowd: float, accel: str, limit_s: float
+) -> None:
+    monkeypatch.setattr(setting, "crowding", lambda: crowd)
+    made = setting_of(tmp_path)
+    timeouts = made.request.settings.timeouts.replace(tcg_factor=4.0)
+    settings = made.request.settings.replace(timeouts=timeouts)
+    request = replace(made.request, settings=settings)
+    assert replace(made, accel=Acceleration(accel, "a test"), request=request).boot_s == limit_s
+    device = Function("0000:3b:00.0", "10de H100", "gpu", 12, "vfio3", 0, 0)
+    memory_s = request.profile.memory_bytes / (1 << 30)
+    given = replace(request, functions=(device,))
+    factor = limit_s / 20.0
+    found = replace(made, accel=Acceleration(accel, "a test"), request=given).boot_s
+    assert found == pytest.approx((20.0 + memory_s + 10.0) * factor)
 
 
 async def created(machine: Parts, directory: Path, create: Callable[[], int], limit_s: float = 20.0) -> int:
