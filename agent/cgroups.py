@@ -70,7 +70,11 @@ class Cgroup:
         return found
 
     def metrics(self) -> Metrics:
-        """What the kernel counts; a controller that is not enabled here leaves its part out."""
+        """What the kernel counts; a controller that is not enabled here leaves its part out.
+
+        So does the network, which is the pod's and has no cgroup. runc's shim says nothing of it either, and
+        clients ask the host's kernel about the pod's interfaces, which carry what the guest's do.
+        """
         metrics = Metrics()
         if (current := self._read("pids.current")) is not None:
             metrics.pids = PidsStat(current=int(current), limit=_limit(self._read("pids.max")))

@@ -30,6 +30,7 @@ from rpc.netlink import (
     IFA_F_NOPREFIXROUTE,
     IFA_FLAGS,
     IFA_LOCAL,
+    IFF_NOARP,
     IFF_UP,
     IFLA_IFNAME,
     IFLA_MTU,
@@ -286,7 +287,8 @@ def _bring_up(asking: Netlink, interface: api.Interface, index: int, had_ipv6: b
             body = netlink.addresses_by_hand(index)
             _ask(asking, netlink.RTM_SETLINK, body, 0, f"how {interface.name} makes its addresses")
         _set_ipv6(interface.name, "disable_ipv6", int(not has_ipv6), wanted=has_ipv6)
-    body = LINK.pack(0, 0, index, IFF_UP, IFF_UP) + attribute(IFLA_MTU, interface.mtu)
+    flags = IFF_UP | (IFF_NOARP if interface.asks_nobody else 0)
+    body = LINK.pack(0, 0, index, flags, IFF_UP | IFF_NOARP) + attribute(IFLA_MTU, interface.mtu)
     _ask(asking, netlink.RTM_SETLINK, body, 0, f"an MTU of {interface.mtu} for {interface.name}")
 
 

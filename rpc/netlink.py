@@ -33,9 +33,11 @@ RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
 
 # Interfaces (linux/if.h, if_arp.h, if_link.h): family, type, index, flags, which of the flags change
 LINK = struct.Struct("=BxHiII")
-IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
 ARPHRD_ETHER = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_AF_SPEC = 1, 3, 4, 10, 26
+IFLA_LINKINFO, IFLA_INFO_KIND, IFLA_INFO_DATA = 18, 1, 2
+IFLA_IPVLAN_MODE, IPVLAN_MODE_L3S = 1, 2
 IFLA_NET_NS_FD, IFLA_PARENT_DEV_NAME = 28, 56  # the latter since Linux 5.14
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 1, 8, 1
 # Addresses (linux/if_addr.h): family, length of the prefix, flags, scope, interface

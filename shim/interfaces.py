@@ -20,11 +20,17 @@ from rpc.netlink import (
     IFA_FLAGS,
     IFA_LOCAL,
     IFF_LOOPBACK,
+    IFF_NOARP,
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_IPVLAN_MODE,
+    IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MTU,
+    IPVLAN_MODE_L3S,
     LINK,
     NDA_DST,
     NDA_LLADDR,
@@ -62,12 +68,14 @@ _REFUSING = (RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT)
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface of the namespace."""
+    """An interface of the namespace. kind: as in `ip link add type KIND`, "" for a card."""
 
     index: int
     name: str
     mac: bytes
     mtu: int
+    kind: str = ""
+    asks_nobody: bool = False
 
     def same_device(self, other: "Link") -> bool:
         return (self.index, self.mac) == (other.index, other.mac)
@@ -76,11 +84,13 @@ class Link:
 @dataclass(slots=True)
 class View:
     """links: those that the guest is to have, by name. taken: the interfaces of ours that are there already.
-    left_out: a line for each thing that no guest gets. request: of the guest, but for its ports."""
+    left_out: a line for each thing that no guest gets. impossible: one for each interface for which a pod
+    was meant to be reached and cannot be. request: of the guest, but for its ports."""
 
     links: dict[str, Link] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    impossible: list[str] = field(default_factory=list)
     request: api.NetworkRequest = field(default_factory=api.NetworkRequest)
 
 
@@ -115,9 +125,22 @@ def _read_links(asking: Netlink, view: View) -> dict[int, str]:
         elif kind != ARPHRD_ETHER:
             view.left_out.append(f"interface {name} is no Ethernet")
         else:
+            more = attributes_of(about.get(IFLA_LINKINFO, b""))
+            kind_name = text(more.get(IFLA_INFO_KIND, b""))
+            if kind_name in ("ipvlan", "ipvtap") and _ipvlan_mode(more) == IPVLAN_MODE_L3S:
+                # What comes in is given to the namespace's IP at once, and never to the interface
+                # (ipvlan_l3s.c): there is nothing to redirect. l2 and l3 give it to the interface first.
+                view.impossible.append(f"interface {name} is an ipvlan of mode l3s")
+                continue
             names[index] = name
-            view.links[name] = Link(index, name, about[IFLA_ADDRESS], number(about[IFLA_MTU]))
+            mac, mtu = about[IFLA_ADDRESS], number(about[IFLA_MTU])
+            view.links[name] = Link(index, name, mac, mtu, kind_name, bool(flags & IFF_NOARP))
     return names
+
+
+def _ipvlan_mode(more: "netlink.Attributes") -> int:
+    """Raises ValueError."""
+    return number(attributes_of(more.get(IFLA_INFO_DATA, b"")).get(IFLA_IPVLAN_MODE, b""))
 
 
 def _read_addresses(asking: Netlink, view: View, names: Mapping[int, str]) -> None:
@@ -145,7 +168,10 @@ def _read_addresses(asking: Netlink, view: View, names: Mapping[int, str]) -> No
     for name, addresses in found.items():
         link = view.links.get(name)
         if link is not None:
-            view.request.interfaces.append(api.Interface(name=name, mtu=link.mtu, addresses=addresses))
+            interface = api.Interface(
+                name=name, mtu=link.mtu, addresses=addresses, asks_nobody=link.asks_nobody
+            )
+            view.request.interfaces.append(interface)
         elif addresses:
             view.request.interfaces.append(api.Interface(name=name, addresses=addresses))
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from config.settings import Profile
 from rpc import netlink
 from rpc.api import agent as api
-from rpc.errors import AlreadyExists, CasemateError, Unavailable
+from rpc.errors import AlreadyExists, CasemateError, Unavailable, Unimplemented
 from rpc.netlink import Netlink
 from shim import interfaces, network, redirect
 from shim.helper import in_thread
 from shim.interfaces import TAP_PREFIX, Link, View
+from shim.multicast import EveryGroup
 from shim.nameservers import NameServers
 from shim.vm import designer
 from shim.vm.domain import Nic
@@ -34,6 +35,9 @@ CHANGES = (
 )
 MOST_LEFT_OUT = 100
 """Lines in the log of what no guest gets."""
+_TAKES_ALL = "veth"
+"""A kind of interfaces that leave no multicast frame out. Others do by what their namespace listens to:
+macvlan and ipvlan, and network cards."""
 log = logging.getLogger("casemate")
 
 
@@ -62,6 +66,7 @@ class PodNetwork:
         self._left_out: set[str] = set()
         self._following: asyncio.Task[None] | None = None
         self._names = NameServers(machine)
+        self._groups: EveryGroup | None = None
 
     def heed(self, resolv_conf: Path) -> None:
         """The guest gets to ask what this names on the namespace's loopback, from the next settle() on."""
@@ -71,7 +76,8 @@ class PodNetwork:
         """Returns when the guest has what the namespace has at this moment.
 
         Raises ResourceExhausted for more interfaces than a guest has room for, AlreadyExists if another pod's
-        guest is in this network, Unavailable with what the kernel, libvirt or the guest says.
+        guest is in this network, Unavailable with what the kernel, libvirt or the guest says, Unimplemented,
+        when all else is there, for an interface that no guest can have.
         """
         async with self._lock:
             view = self._read()
@@ -96,6 +102,11 @@ class PodNetwork:
             await self._names.settle()
             if self._names.any:
                 self._let_answers_in()
+            if view.impossible:
+                raise Unimplemented(
+                    f"{view.impossible[0]}: what comes in by it cannot be redirected to a VM",
+                    hint="modes l2 and l3 can: say so where the network is defined",
+                )
 
     def follow(self) -> None:
         """Has the guest follow every change, beginning with what there is, until close()."""
@@ -129,6 +140,8 @@ class PodNetwork:
         for plugged in self._plugged.values():
             self._part(plugged)
         self._plugged.clear()
+        if self._groups is not None:
+            self._groups.close()
         self._asking.close()
         self._changes.close()
         os.close(self._namespace)
@@ -161,6 +174,7 @@ class PodNetwork:
         try:
             index = interfaces.index_of(self._asking, nic.tap)
             redirect.be_quiet(self._asking, index, link.mtu)
+            self._hear_all(link)
             return Plugged(link, nic, redirect.join(self._asking, link.index, index, link.mac))
         except OSError as error:
             await self._detach(nic)
@@ -188,8 +202,17 @@ class PodNetwork:
             raise Unavailable(f"{plugged.nic.tap} cannot have {link.name}'s MTU", str(error)) from error
         plugged.link = link
 
+    def _hear_all(self, link: Link) -> None:
+        """The groups that the guest listens to are not known here. Raises OSError."""
+        if link.kind != _TAKES_ALL:
+            if self._groups is None:
+                self._groups = EveryGroup()
+            self._groups.join(link.index)
+
     def _part(self, plugged: "Plugged") -> None:
         try:
+            if self._groups is not None and plugged.link.kind != _TAKES_ALL:
+                self._groups.leave(plugged.link.index)
             redirect.part(self._asking, plugged.link.index, wholly=plugged.made_ingress)
         except OSError as error:
             log.warning("interface %s is still redirected: %s", plugged.link.name, error)

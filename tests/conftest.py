@@ -3,11 +3,14 @@
 Must not know what any package does; fixtures live beside the tests that use them.
 """
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import recorded
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "vm", "testbed", "kubernetes")
@@ -19,6 +22,11 @@ settings.load_profile("casemate")
 
 # A shell has its background jobs ignore Ctrl-C, and they bequeath that to every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get(recorded.VARIABLE):
+        config.pluginmanager.register(recorded.Recorder())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -331,12 +331,14 @@ class StatsResponse(Message):
 
 
 class Interface(Message):
-    """port: of its device, as PciDevice says it; empty for lo, which has none. mtu: bytes, 0 for lo."""
+    """port: of its device, as PciDevice says it; empty for lo, which has none. mtu: bytes, 0 for lo.
+    asks_nobody: it has IFF_NOARP, and sends to no neighbour's MAC but its own (netdevice(7))."""
 
     name: str = string(1)
     port: str = string(2)
     mtu: int = uint32(3)
     addresses: list[Address] = messages(4, Address)
+    asks_nobody: bool = boolean(5)
 
 
 class Hop(Message):

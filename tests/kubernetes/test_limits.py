@@ -131,6 +131,8 @@ def test_limits_of_the_whole_pod(kubectl: Kubectl) -> None:
     whole = {"limits": {"memory": "300Mi", "cpu": "1"}}
     with kubectl.pod(container(*FOREVER), container(*FOREVER, name="beside"), resources=whole) as pod:
         assert int(value(pod, *POD_RAM)) == 300 * MIB + OVERHEAD
+        in_all = int(pod.sh("grep MemTotal /proc/meminfo").split()[1]) << 10
+        assert in_all > 300 * MIB, "its machine has not what its containers may have"
 
 
 @pytest.mark.client(

@@ -19,6 +19,7 @@ from tests.vm import builds, census
 from tests.vm.agentvm import AgentVM, make_disk
 from tests.vm.cri import Cri, CriInstances
 from tests.vm.instances import Instances
+from tests.vm.loops import Loop
 from tests.vm.pods import FULL, IMAGE, Pods
 
 KERNEL_VARIABLE = "CASEMATE_TEST_KERNEL"
@@ -125,6 +126,13 @@ def cri(cri_instance: Instance, cri_instances: CriInstances) -> Iterator[Cri]:
 @pytest.fixture
 def pods(ctr: Ctr) -> Pods:
     return Pods(ctr, os.environ.get("CASEMATE_TEST_RUNTIME", RUNTIME), IMAGE)
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    loop = Loop(tmp_path / "disk")
+    yield loop
+    loop.close()
 
 
 @pytest.hookimpl(wrapper=True)

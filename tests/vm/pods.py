@@ -76,6 +76,15 @@ sys.exit(ctypes.CDLL(None).mount(b"none", b"/mnt", b"tmpfs", 0, None))
 """Does what takes a privilege; the demo's image has no mount(8)."""
 
 
+FORBIDDEN = """\
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+# keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_PROCESS_KEYRING, 1)
+print("allowed" if libc.syscall(250, 0, -2, 1) > 0 else errno.errorcode[ctypes.get_errno()])
+"""
+"""Says what comes of a system call that anybody may make, but for who is under a client's own filter."""
+
+
 class Pods:
     def __init__(self, ctr: Ctr, runtime: str, image: str) -> None:
         self.ctr = ctr

@@ -11,7 +11,7 @@ import pytest
 from config import annotations
 from tests.vm import cri as support
 from tests.vm.cri import BOOT_ID, FOREVER, OWN_PIDS, Cri, CriInstances, CriPod, failure, hierarchies, mount
-from tests.vm.pods import FULL, MOUNT
+from tests.vm.pods import FORBIDDEN, FULL, MOUNT
 
 SERVE = """\
 import socket
@@ -188,6 +188,7 @@ def test_a_config_volume_that_is_swapped_is_seen_by_the_running_container(cri: C
 
 
 @pytest.mark.client("crictl runp (CNI, dns_config)", "works", "")
+@pytest.mark.client("crictl statsp (network)", "works", "what the pod's interface on the host carried")
 def test_a_pod_has_the_address_that_its_network_gave_it(cri: Cri) -> None:
     dns = {"servers": ["192.0.2.53"], "searches": ["tests.example"]}
     with cri.pod(dns_config=dns) as server, cri.pod() as client:
@@ -200,9 +201,22 @@ def test_a_pod_has_the_address_that_its_network_gave_it(cri: Cri) -> None:
         assert client.ended(far)["exitCode"] == 0, client.log(far)
         own = cri.json("inspectp", client.id)["status"]["network"]["ip"]
         assert client.log(far) == f"from {own}\n"
+        carried = [_carried(cri, pod) for pod in (server, client)]
+        assert all(min(each) > 0 for each in carried), carried
+        assert client.ended(client.run("python3", "-c", FETCH, address))["exitCode"] == 0
+        for pod, before in zip((server, client), carried, strict=True):
+            assert all(after > each for after, each in zip(_carried(cri, pod), before, strict=True))
         shown = server.exec(listening, "cat", "/etc/hosts", "/etc/resolv.conf").ok().out
         assert "127.0.0.1" in shown
         assert "nameserver 192.0.2.53" in shown
+
+
+def _carried(cri: Cri, pod: CriPod) -> tuple[int, int]:
+    """Bytes that its first interface received and sent, which containerd asks the host's kernel for."""
+    [stats] = cri.json("statsp", "--output=json", "--id", pod.id)["stats"]
+    interface = stats["linux"]["network"]["defaultInterface"]
+    assert interface["name"] == "eth0"
+    return int(interface["rxBytes"]["value"]), int(interface["txBytes"]["value"])
 
 
 @pytest.mark.client("crictl port-forward", "works", "where nobody listens, a connection is made and closed")
@@ -288,6 +302,12 @@ def test_what_a_security_context_asks_for_holds_in_the_guest(pod: CriPod) -> Non
     assert found == {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1", "Seccomp": "2"}
     assert "Read-only file system" in failure(pod.exec(container, "touch", "/new"))
     assert pod.exec(container, "cat", "/proc/meminfo").ok().out == ""
+    mounts = pod.exec(container, "cat", "/proc/self/mountinfo").ok().out.splitlines()
+    # The last one of a path is what is seen there (proc(5)): its fifth field, and its own options.
+    options = {fields[4]: fields[5].split(",") for fields in map(str.split, mounts)}
+    assert "ro" in options["/proc/sys"]
+    assert "rw" in options["/proc"]
+    assert pod.exec(container, "python3", "-c", FORBIDDEN).ok().out == "EPERM\n"
 
 
 @pytest.mark.client("crictl create (privileged)", "differs", "in its own VM, without the host's devices")
@@ -296,6 +316,7 @@ def test_a_privileged_container_is_so_in_its_own_machine(cri: Cri) -> None:
     with cri.pod(linux=privileged) as pod:
         container = pod.run(*FOREVER, linux=privileged)
         pod.exec(container, "python3", "-c", MOUNT).ok()
+        assert pod.exec(container, "python3", "-c", FORBIDDEN).ok().out == "allowed\n"
         pod.exec(container, "sh", "-c", "echo 1 > /proc/sys/vm/overcommit_memory").ok()
         assert "No such file" in failure(pod.exec(container, "ls", "/dev/kvm"))
         assert pod.exec(container, *BOOT_ID).ok().out != Path("/proc/sys/kernel/random/boot_id").read_text()

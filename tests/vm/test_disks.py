@@ -2,52 +2,15 @@
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench.storage import losetup
+from tests.vm.loops import LOOK, SIZE, WRITE, Loop
 from tests.vm.pods import Pods
 
-SIZE = 8 << 20
-LOOK = """\
-import os, stat, sys
-path = sys.argv[1]
-fd = os.open(path, os.O_RDONLY)
-print(stat.S_ISBLK(os.stat(path).st_mode), os.lseek(fd, 0, os.SEEK_END), os.pread(fd, 6, 512).decode())
-"""
-WRITE = """\
-import os, sys
-fd = os.open(sys.argv[1], os.O_WRONLY)
-os.pwrite(fd, b"guest!" + bytes(506), 4096)
-os.fsync(fd)
-"""
 
-
-class Loop:
-    """A loop device of the host's with a file below it."""
-
-    def __init__(self, file: Path, *options: str) -> None:
-        self.file = file
-        file.write_bytes(bytes(512) + b"host's" + bytes(SIZE - 518))
-        self.path = losetup("--find", "--show", *options, file)
-
-    @property
-    def option(self) -> tuple[str, ...]:
-        return ("--device", self.path)
-
-    def close(self) -> None:
-        losetup("--detach", self.path)
-
-
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[Loop]:
-    loop = Loop(tmp_path / "disk")
-    yield loop
-    loop.close()
-
-
+@pytest.mark.client("ctr run --device (a block device)", "works", "a disk of the VM, under its path")
 def test_a_container_reads_and_writes_a_device_of_the_hosts(pods: Pods, loop: Loop) -> None:
     with pods.detached("sleep", "1000", options=loop.option) as name:
         assert pods.exec(name, "python3", "-c", LOOK, loop.path).ok().out == f"True {SIZE} host's\n"
@@ -74,6 +37,9 @@ def test_one_that_is_not_there_is_named(pods: Pods, tmp_path: Path) -> None:
     assert f"device {node}: the host's block device 240:77 cannot be opened" in failed.err
 
 
+@pytest.mark.client(
+    "ctr run --device (more than four, with interfaces)", "refused", "a machine has room for 4"
+)
 def test_more_than_there_is_room_for_is_refused(pods: Pods, tmp_path: Path) -> None:
     loops = [Loop(tmp_path / f"disk{number}") for number in range(5)]
     try:
@@ -88,6 +54,7 @@ def test_more_than_there_is_room_for_is_refused(pods: Pods, tmp_path: Path) -> N
             loop.close()
 
 
+@pytest.mark.client("ctr run --device /dev/net/tun, /dev/fuse", "works", "the guest's own")
 def test_devices_of_every_kernel_are_the_guests(pods: Pods) -> None:
     """A tunnel that the container makes is in its VM alone; fuse answers to a version."""
     script = """\

@@ -17,11 +17,13 @@ from tests.vm.conftest import INSTANCE
 from tests.vm.dockerd import Docker
 from tests.vm.dockerlike import IMAGE, failure
 from tests.vm.instances import Instances
-from tests.vm.pods import MOUNT, TERMINAL_PROGRAM
+from tests.vm.loops import LOOK, SIZE, WRITE, Loop
+from tests.vm.pods import FORBIDDEN, MOUNT, TERMINAL_PROGRAM
 from tests.vm.test_network import UNTIL, UNTIL_NONE
 
 SETTINGS = """\
-import json, os, resource, stat
+import ctypes, errno, json, os, resource, stat
+libc = ctypes.CDLL(None, use_errno=True)
 def read(path):
     with open(path) as file:
         return file.read().strip()
@@ -42,6 +44,8 @@ print(json.dumps({
     "files": resource.getrlimit(resource.RLIMIT_NOFILE),
     "capabilities": status["CapBnd"].strip(),
     "seccomp": status["Seccomp"].strip(),
+    # keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_PROCESS_KEYRING, 1), which anybody may without a filter
+    "forbidden": libc.syscall(250, 0, -2, 1) > 0 or errno.errorcode[ctypes.get_errno()],
     "memory": read("/sys/fs/cgroup/memory.max"),
     "cpu": read("/sys/fs/cgroup/cpu.max"),
     "pids": read("/sys/fs/cgroup/pids.max"),
@@ -49,7 +53,9 @@ print(json.dumps({
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
     "hosts": ["10.1.2.3", "nowhere"] in [line.split() for line in read("/etc/hosts").splitlines()],
     "nameserver": "nameserver 10.3.2.1" in read("/etc/resolv.conf"),
-    "tun": stat.S_ISCHR(os.stat("/dev/net/tun").st_mode),
+    "sized": os.statvfs("/more").f_blocks * os.statvfs("/more").f_frsize,
+    "devices": [os.stat(path).st_rdev == os.makedev(10, minor) and stat.S_ISCHR(os.stat(path).st_mode)
+                for path, minor in (("/dev/net/tun", 200), ("/dev/fuse", 229))],
     "parent": read(f"/proc/{os.getppid()}/comm") if os.getppid() else "",
 }))
 """
@@ -62,8 +68,9 @@ ASKED: dict[str, object] = {
     "root": "Read-only file system",
     "tmpfs": True,
     "files": [100, 200],
-    "capabilities": "0000000000000000",
+    "capabilities": "0000000000002000",  # CAP_NET_RAW
     "seccomp": "2",
+    "forbidden": "EPERM",
     "memory": str(96 << 20),
     "cpu": "50000 100000",
     "pids": "50",
@@ -71,7 +78,8 @@ ASKED: dict[str, object] = {
     "shm": 3 << 20,
     "hosts": True,
     "nameserver": True,
-    "tun": True,
+    "sized": 1 << 20,
+    "devices": [True, True],
 }
 """What SETTINGS says of a run that asks for all of it, but for `parent`."""
 
@@ -131,7 +139,9 @@ def test_a_terminal(docker: Docker) -> None:
 @pytest.mark.client("docker run --env, --workdir, --user, --group-add, --hostname", "works", "")
 @pytest.mark.client("docker run --read-only, --tmpfs, --mount type=tmpfs, --shm-size", "works", "")
 @pytest.mark.client(
-    "docker run --cap-drop, --ulimit, --sysctl, --init", "works", "with Docker's seccomp filter"
+    "docker run --cap-drop, --cap-add, --ulimit, --sysctl, --init",
+    "works",
+    "with Docker's seccomp filter",
 )
 @pytest.mark.client("docker run --add-host, --dns", "works", "")
 @pytest.mark.client("docker run --device /dev/net/tun, /dev/fuse", "works", "the guest's own")
@@ -144,10 +154,12 @@ def test_what_a_run_asks_for_holds_in_the_guest(docker: Docker) -> None:
     options = (
         *("--env", "GIVEN=by the user", "--workdir", "/usr", "--user", "1000:1001", "--group-add", "1002"),
         *("--hostname", "some-host", "--read-only", "--tmpfs", "/given:mode=777", "--shm-size", "3m"),
-        *("--mount", "type=tmpfs,destination=/more,tmpfs-size=1m", "--cap-drop", "ALL", "--init"),
+        *("--mount", "type=tmpfs,destination=/more,tmpfs-size=1m", "--init"),
+        *("--cap-drop", "ALL", "--cap-add", "NET_RAW"),
         *("--ulimit", "nofile=100:200", "--sysctl", "net.core.somaxconn=77"),
         *("--add-host", "nowhere:10.1.2.3", "--dns", "10.3.2.1"),
         *("--memory", "96m", "--cpus", "0.5", "--pids-limit", "50", "--device", "/dev/net/tun"),
+        *("--device", "/dev/fuse"),
     )
     seen = json.loads(docker.run(*options, IMAGE, "python3", "-c", SETTINGS).ok().out)
     assert seen == ASKED | {"parent": "docker-init"}
@@ -155,22 +167,27 @@ def test_what_a_run_asks_for_holds_in_the_guest(docker: Docker) -> None:
 
 @pytest.mark.client("docker run --volume, --mount type=bind", "works", "a directory both ways, a file, ro")
 @pytest.mark.client("docker run --volume NAME:PATH", "works", "filled with what the image has there")
-def test_volumes(docker: Docker) -> None:
+@pytest.mark.client(
+    "docker run --device (a block device)", "works", "a disk of the VM, under the path that is asked for"
+)
+def test_volumes(docker: Docker, loop: Loop) -> None:
     work = docker.instance.work / "docker-volume"
     work.mkdir()
     (work / "from-host").write_text("hello")
     script = (
         "cat /here/from-host /file; echo made >/here/from-guest; "
+        'python3 -c "$0" /dev/given; python3 -c "$1" /dev/given; '
         "echo no >/file; grep -c alias /etc/skel/.bashrc && echo kept >/etc/skel/kept"
     )
     options = (
         *("--volume", f"{work}:/here", "--mount", f"type=bind,source={work}/from-host,target=/file,readonly"),
-        *("--volume", "named:/etc/skel"),
+        *("--volume", "named:/etc/skel", "--device", f"{loop.path}:/dev/given"),
     )
     try:
-        done = docker.run(*options, IMAGE, "sh", "-c", script)
+        done = docker.run(*options, IMAGE, "sh", "-c", script, LOOK, WRITE)
         assert "Read-only file system" in done.err
-        assert done.out.startswith("hellohello")
+        assert done.out.startswith(f"hellohelloTrue {SIZE} host's\n")
+        assert loop.file.read_bytes()[4096:4102] == b"guest!"
         assert done.code == 0, "the volume is empty"
         assert (work / "from-guest").read_text() == "made\n"
         assert docker.run("-v", "named:/n:ro", IMAGE, "cat", "/n/kept").ok().out == "kept\n"
@@ -216,6 +233,7 @@ GUESTS_OWN = {
 }
 """What may be in a container's /dev that asked for nothing."""
 LOOK_UP = "import socket, sys; print(*map(socket.gethostbyname, sys.argv[1:]))"
+LIMITS = ("cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cpu.max")
 FOREVER = ("sh", "-c", "trap 'echo told; exit 3' TERM; echo up; while :; do sleep 0.1; done")
 
 
@@ -225,7 +243,7 @@ FOREVER = ("sh", "-c", "trap 'echo told; exit 3' TERM; echo up; while :; do slee
 @pytest.mark.client("docker stats", "works", "CPU, memory, processes of the container's cgroup in the guest")
 @pytest.mark.client("docker run --health-cmd", "works", "")
 @pytest.mark.client("docker pause, unpause", "works", "")
-@pytest.mark.client("docker update --memory", "works", "in the guest, while it runs")
+@pytest.mark.client("docker update --memory, --cpus", "works", "in the guest, while it runs")
 def test_a_container_that_runs(docker: Docker) -> None:
     healthy = (
         "--health-cmd",
@@ -266,8 +284,8 @@ def test_a_container_that_runs(docker: Docker) -> None:
             assert docker.inspect(name)["State"]["Status"] == "paused"
             assert "paused" in failure(docker("exec", name, "true"))
             docker("unpause", name).ok()
-            docker("update", "--memory", "200m", "--memory-swap", "300m", name).ok()
-            assert docker.exec(name, "cat", "/sys/fs/cgroup/memory.max") == f"{200 << 20}\n"
+            docker("update", "--memory", "200m", "--memory-swap", "300m", "--cpus", "0.5", name).ok()
+            assert docker.exec(name, *LIMITS) == f"{200 << 20}\n50000 100000\n"
         finally:
             docker("rename", name, first).ok()
 
@@ -403,8 +421,10 @@ def test_no_network(docker: Docker) -> None:
 
 @pytest.mark.client("docker run --privileged", "differs", "in its own VM, without the host's devices")
 def test_a_privileged_container_is_so_in_its_own_machine(docker: Docker) -> None:
-    script = 'python3 -c "$1" && echo 1 >/proc/sys/vm/overcommit_memory && ls /dev'
-    devices = docker.run("--privileged", IMAGE, "sh", "-c", script, "sh", MOUNT).ok().out.split()
+    script = 'python3 -c "$1" && python3 -c "$2" && echo 1 >/proc/sys/vm/overcommit_memory && ls /dev'
+    command = ("sh", "-c", script, "sh", MOUNT, FORBIDDEN)
+    allowed, *devices = docker.run("--privileged", IMAGE, *command).ok().out.split()
+    assert allowed == "allowed"
     assert "null" in devices
     assert set(devices) <= GUESTS_OWN
 

@@ -115,7 +115,11 @@ def test_a_paused_container_stands_still(pods: Pods) -> None:
         assert running.finish(20).code == 137
 
 
-@pytest.mark.client("ctr task metrics", "works", "the container's cgroup in the guest")
+@pytest.mark.client(
+    "ctr task metrics",
+    "works",
+    "the container's cgroup in the guest; of the network nothing, as of runc's shim",
+)
 @every_version
 def test_metrics_are_the_containers(pods: Pods) -> None:
     name = pods.ctr.new_id()

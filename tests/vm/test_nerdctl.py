@@ -15,9 +15,10 @@ from tests.vm.calling import RUN_S
 from tests.vm.conftest import INSTANCE
 from tests.vm.dockerlike import IMAGE, failure
 from tests.vm.instances import Instances
+from tests.vm.loops import LOOK, SIZE, WRITE, Loop
 from tests.vm.nerdctl import Nerdctl
-from tests.vm.pods import FULL, MOUNT, TERMINAL_PROGRAM
-from tests.vm.test_docker import ASKED, FOR_EVER, FOREVER, GUESTS_OWN, SETTINGS, TALK
+from tests.vm.pods import FORBIDDEN, FULL, MOUNT, TERMINAL_PROGRAM
+from tests.vm.test_docker import ASKED, FOR_EVER, FOREVER, GUESTS_OWN, LIMITS, SETTINGS, TALK
 
 DETACH = b"\x10\x11"  # ctrl-p ctrl-q
 
@@ -107,6 +108,7 @@ def test_what_a_run_asks_for_holds_in_the_guest(nerdctl: Nerdctl, tmp_path: Path
         *("--env-file", str(tmp_path / "env"), "--workdir", "/usr", "--user", "1000:1001"),
         *("--group-add", "1002", "--hostname", "some-host", "--read-only", "--tmpfs", "/given:mode=777"),
         *("--shm-size", "3m", "--mount", "type=tmpfs,destination=/more,tmpfs-size=1m", "--cap-drop", "ALL"),
+        *("--cap-add", "NET_RAW"),
         *("--init", "--init-binary", nerdctl.tini, "--ulimit", "nofile=100:200"),
         *("--sysctl", "net.core.somaxconn=77", "--add-host", "nowhere:10.1.2.3", "--dns", "10.3.2.1"),
         *("--memory", "96m", "--cpus", "0.5", "--pids-limit", "50"),
@@ -118,22 +120,27 @@ def test_what_a_run_asks_for_holds_in_the_guest(nerdctl: Nerdctl, tmp_path: Path
 
 @pytest.mark.client("nerdctl run --volume, --mount type=bind", "works", "a directory both ways, a file, ro")
 @pytest.mark.client("nerdctl run --volume NAME:PATH", "works", "filled with what the image has there")
-def test_volumes(nerdctl: Nerdctl, tmp_path: Path) -> None:
+@pytest.mark.client(
+    "nerdctl run --device (a block device)", "works", "a disk of the VM, under the path that is asked for"
+)
+def test_volumes(nerdctl: Nerdctl, tmp_path: Path, loop: Loop) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "from-host").write_text("hello")
     program = (
         "cat /here/from-host /file; echo made >/here/from-guest; "
+        'python3 -c "$0" /dev/given; python3 -c "$1" /dev/given; '
         "echo no >/file; grep -c alias /etc/skel/.bashrc && echo kept >/etc/skel/kept"
     )
     options = (
         *("--volume", f"{tmp_path}:/here"),
         *("--mount", f"type=bind,source={tmp_path}/from-host,target=/file,readonly"),
-        *("--volume", "named:/etc/skel"),
+        *("--volume", "named:/etc/skel", "--device", f"{loop.path}:/dev/given"),
     )
     try:
-        done = nerdctl.run(*options, IMAGE, "sh", "-c", program)
+        done = nerdctl.run(*options, IMAGE, "sh", "-c", program, LOOK, WRITE)
         assert "Read-only file system" in done.err
-        assert done.out.startswith("hellohello")
+        assert done.out.startswith(f"hellohelloTrue {SIZE} host's\n")
+        assert loop.file.read_bytes()[4096:4102] == b"guest!"
         assert done.code == 0, "the volume is empty"
         assert (tmp_path / "from-guest").read_text() == "made\n"
         assert nerdctl.run("-v", "named:/n:ro", IMAGE, "cat", "/n/kept").ok().out == "kept\n"
@@ -150,7 +157,10 @@ def test_volumes(nerdctl: Nerdctl, tmp_path: Path) -> None:
 )
 @pytest.mark.client("nerdctl run --health-cmd, container healthcheck", "works", "")
 @pytest.mark.client("nerdctl pause, unpause", "works", "")
-@pytest.mark.client("nerdctl update --memory", "works", "in the guest, while it runs")
+@pytest.mark.client("nerdctl update --memory, --cpu-quota", "works", "in the guest, while it runs")
+@pytest.mark.client(
+    "nerdctl update --cpus", "differs", "nothing changes, with runc neither: nerdctl 2.2 sends no quota"
+)
 def test_a_container_that_runs(nerdctl: Nerdctl) -> None:
     options = ("--memory", "128m", "--publish", "127.0.0.1:8080:8000", "--health-cmd", "test -e /etc/passwd")
     with nerdctl.detached("python3", "-c", FOR_EVER, "0.0.0.0", options=options) as first:
@@ -186,7 +196,9 @@ def test_a_container_that_runs(nerdctl: Nerdctl) -> None:
             assert nerdctl.inspect(name)["State"]["Status"] == "paused"
             nerdctl("unpause", name).ok()
             nerdctl("update", "--memory", "200m", "--memory-swap", "300m", name).ok()
-            assert nerdctl.exec(name, "cat", "/sys/fs/cgroup/memory.max") == f"{200 << 20}\n"
+            for option, value in (("--cpu-quota", "50000"), ("--cpus", "0.25")):
+                nerdctl("update", option, value, name).ok()
+            assert nerdctl.exec(name, *LIMITS) == f"{200 << 20}\n50000 100000\n"
         finally:
             nerdctl("rename", name, first).ok()
 
@@ -225,14 +237,46 @@ def test_files_go_in_and_out_and_a_container_is_started_again(nerdctl: Nerdctl, 
         assert nerdctl.out("wait", name) == "3"
 
 
-@pytest.mark.client("nerdctl logs, logs --follow", "works", "to the last line")
+MUCH = """\
+import os, sys, time
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.1)
+sys.stdout.write(("x" * 99 + chr(10)) * 50000)
+print("so far", flush=True)
+wait_for("/go")
+print("more", flush=True)
+wait_for("/end")
+sys.stdout.write("END")
+"""
+
+
+@pytest.mark.client("nerdctl logs", "works", "to the last line")
+@pytest.mark.client(
+    "nerdctl logs --follow", "works", "while it runs: nerdctl itself may stop before its last line"
+)
 def test_a_log_has_the_last_line_of_much(nerdctl: Nerdctl) -> None:
-    """nerdctl's logger reads until it hears of the exit."""
-    program = "import sys; sys.stdout.write(('x' * 99 + chr(10)) * 50000 + 'END')"
-    with nerdctl.detached("python3", "-c", program, options=("--network", "none")) as name:
+    """nerdctl's logger reads until it hears of the exit; who follows the log stops then, wherever it is."""
+    with nerdctl.detached("python3", "-c", MUCH, options=("--network", "none")) as name:
+        nerdctl.wait(lambda: nerdctl.out("logs", "--tail", "1", name) == "so far", "it is in the log")
+        with nerdctl.start("logs", "--follow", name) as log:
+            assert len(log.read_until(b"so far\n", 60)) == 50000 * 100 + 7
+            nerdctl.exec(name, "touch", "/go")
+            assert log.read_until(b"more\n", 60) == b"more\n"
+        nerdctl.exec(name, "touch", "/end")
         assert nerdctl.out("wait", name) == "0"
         nerdctl.wait(lambda: nerdctl.out("logs", "--tail", "1", name) == "END", "it is in the log")
-        assert len(nerdctl.out("logs", name)) == 50000 * 100 + 3
+        assert len(nerdctl.out("logs", name)) == 50000 * 100 + 7 + 5 + 3
+
+
+@pytest.mark.client("nerdctl run --restart", "works", "in a new VM each time, by containerd")
+def test_a_container_that_fails_is_run_again(nerdctl: Nerdctl) -> None:
+    script = "echo try >>/tries; [ $(wc -l </tries) = 2 ] && echo goes on && exec sleep 1000; exit 1"
+    options = ("--restart", "on-failure:3", "--network", "none")
+    with nerdctl.detached("sh", "-c", script, options=options) as name:
+        # containerd looks for what has ended every ten seconds.
+        nerdctl.wait(lambda: nerdctl.out("logs", name) == "goes on", "it is run once more", RUN_S)
+        assert nerdctl.exec(name, "cat", "/tries") == "try\ntry\n"
 
 
 @pytest.mark.client("nerdctl run --network NAME (two of them), --ip, --mac-address", "works", "")
@@ -303,15 +347,22 @@ def test_services_that_talk_to_each_other(nerdctl: Nerdctl, tmp_path: Path) -> N
 
 
 @pytest.mark.client("nerdctl run --privileged", "differs", "in its own VM, without the host's devices")
-@pytest.mark.client("nerdctl run --memory (exceeded)", "works", "ends with 137")
+@pytest.mark.client(
+    "nerdctl run --memory (exceeded)", "works", "killed in the guest; inspect never says OOMKilled"
+)
 def test_a_privileged_container_is_so_in_its_own_machine(nerdctl: Nerdctl) -> None:
-    program = 'python3 -c "$1" && echo 1 >/proc/sys/vm/overcommit_memory && ls /dev'
+    program = 'python3 -c "$1" && python3 -c "$2" && echo 1 >/proc/sys/vm/overcommit_memory && ls /dev'
     options = ("--privileged", "--network", "none")
-    devices = nerdctl.run(*options, IMAGE, "sh", "-c", program, "sh", MOUNT).ok().out.split()
+    command = ("sh", "-c", program, "sh", MOUNT, FORBIDDEN)
+    allowed, *devices = nerdctl.run(*options, IMAGE, *command).ok().out.split()
+    assert allowed == "allowed"
     assert "null" in devices
     assert set(devices) <= GUESTS_OWN
     small = ("--memory", "48m", "--memory-swap", "48m", "--network", "none")
-    assert nerdctl.run(*small, IMAGE, "python3", "-c", "bytearray(200 << 20)").code == 137
+    look = "grep -w oom_kill /sys/fs/cgroup/memory.events"
+    program = f'python3 -c "bytearray(200 << 20)"; code=$?; {look}; exit $code'
+    done = nerdctl.run(*small, IMAGE, "sh", "-c", program)
+    assert (done.code, done.out) == (137, "oom_kill 1\n")
 
 
 @pytest.mark.client("nerdctl run --network=host", "refused", "host network: not possible in a VM")

@@ -17,6 +17,8 @@ from images.tuned import kernel as tuned
 from tests.vm.conftest import KERNEL_VARIABLE
 from tests.vm.pods import CGROUP_MOUNT, Pods
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+
 PROFILE = """\
 [profiles.default]
 image = "tuned"
@@ -90,3 +92,31 @@ def test_it_mitigates_what_debians_kernel_does(pods: Pods, tuned_image: GuestIma
     debians = pods.run(*command).ok().out
     pods.ctr.instance.configure(PROFILE)
     assert pods.run(*command).ok().out == debians
+
+
+@pytest.mark.client(
+    "ctr run --with-ns network:PATH (ipvlan of mode l2, l3)",
+    "works",
+    "tried in a VM's kernel, as not every host's has one",
+)
+@pytest.mark.client(
+    "ctr run --with-ns network:PATH (ipvlan of mode l3s)",
+    "refused",
+    "what comes in passes by the interface, and cannot be redirected",
+)
+def test_an_ipvlan_is_redirected_unless_its_mode_cannot_be(tuned_pods: Pods) -> None:
+    """This machine's own kernel may have none: a guest's is where the redirection is tried."""
+    checkout = ("--mount", f"type=bind,src={CHECKOUT},dst=/mnt,options=rbind:ro")
+    command = ("python3", "-B", "-m", "tests.vm.ipvlan_guest")
+    options = ("--privileged", "--cwd", "/mnt", *checkout)
+    said = tuned_pods.run(*command, options=options, timeout_s=120).ok().out
+    found = {mode: about for line in said.splitlines() for mode, about in json.loads(line).items()}
+    works = {"kinds": ["ipvlan"], "impossible": [], "to": "connected", "from": "connected"}
+    assert found["l2"] == works
+    assert found["l3"] == works
+    assert found["l3s"] == {
+        "kinds": [],
+        "impossible": ["interface eth0 is an ipvlan of mode l3s"],
+        "to": "ConnectionRefusedError",
+        "from": "",
+    }

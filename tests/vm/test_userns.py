@@ -11,8 +11,8 @@ import pytest
 
 from tests.vm import cri as support
 from tests.vm.cri import FOREVER, SHIM_HANDLER, Cri, CriPod, failure
+from tests.vm.loops import LOOK, SIZE, Loop
 from tests.vm.pods import RUN_S, Pods, every_version
-from tests.vm.test_disks import LOOK, SIZE, Loop
 
 MAPPED = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
 FACTS = """\
