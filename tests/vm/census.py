@@ -29,6 +29,11 @@ NOT_COUNTED = (
 )
 """What outlives a pod by design."""
 
+TASKS = "/run/containerd/io.containerd.runtime.v2.task"
+MADE_ONCE = ("/run/casemate/pods", "/run/casemate/spares")
+"""Directories that stay once they are made, as does one in TASKS for each of containerd's namespaces: after a
+cut of power the first pod makes them again. What is in them counts."""
+
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -63,7 +68,7 @@ def take(ctr: Ctr) -> Census:
         files=frozenset(_files(instance)),
         links=frozenset(_links(instance)),
         namespaces=frozenset(_namespaces(instance)),
-        cgroups=frozenset(_cgroups(ctr)),
+        cgroups=frozenset(cgroups(ctr)),
         loops=frozenset(_loops(instance)),
         objects=frozenset(_objects(ctr)),
         open_files=frozenset(_open_files(instance)),
@@ -128,7 +133,10 @@ def _files(instance: Instance) -> list[str]:
         for directory, directories, names in os.walk(top):
             place = inside + directory[len(str(top)) :]
             directories[:] = [name for name in directories if f"{place}/{name}" not in NOT_COUNTED]
-            found += [f"{place}/{name}" for name in (*directories, *names)]
+            if place != TASKS:
+                found += [
+                    each for name in (*directories, *names) if (each := f"{place}/{name}") not in MADE_ONCE
+                ]
             with suppress(FileNotFoundError):  # removed while we looked
                 directories[:] = [
                     name for name in directories if os.lstat(f"{directory}/{name}").st_dev == device
@@ -152,7 +160,7 @@ def _namespaces(instance: Instance) -> list[str]:
     return sorted(found)
 
 
-def _cgroups(ctr: Ctr) -> list[str]:
+def cgroups(ctr: Ctr) -> list[str]:
     """cgroups below the one that ctr names after our containerd namespace, and that runc leaves. Others may
     use this machine, too.
     """

@@ -49,6 +49,41 @@ def test_agent_stays_within_its_memory_budget(vm: AgentVM) -> None:
     assert vm.run(vm.hello()).rss_bytes < 24 * MIB
 
 
+SWITCHES = "cat /proc/1/task/*/status | awk '/ctxt_switches/ { sum += $2 } END { print sum }'"
+"""How often the agent's threads have had a processor (proc(5)), said from where its process is to be seen."""
+IDLE = f"""\
+for try in 1 2 3 4 5 6 7 8 9 10 11 12; do
+    before=$({SWITCHES}); sleep 5; after=$({SWITCHES})
+    [ $after = $before ] && echo idle && break
+    echo $((after - before))
+done
+"""
+
+
+def test_agent_wakes_for_nothing_while_nothing_happens(vm: AgentVM) -> None:
+    """What it does first, about the container that looks, ends by itself; nothing tells of that."""
+
+    async def scenario() -> tuple[bytes, list[int]]:
+        await vm.create("watch", spec("sh", "-c", f"cat /proc/1/comm; {IDLE} sleep 1000", without="pid"))
+        await vm.start("watch")
+        seen = b""
+        async for chunk in vm.chunks("watch"):
+            seen += chunk
+            if b"idle" in seen:
+                break
+        # What is counted is the agent's: it works for each of these.
+        asked = process("sh", "-c", SWITCHES)
+        counts = [int((await vm.exec_once("watch", f"e{number}", asked))[1]) for number in range(2)]
+        await vm.finish("watch")
+        return seen, counts
+
+    seen, (first, second) = vm.run(scenario())
+    comm, *_, last = seen.split()
+    assert last == b"idle", seen
+    assert comm.startswith(b"python"), seen
+    assert second > first > 0
+
+
 def test_another_protocol_is_refused_with_the_way_out(vm: AgentVM) -> None:
     with pytest.raises(InvalidArgument, match="casemate image build"):
         vm.run(vm.hello(protocol=99))

@@ -236,12 +236,17 @@ def test_what_is_done_to_the_sandbox_itself_is_done_to_the_pod(cri: Cri) -> None
 
 @every_cri
 def test_a_pod_goes_on_while_containerd_is_away(cri: Cri) -> None:
+    script = "echo before; while read line; do echo got $line; done"
     with cri.pod() as pod:
-        container = pod.run(*FOREVER)
+        container = pod.run("sh", "-c", script, stdin=True)
         cri.instance.restart()
         cri.wait_ready()
         assert pod.status(container)["state"] == "CONTAINER_RUNNING"
         pod.exec(container, "true").ok()
+        with cri.start("attach", "--stdin", container) as attached:
+            attached.write(b"something\n")
+            attached.read_until(b"got something\n", 30)
+        cri.wait(lambda: pod.log(container) == "before\ngot something\n", "it is logged")
         assert pod.exec(pod.run(*FOREVER), "hostname").ok().out == f"{pod.config['hostname']}\n"
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from bench.instance import RUNTIME
-from tests.vm import census, dockerd
+from tests.vm import census, dockerd, powercut
 from tests.vm.calling import RUN_S
 from tests.vm.conftest import INSTANCE
+from tests.vm.cri import BOOT_ID
 from tests.vm.dockerd import Docker
 from tests.vm.dockerlike import IMAGE, failure
 from tests.vm.instances import Instances
@@ -482,3 +483,23 @@ def test_the_daemon_may_be_restarted(docker: Docker) -> None:
     finally:
         docker.stop()
         docker.serve()
+
+
+@pytest.mark.client("docker (after the host lost its power)", "works", "--restart=always begins anew")
+def test_what_is_to_run_always_begins_anew_after_a_power_cut(docker: Docker) -> None:
+    script = "cat /kept; echo kept >/kept; sync; echo up; exec sleep 1000"
+    with (
+        docker.detached("sh", "-c", script, options=("--restart", "always", "--publish", "8000")) as always,
+        docker.detached("sleep", "1000") as once,
+    ):
+        docker.wait_said(always, "up")
+        boot = docker.exec(always, *BOOT_ID)
+        powercut.cut_power(docker.ctr)
+        docker.pid = 0
+        docker.instance.start()
+        docker.serve()
+        docker.wait(lambda: docker.out("logs", always).endswith("kept\nup"), "it runs once more")
+        assert docker.exec(always, *BOOT_ID) != boot
+        assert not docker.inspect(once)["State"]["Running"]
+        docker("start", once).ok()
+        docker.exec(once, "true")

@@ -1,11 +1,14 @@
 """Standard streams between ctr and a process in the guest: every byte, in order, with back-pressure;
-terminals.
+terminals; whoever reads may stall or die.
 """
 
 import contextlib
 import hashlib
 import os
+import re
+import select
 import subprocess
+import time
 
 import pytest
 
@@ -189,3 +192,83 @@ def test_a_logging_program_is_the_hosts(pods: Pods) -> None:
     environment = dict(line.split("=", 1) for line in lines[2:])
     assert environment["HOME"] == "/root"
     assert not {"CASEMATE_POD", "NOTIFY_SOCKET"} & set(environment)
+
+
+# --- a reader that stalls or dies ---
+
+LATE = """\
+import os, time
+print("up", flush=True)
+while not os.path.exists("/go"):
+    time.sleep(0.05)
+"""
+"""Before a WRITER: begins when it is told to."""
+LATER = LATE + WRITER.format(count=2, fd=1) + "sys.exit(6)\n"
+
+
+def wait_full(pods: Pods, name: str, timeout_s: float = 60.0) -> None:
+    """Until nothing more goes into the FIFO of its output, which nobody reads. Of that nobody tells: hence a
+    bounded poll."""
+    (fifo,) = pods.ctr.instance.path("/run/containerd/fifo").glob(f"*/{name}-stdout")
+    fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + timeout_s
+        while select.select([], [fd], [], 0)[1]:
+            assert time.monotonic() < deadline, f"there is room after {timeout_s} s"
+            time.sleep(0.02)
+    finally:
+        os.close(fd)
+
+
+def test_a_reader_that_stalls_holds_up_the_writer_alone(pods: Pods) -> None:
+    name = pods.ctr.new_id()
+    with pods.start("python3", "-c", LATER, name=name) as running:
+        running.read_until(b"up\n", 60)
+        pods.exec(name, "touch", "/go").ok()
+        wait_full(pods, name)  # of ctr's own pipe, too, or it would read on
+        assert pods.exec(name, "echo", "here").ok().out == "here\n"
+        result = running.finish(60)
+    assert result.code == 6, result
+    assert hashlib.sha256(result.stdout).hexdigest() == expected(2)
+
+
+@every_version
+def test_what_is_written_after_its_reader_has_died_is_there_for_the_next(pods: Pods) -> None:
+    """A client that dies is no reason for a container to end, nor for its output to be lost."""
+    name = pods.ctr.new_id()
+    with pods.ctr.start(*pods.argv(name, ("python3", "-c", LATER), ())) as running:
+        running.read_until(b"up\n", 60)
+        running.process.kill()
+        running.process.wait(10)
+    try:
+        assert pods.status(name) == "RUNNING"
+        pods.exec(name, "touch", "/go").ok()
+        wait_full(pods, name)
+        assert pods.exec(name, "echo", "here").ok().out == "here\n"
+        with pods.ctr.start("task", "attach", name) as running:
+            result = running.finish(60)
+        assert result.code == 6, result
+        assert hashlib.sha256(result.stdout).hexdigest() == expected(2)
+    finally:
+        pods.remove(name)
+
+
+def test_a_writer_that_nobody_reads_can_be_ended(pods: Pods) -> None:
+    with pods.detached("python3", "-c", LATER) as name:
+        pods.exec(name, "touch", "/go").ok()
+        wait_full(pods, name)
+        pods.kill(name).ok()
+        pods.wait_status(name, "STOPPED")
+        result = pods.ctr("task", "delete", name)
+        assert result.code == 137 or re.search("137", result.err), result
+
+
+def test_a_logging_program_that_dies_does_not_stop_the_container(pods: Pods) -> None:
+    """Nobody can read on there: the log of the pod says that output is dropped."""
+    program = faults.script(pods.ctr.instance, "dying", "#!/bin/sh\nexec 5>&-\nread line <&3\nexit 1\n")
+    script = LATER.replace("/go", "/")
+    with pods.detached("python3", "-c", script, options=("--log-uri", f"binary://{program}")) as name:
+        pods.wait_status(name, "STOPPED")
+        assert "output is dropped" in pods.paths(name).log.read_text()
+        result = pods.ctr("task", "delete", name)
+        assert result.code == 6 or re.search(r"status 6|exit.*6", result.err), result

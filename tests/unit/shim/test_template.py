@@ -283,6 +283,22 @@ def test_a_template_that_may_have_changed_is_read_again(
     assert len(read) == 2
 
 
+def test_what_was_verified_before_the_host_was_booted_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where what is remembered is on a disk: of a power cut, the files may be damaged with the same times."""
+    store = TemplateStore(tmp_path / "templates", tmp_path / "memory")
+    make(store, KEY)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    remembered = tmp_path / "memory" / KEY
+    assert boot in remembered.read_text()
+    remembered.write_text(remembered.read_text().replace(boot, "b5a1f3c2-0000-4000-8000-000000000002"))
+    read = counted(monkeypatch)
+    use(store)
+    use(store)
+    assert len(read) == 2
+
+
 @pytest.mark.parametrize("memory", ["a file", "nothing"])
 def test_what_cannot_be_remembered_is_read_each_time(
     tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
