@@ -41,22 +41,15 @@ EVIL = (
 )
 
 
-class Bytes(Message):
-    """Said as they are, whatever message was to be said."""
+def bytes_as(declared: type[Message], said: bytes) -> Any:
+    """Sent as they are, in place of such a message."""
+    message: Any = declared()
 
-    said = b""
+    def encode_into(out: list[Any]) -> int:
+        out.append(said)
+        return len(said)
 
-    def encode_into(self, out: list[Any]) -> int:
-        out.append(self.said)
-        return len(self.said)
-
-    def encode(self) -> bytes:
-        return self.said
-
-
-def bytes_said(said: bytes) -> Bytes:
-    message = Bytes()
-    message.said = said
+    message.encode_into, message.encode = encode_into, lambda: said
     return message
 
 
@@ -96,7 +89,7 @@ ERRORS = st.builds(
     st.sampled_from(EVIL),
     st.sampled_from([code for code in Code if code is not Code.OK]),
 )
-GARBAGE = st.binary(max_size=60).map(bytes_said)
+GARBAGE = st.binary(max_size=60)
 HONEST = "honest"
 MOST_TOLD = 8000
 """Characters of an error that a client is shown."""
@@ -142,24 +135,28 @@ EVENTS = st.lists(message_of(api.Event) | GARBAGE | st.just(HONEST), max_size=6)
 def misbehave(tested: PodOfTest, answers: dict[str, Any]) -> None:
     """From now on the guest says these."""
 
-    def saying(said: Any, honest: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+    def saying(
+        method: Method[Any, Any], said: Any, honest: Callable[[Any], Awaitable[Any]]
+    ) -> Callable[[Any], Awaitable[Any]]:
         async def handle(request: Any) -> Any:
             if said == HONEST:
                 return await honest(request)
             if isinstance(said, CasemateError):
                 raise CasemateError(said.brief, code=said.code)
-            return said
+            return bytes_as(method.response, said) if isinstance(said, bytes) else said
 
         return handle
 
     honest = tested.agent._handlers()
     for method in ASKED:
-        tested.agent.answer(method, saying(answers[method.name], honest[method]))
+        tested.agent.answer(method, saying(method, answers[method.name], honest[method]))
 
 
 def tell(tested: PodOfTest, events: list[Any]) -> None:
     for event in events:
         honest = api.Event(kind=api.EventKind.EXIT, container_id=POD, exit_status=3)
+        if isinstance(event, bytes):
+            event = bytes_as(api.Event, event)
         tested.agent._events.put_nowait(honest if event == HONEST else event)
 
 
@@ -235,6 +232,7 @@ LAST = (1 << 63) - 1
 @example(HONEST_ANSWERS, [], [api.Event(kind=1, container_id=POD, exec_id="..", exited_at_ns=LAST)])
 @example(HONEST_ANSWERS, [], [api.Event(kind=2, container_id=POD)] * 1000)
 @example({**HONEST_ANSWERS, "ReadOutput": api.ReadOutputResponse(data=b"x")}, [], [])
+@example({**HONEST_ANSWERS, "CreateContainer": b"\xff" * 1000, "Stats": b"\x0a\xff"}, [], [b"\xff" * 50])
 @example({**HONEST_ANSWERS, "Stats": api.StatsResponse(metrics=b"\xff" * 1000)}, [], [])
 @example({**HONEST_ANSWERS, "CreateContainer": CasemateError("\x1b[2J" + "x" * (3 << 20))}, [], [])
 def test_a_guest_that_says_anything(
