@@ -13,6 +13,8 @@ from shim.oci import Document, Spec, typed
 BLOCK = "b"
 EVERY = "a"
 DEFAULT_MODE = 0o660
+_RULES = "linux.resources.devices"
+_OF_A_RULE = (("allow", bool), ("type", str), ("major", int), ("minor", int), ("access", str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,13 @@ def _rules(document: Document) -> list[Document]:
 
 
 def _of(resources: Document) -> list[Document]:
-    rules = typed(resources.get("devices") or [], list, "linux.resources.devices")
-    return [typed(rule, dict, "linux.resources.devices[]") for rule in rules]
+    rules = typed(resources.get("devices") or [], list, _RULES)
+    for rule in rules:
+        typed(rule, dict, f"{_RULES}[]")
+        for name, kind in _OF_A_RULE:
+            if (value := rule.get(name)) is not None:
+                typed(value, kind, f"{_RULES}[].{name}")
+    return rules
 
 
 def _may_write(rules: list[Document], major: int, minor: int) -> bool:

@@ -84,7 +84,7 @@ class Disks:
             node = self._make_node(device, machine.host.user.uid)
             try:
                 disk = BlockDisk(str(node), f"casemate{bus}", bus, device.read_only)
-                await in_thread(partial(machine.host.attach, disk.xml()))
+                await machine.plug(partial(machine.host.attach, disk.xml()))
             except BaseException:
                 node.unlink()
                 raise

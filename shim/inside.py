@@ -8,11 +8,24 @@ import logging
 from config.settings import Profile
 from rpc.api import agent as api
 from rpc.api.cgroups import Metrics
+from rpc.errors import FailedPrecondition
 from shim import oci, resources
-from shim.container import Container
+from shim.container import Container, Process
+from shim.process import Running
 from shim.vm.guest import Machine
 
 log = logging.getLogger("casemate")
+
+
+async def startable(process: Process, machine: Machine | None) -> Running:
+    """Its next state. Raises FailedPrecondition for one that cannot be started, and why the machine is lost
+    where that has ended it before."""
+    try:
+        return process.state.start()
+    except FailedPrecondition:
+        if machine is None or not machine.lost.done() or process.started_s:
+            raise
+        raise await machine.why_lost() from None
 
 
 async def start(machine: Machine, container: Container) -> None:

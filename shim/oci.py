@@ -15,6 +15,8 @@ D = TypeVar("D")
 Document = dict[str, Any]
 NO_ID = (1 << 32) - 1
 MOST_ID_RANGES = 340  # user_namespaces(7)
+MOST_LIMIT = (1 << 64) - 1
+MOST_DEVICE_NUMBER = (1 << 32) - 1  # makedev(3) takes no larger ones, and Linux has fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +165,25 @@ def hooks(document: Document) -> dict[str, tuple[Hook, ...]]:
 
 
 def limits(resources: Document) -> Limits:
-    """Raises InvalidArgument naming the field that is of another type."""
+    """Raises InvalidArgument naming the field that is of another type, or no number of the kernel's."""
     memory = _get(resources, "memory", dict, {}, "linux.resources")
     cpu = _get(resources, "cpu", dict, {}, "linux.resources")
     return Limits(
-        memory_bytes=_get(memory, "limit", int, 0, "linux.resources.memory"),
-        cpu_quota_us=_get(cpu, "quota", int, 0, "linux.resources.cpu"),
-        cpu_period_us=_get(cpu, "period", int, 0, "linux.resources.cpu"),
+        memory_bytes=_limit(memory, "limit", "linux.resources.memory"),
+        cpu_quota_us=_limit(cpu, "quota", "linux.resources.cpu"),
+        cpu_period_us=_limit(cpu, "period", "linux.resources.cpu"),
     )
+
+
+def limited(value: int, where: str) -> int:
+    """A number of Limits; InvalidArgument for one that no client's 64 bits hold."""
+    if not -MOST_LIMIT <= value <= MOST_LIMIT:
+        raise InvalidArgument(f"OCI spec: {where} has more than 64 bits")
+    return value
+
+
+def _limit(document: Document, name: str, where: str) -> int:
+    return limited(_get(document, name, int, 0, where), f"{where}.{name}")
 
 
 def oom_score(spec: Spec) -> int | None:
@@ -248,12 +261,19 @@ def _device(entry: object) -> Device:
     return Device(
         path=_get(device, "path", str, "", "linux.devices[]"),
         type=_get(device, "type", str, "", "linux.devices[]"),
-        major=_get(device, "major", int, 0, "linux.devices[]"),
-        minor=_get(device, "minor", int, 0, "linux.devices[]"),
+        major=_device_number(device, "major"),
+        minor=_device_number(device, "minor"),
         mode=_get(device, "fileMode", int, None, "linux.devices[]"),
         uid=_get(device, "uid", int, 0, "linux.devices[]"),
         gid=_get(device, "gid", int, 0, "linux.devices[]"),
     )
+
+
+def _device_number(device: Document, name: str) -> int:
+    number = _get(device, name, int, 0, "linux.devices[]")
+    if not 0 <= number <= MOST_DEVICE_NUMBER:
+        raise InvalidArgument(f"OCI spec: linux.devices[].{name} is no device's number")
+    return number
 
 
 def _hook(entry: object, where: str) -> Hook:

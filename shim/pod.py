@@ -262,7 +262,7 @@ class Pod:
         container = self.container(container_id)
         process = container.process(exec_id)
         async with process.lock:
-            running = process.state.start()
+            running = await inside.startable(process, self._result())
             self._flushing = None  # there will be more to flush
             machine = await self.machine()
             with self.trace.span(phases.START_TASK, detail=exec_id):

@@ -167,7 +167,7 @@ class PodNetwork:
         bus = self._machine.ports.take(f"interface {link.name}")
         nic = designer.nic(link.mac, tap, bus, self._profile)
         try:
-            await in_thread(partial(self._attach, nic))
+            await self._machine.plug(partial(self._attach, nic))
         except BaseException:
             self._machine.ports.give_back(bus)
             raise

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rpc.api import agent as api
 from rpc.errors import InvalidArgument, Unimplemented
 from shim.bootstrap import CONTAINER_TYPE
-from shim.oci import Limits, Namespace, Spec, parse, typed
+from shim.oci import Limits, Namespace, Spec, limited, parse, typed
 from shim.process import KILLED
 
 SANDBOX = "sandbox"
@@ -96,7 +96,7 @@ def limits_of(spec: Spec) -> Limits:
         if not text:
             return 0
         try:
-            return int(text)
+            return limited(int(text), f"annotation {_SANDBOX}{name}")
         except ValueError as error:
             raise InvalidArgument(f"annotation {_SANDBOX}{name}: {text!r} is no number") from error
 

@@ -25,6 +25,7 @@ from shim.vm.ports import Ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeVar
 
     from shim.vm.backing import Backing
@@ -113,6 +114,19 @@ class Machine:
             raise await self.why_lost() from None
         except DeadlineExceeded as error:
             raise unanswered(method.name, limit, self._console) from error
+
+    async def plug(self, attach: "Callable[[], None]") -> None:
+        """attach: how libvirt gives it a device, which takes its time. Raises as attach does, and why the
+        machine is lost if it is: libvirt says of such a one that it does not know it."""
+        try:
+            await in_thread(attach)
+        except CasemateError as error:
+            try:
+                async with asyncio.timeout(LAST_WORDS_S):
+                    reason = await self.why_lost()
+            except TimeoutError:
+                raise error from None  # it lives, and does not take it
+            raise reason from error
 
     async def events(self, on_event: "OnEvent") -> None:
         """Hands every event of the guest to on_event, until the machine is lost."""
@@ -265,8 +279,6 @@ async def why_ended(
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     OnEvent = Callable[[api.Event], None]
     OnGone = Callable[[Function], None]
     QemuWords = Callable[[], str]

@@ -13,6 +13,7 @@ from images.store import ImageStore
 from shim.vm.crowding import MOST
 from tests.vm import faults
 from tests.vm.faults import refused
+from tests.vm.operator import casemate
 from tests.vm.pods import Pods
 
 BOOT_S = 60.0
@@ -47,10 +48,11 @@ def broken_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield store.root
 
 
-def configure(pods: Pods, store: Path, cmdline: str, boot_s: float = BOOT_S) -> None:
-    pods.ctr.instance.configure(
-        CONFIG.format(store=store, call_s=CALL_S, factor=TCG_FACTOR, boot_s=boot_s, cmdline=cmdline)
-    )
+def configure(
+    pods: Pods, store: Path, cmdline: str, boot_s: float = BOOT_S, call_s: float = CALL_S, more: str = ""
+) -> None:
+    config = CONFIG.format(store=store, call_s=call_s, factor=TCG_FACTOR, boot_s=boot_s, cmdline=cmdline)
+    pods.ctr.instance.configure(more + config)
 
 
 def test_the_broken_image_is_whole_unless_told_otherwise(pods: Pods, broken_store: Path) -> None:
@@ -109,6 +111,85 @@ def test_an_agent_that_dies_while_a_container_runs(pods: Pods, broken_store: Pat
         refused(pods.ctr("task", "pause", name), "kernel panicked", within_s=faults.AT_ONCE_S)
         assert running.finish(30).code != 0
     assert "exitcode=0x00000300" in (pods.ended_directory(name) / "console.log").read_text()
+
+
+@pytest.fixture
+def broken(pods: Pods, broken_store: Path) -> Pods:
+    """Its guests are restored, and misbehave as the environment of their container says."""
+    configure(
+        pods, broken_store, "", call_s=BOOT_S, more=f'template_dir = "{broken_store.parent}/templates"\n'
+    )
+    if not (broken_store.parent / "templates").exists():
+        built = casemate(pods.ctr.instance, "template", "build")
+        assert built.returncode == 0, built
+    return pods
+
+
+def as_env(behaviour: str) -> tuple[str, str]:
+    return ("--env", f"BROKEN={behaviour}")
+
+
+PANICKED = "exitcode=0x00000300"
+
+
+def test_an_agent_that_dies_as_a_container_starts(broken: Pods) -> None:
+    result = broken.run("true", options=as_env("dies:start_container"))
+    refused(result, "kernel panicked", PANICKED, within_s=BOOT_S)
+
+
+def test_an_agent_that_dies_as_its_output_is_read(broken: Pods) -> None:
+    name = broken.ctr.new_id()
+    assert broken.run("true", options=as_env("dies:read_output"), name=name).code != 0
+    assert PANICKED in (broken.ended_directory(name) / "console.log").read_text()
+
+
+@pytest.mark.parametrize("method", ["exec", "delete", "stats", "signal"])
+def test_an_agent_that_dies_when_it_is_asked(broken: Pods, method: str) -> None:
+    """delete: of an exec. What is asked fails, and the container's end is told."""
+    name = broken.ctr.new_id()
+    options = as_env(f"dies:{method}")
+    with broken.start("sh", "-c", "echo up; exec sleep 1000", options=options, name=name) as running:
+        running.read_until(b"up\n", 4 * BOOT_S)
+        if method in ("exec", "delete"):
+            asked = broken.exec(name, "true")
+        elif method == "stats":
+            asked = broken.ctr("task", "metrics", name)
+        else:
+            asked = broken.kill(name)
+        if method == "stats":  # containerd says "no metrics received"
+            assert asked.code != 0
+        elif method != "delete":  # which its client is not told the failure of
+            refused(asked, "kernel panicked", within_s=BOOT_S)
+        assert running.finish(60).code == 137
+    assert PANICKED in (broken.ended_directory(name) / "console.log").read_text()
+
+
+def test_an_agent_that_dies_as_it_writes_back_changes_no_exit_status(broken: Pods) -> None:
+    name = broken.ctr.new_id()
+    assert broken.run("sh", "-c", "exit 6", options=as_env("dies:sync"), name=name).code == 6
+    assert PANICKED in (broken.ended_directory(name) / "console.log").read_text()
+
+
+@pytest.mark.parametrize("method", ["create_container", "start_container"])
+def test_an_agent_whose_answers_are_no_messages(broken: Pods, method: str) -> None:
+    refused(broken.run("true", options=as_env(f"garbles:{method}")), "malformed", within_s=BOOT_S)
+
+
+def test_an_agent_that_says_too_much_is_cut_short(broken: Pods) -> None:
+    result = broken.run("true", options=as_env("brags:create_container"))
+    refused(result, "xxx", within_s=BOOT_S)
+    assert b"\x1b" not in result.stderr
+
+
+def test_an_agent_that_floods_its_shim_with_events(broken: Pods) -> None:
+    result = broken.run("sh", "-c", "echo still here; exit 6", options=as_env("floods:start_container"))
+    assert (result.code, result.out) == (6, "still here\n"), result
+
+
+def test_an_agent_that_tells_of_ends_that_cannot_be(broken: Pods) -> None:
+    """A status is a byte, and the end of a process is not told twice."""
+    result = broken.run("sh", "-c", "exit 6", options=as_env("exaggerates:start_container"))
+    assert result.code == 255, result
 
 
 def test_an_agent_of_another_protocol(pods: Pods, broken_store: Path) -> None:

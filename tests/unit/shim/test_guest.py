@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -40,6 +41,43 @@ def test_the_agents_own_errors_are_raised(tmp_path: Path) -> None:
             with pytest.raises(Unavailable, match="not ready yet"):
                 await ask(guest)
             assert not guest.machine.lost.done()
+
+    run(life())
+
+
+def refuse() -> None:
+    raise Unavailable("the machine does not take a device", "Domain not found")
+
+
+@pytest.mark.parametrize("part", ["qemu", "files"])
+def test_a_device_that_a_machine_does_not_take_as_it_has_ended_is_told_by_that(
+    tmp_path: Path, part: str
+) -> None:
+    """libvirt's words are of a domain that is not found."""
+
+    async def life() -> None:
+        async with running_guest(tmp_path) as guest:
+            killed = getattr(guest.machine, part)
+            name = "QEMU" if part == "qemu" else killed.name
+            os.kill(killed.pid, signal.SIGKILL)
+            with pytest.raises(Unavailable, match=f"^{name} ended unexpectedly"):
+                await guest.machine.plug(refuse)
+
+    run(life())
+
+
+def test_a_device_that_a_machine_does_not_take_is_told_in_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LAST_WORDS_S", 0.05)
+
+    async def life() -> None:
+        async with running_guest(tmp_path) as guest:
+            with pytest.raises(Unavailable, match="does not take a device"):
+                await guest.machine.plug(refuse)
+            done: list[bool] = []
+            await guest.machine.plug(lambda: done.append(True))
+            assert done
 
     run(life())
 

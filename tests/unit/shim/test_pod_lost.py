@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rpc.api import agent as api
-from rpc.errors import NotFound, Unavailable
+from rpc.errors import FailedPrecondition, NotFound, Unavailable
 from tests.unit.rpc.wires import run
 from tests.unit.shim.pods import POD, PodOfTest, running_pod
 
@@ -58,6 +58,10 @@ def test_every_process_ends_once_execs_first(tmp_path: Path, how: str, words: st
             await tested.guest.qemu.exited.wait()
             with pytest.raises(Unavailable, match=words):
                 await tested.pod.stats(POD)
+            with pytest.raises(Unavailable, match=words):
+                await tested.pod.start("created")
+            with pytest.raises(FailedPrecondition, match="cannot start a process that is stopped"):
+                await tested.pod.start("ended")
             assert tested.state()["error"]
             with pytest.raises(NotFound, match="ended already"):
                 await tested.pod.kill(POD, "", 9)
