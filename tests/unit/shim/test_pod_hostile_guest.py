@@ -120,6 +120,7 @@ NOT_ASKED = {
     api.HELLO: "test_hello.py",
     api.MOUNT_SHARE: "answers nothing that is read",
     api.NETWORK: "answers nothing that is read",
+    api.CLOCK: "test_clock.py",
     api.DEVICES: "test_passthrough.py",
     api.WRITE_STDIN: "answers nothing that is read",
     api.CLOSE_STDIN: "answers nothing that is read",
