@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from config.settings import Profile, Settings
+    from shim.vm.backing import Backing
+    from shim.vm.guest import Facts
+    from shim.vm.passthrough import Function
+
+    Devices = tuple[tuple[Function, ...], Backing | None]
 
 NAMESPACE = "casemate.templates"
 LOWEST_PRIORITY = 19
@@ -48,21 +53,25 @@ class Standby:
         self.hint = hint
         self._words = words
 
-    def settle(self, profile: "Profile", tenant: str, *, wished: bool, restored: bool) -> None:
+    def settle(self, profile: "Profile", tenant: str, facts: "Facts", *, wished: bool) -> None:
         """Once the pod's own machine runs: its start must not be slower for the sake of the next one's."""
         if wished:
-            self.make(profile, tenant)
-        elif restored:
+            self.make(profile, tenant, facts)
+        elif facts.restored:
             self.not_needed()
         else:
             self.dismiss()
 
-    def make(self, profile: "Profile", tenant: str) -> None:
+    def make(self, profile: "Profile", tenant: str, facts: "Facts") -> None:
         """Has the template of this shape made. The next pod like this one has an apprentice in any case."""
         system.unlink_if_there(self.hint)
         if self._words < 0:
             return
-        order = {"profile": vars(profile), "tenant": tenant}
+        order: dict[str, Any] = {"profile": vars(profile), "tenant": tenant}
+        if facts.devices:
+            from shim.vm import plugging
+
+            order |= plugging.as_json(facts.devices, facts.backing)
         try:
             os.write(self._words, json.dumps(order).encode())
         except BrokenPipeError:
@@ -131,7 +140,12 @@ def _wait(settings: "Settings", words: int) -> "NoReturn":
 
             wanted = json.loads(order)
             profile = Profile(**wanted["profile"])
-            status, _ = make(settings, profile, wanted["tenant"], settings.templates_kept)
+            devices: Devices = ((), None)
+            if "functions" in wanted:
+                from shim.vm import plugging
+
+                devices = plugging.from_json(wanted)
+            status, _ = make(settings, profile, wanted["tenant"], settings.templates_kept, devices)
         else:
             status = 0
     except BaseException:  # noqa: BLE001 - the pod's log is the only place left to say it
@@ -144,18 +158,23 @@ def _wait(settings: "Settings", words: int) -> "NoReturn":
 
 
 def make(
-    settings: "Settings", profile: "Profile", tenant: str, most: int | None = None
+    settings: "Settings",
+    profile: "Profile",
+    tenant: str,
+    most: int | None = None,
+    devices: "Devices" = ((), None),
 ) -> tuple[int, PodPaths]:
     """Makes a template in a child that takes everything with it when it ends.
 
-    most: as make_template() has it. Returns its exit status, and where its log is, in `ended`.
+    most: as make_template() has it. devices: which the machines are to have, and what their RAM is of.
+    Returns its exit status, and where its log is, in `ended`.
     """
     paths = PodPaths(NAMESPACE, f"{profile.name}-{os.urandom(4).hex()}")
     paths.directory.mkdir(mode=0o711, parents=True)
     log_file = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     child = os.fork()
     if child == 0:
-        _seclude(settings, profile, tenant, most, paths, log_file)
+        _seclude(settings, profile, tenant, most, devices, paths, log_file)
     os.close(log_file)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), paths
 
@@ -165,6 +184,7 @@ def _seclude(
     profile: "Profile",
     tenant: str,
     most: int | None,
+    devices: "Devices",
     paths: PodPaths,
     log_file: int,
 ) -> "NoReturn":
@@ -182,7 +202,7 @@ def _seclude(
         else:
             with closing(Journal(paths.journal)) as journal:
                 journal.add_process(system.host_pid(host_proc), host_proc)
-                _run(settings, profile, tenant, most, paths)
+                _run(settings, profile, tenant, most, devices, paths)
             status = 0
     except CasemateError as error:
         sys.stderr.write(f"casemate: no template: {error}\n")
@@ -195,7 +215,14 @@ def _seclude(
         os._exit(status)
 
 
-def _run(settings: "Settings", profile: "Profile", tenant: str, most: int | None, paths: PodPaths) -> None:
+def _run(
+    settings: "Settings",
+    profile: "Profile",
+    tenant: str,
+    most: int | None,
+    devices: "Devices",
+    paths: PodPaths,
+) -> None:
     """The event loop of the one that makes it, as first process of its PID namespace."""
     import asyncio
     import time
@@ -210,7 +237,7 @@ def _run(settings: "Settings", profile: "Profile", tenant: str, most: int | None
     system.set_process_name("casemate-maker")
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     set_up_logging(settings.log_level, "")
-    request = MachineRequest.of_nobody(profile, settings, paths, tenant)
+    request = MachineRequest.of_nobody(profile, settings, paths, tenant, *devices)
 
     async def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, reap_orphans)

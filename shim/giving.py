@@ -289,6 +289,7 @@ def _functions(
                     function=address.function if as_on_host and len(card) > 1 else number,
                     several=len(card) > 1,
                     bar_bytes=sum(bar.size_bytes for bar in device.bars if bar.is_64_bit and not bar.is_rom),
+                    low_bytes=sum(bar.size_bytes for bar in device.bars if bar.is_low),
                     path=asked.path if asked is not None else "",
                     by_text=any(each in by_text for each in card),
                     vendor=device.vendor_id,

@@ -24,6 +24,7 @@ LIBVIRT_CREATE = "libvirt.create"  # until QEMU runs the guest; with devices, of
 RAM_COPY = "ram.copy"  # the template's RAM into the guest's, while QEMU starts
 STATE_LOAD = "state.load"  # QEMU reads the template's state
 SHARE_PLUG = "share.plug"  # the file system's device
+DEVICES_PLUG = "devices.plug"  # those of the host's, into a restored machine; of which pages its RAM is
 GUEST_RESUME = "guest.resume"  # a restored guest runs until the agent answered
 POOL_RESUME = "pool.resume"  # a machine of the pool goes on
 POOL_GREET = "pool.greet"  # its agent is told whose it is

@@ -103,7 +103,7 @@ class Pod:
             raise shortage.explained(error) from error
         self.trace.add(phases.POD_READY, from_s, time.monotonic())
         alike = wants.profile.replace(files=machine.facts.files)
-        self._standby.settle(alike, wants.tenant, wished=bool(wishes), restored=machine.facts.restored)
+        self._standby.settle(alike, wants.tenant, machine.facts, wished=bool(wishes))
         self._network = self._network_of(machine, wants.profile)
         self._network.follow()
         for work in (machine.events(self._on_event), self._on_lost(machine), clock.follow(machine)):

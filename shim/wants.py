@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Wants:
     """tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have
     it. hostname alone is no matter of the machine's making, and owner, who has the devices. What has devices
-    comes from no template and no pool. kubelet_pod: namespace and name, by which a kubelet may know of more
+    does not come from the pool. kubelet_pod: namespace and name, by which a kubelet may know of more
     devices (kubelet.py).
     """
 

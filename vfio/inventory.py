@@ -38,6 +38,12 @@ class Bar:
     def is_rom(self) -> bool:
         return self.index == _ROM
 
+    @property
+    def is_low(self) -> bool:
+        """Whether a bridge has room for it below 4 GiB alone: its window beyond is for what can be prefetched
+        (PCI-to-PCI Bridge Architecture, 3.2.5.8 and 3.2.5.9)."""
+        return not self.is_io and not self.is_rom and not (self.is_64_bit and self.prefetchable)
+
 
 @dataclass(frozen=True, slots=True)
 class Link:

@@ -4,7 +4,7 @@ That also says which nodes the guest has: one for each of these. It must not kno
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from config.cpulist import numbers
 
@@ -36,6 +36,10 @@ class Backing:
     def cell_of(self, node: int | None) -> int | None:
         """The guest's number of a node of the host's."""
         return next((number for number, cell in enumerate(self.cells) if cell.host == node), None)
+
+    def of_nobody(self) -> "Backing":
+        """The same nodes of the guest's, wherever their memory and CPUs are."""
+        return Backing(0, "", tuple(replace(each, policy=ANYWHERE, cpus=()) for each in self.cells))
 
     def __str__(self) -> str:
         pages = f"huge pages of {words(self.page_bytes)}" if self.page_bytes else "ordinary pages"

@@ -146,8 +146,9 @@ def design(
     pinning: "Pinning | None" = None,
 ) -> Domain:
     """The machine of a pod, or that of the template which it may come from: but for what `way` says they are
-    one. functions: of the host's devices, which only a machine that boots can have; access: the way to them.
-    backing: what its RAM is of then. pinning: of a pod's machine, a template is nobody's. ResourceExhausted
+    one. functions: of the host's devices, for which there are root ports; behind these they are from the
+    first where it boots, else plugged in (plugging.py); access: the way to them. backing: what its RAM is of
+    then. pinning: of a pod's machine. A template is nobody's, and of no place or page. ResourceExhausted
     if the host has not the memory, or the machine no room for the devices.
     """
     if way is Way.TEMPLATE:
@@ -165,26 +166,34 @@ def design(
     passed: tuple[Expander | RootPort | HostDevice, ...] = ()
     cells: tuple[NumaCell, ...] = ()
     hole_bytes = threads = page_bytes = 0
-    last_bus = LAST_BUS
+    last_bus, room = LAST_BUS, ""
     if functions:
         from shim.vm import passthrough, slots  # most machines have none
 
         hole_bytes = passthrough.hole_bytes(functions)
-        threads = passthrough.prealloc_threads(profile.memory_bytes)
         found = slots.layout(functions, backing, LAST_BUS)
-        iommufd = access is not None and access.is_iommufd
-        devices = (
-            HostDevice(each.address, found.ports[each.port].bus, each.function, each.several, iommufd)
-            for each in functions
-        )
-        passed, last_bus = (*found.expanders, *found.ports, *devices), found.last_bus
+        passed, last_bus = (*found.expanders, *found.ports), found.last_bus
+        if way is Way.BOOT:
+            iommufd = access is not None and access.is_iommufd
+            passed = (*passed, *slots.host_devices(functions, found, iommufd=iommufd))
+        else:
+            from shim.vm import plugging
+
+            memory = Memory.SHARED_FILE
+            low, high = plugging.windows(functions)
+            room = f",hpmmiosize={low >> 20}M,hpmmioprefsize={high >> 20}M"
+            hole_bytes = plugging.hole_bytes(functions, len(PORT_BUSES) + SHARE_BUS + len(found.ports))
+        if way is Way.BOOT or (way is Way.RESTORE and backing is not None and backing.page_bytes):
+            threads = passthrough.prealloc_threads(profile.memory_bytes)
     if backing is not None:
+        if way is Way.TEMPLATE:
+            backing = backing.of_nobody()
         cells, page_bytes = _cells(backing, profile.vcpus), backing.page_bytes
         if page_bytes:
             memory = Memory.SHARED  # libvirt makes no other of huge pages without a mount of theirs
     parameters = [
         image.cmdline,
-        f"pci=lastbus={last_bus}",
+        f"pci=lastbus={last_bus}{room}",
         "console=ttyS0 quiet panic=-1",
         f"casemate.transport={transport}",
         EMULATED_CMDLINE if accel.kind == "tcg" else "",

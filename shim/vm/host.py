@@ -146,15 +146,15 @@ class Host:
                 hint="casemate check says what is missing",
             ) from error
 
-    def memory_file(self, name: str) -> Path:
-        """The RAM of the next domain to be created, if it is to be a file.
+    def memory_file(self, name: str, *, in_a_cell: bool = False) -> Path:
+        """The RAM of the next domain to be created, if it is to be a file. in_a_cell: it has one NUMA node.
 
         virDomainDriverGenerateMachineName and qemuGetMemoryBackingDomainPath of libvirt: an embedded driver
         puts eight digits of its root's SHA-256 and the domain's number before the domain's name.
         """
         driver = sha256_hex(str(self._root))[:8]
         directory = self._memory / "libvirt" / "qemu" / f"qemu-embed-{driver}-{self._created + 1}-{name}"
-        return directory / "pc.ram"
+        return directory / ("ram-node0" if in_a_cell else "pc.ram")
 
     def create(self, xml: str, name: str, *, paused: bool = False) -> int:
         """Starts a domain and returns QEMU's pid. Raises Unavailable with QEMU's own words."""

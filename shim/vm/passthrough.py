@@ -48,7 +48,8 @@ class Function:
     below /dev/vfio/devices, or None.
 
     port: which of the machine's root ports for devices it is behind, function: its number there; several:
-    whether others are there too. bar_bytes: its 64-bit memory BARs. path: where a container asked to find it.
+    whether others are there too. bar_bytes: its 64-bit memory BARs; low_bytes: of all its memory BARs those
+    that a port has room for below 4 GiB alone. path: where a container asked to find it.
     by_text: whether the pod's annotation asked for it. vendor: its id. node: the host's NUMA node, where it
     names one. interface, ips: of a network card, its name and its addresses in the pod.
     """
@@ -62,6 +63,7 @@ class Function:
     function: int
     several: bool = False
     bar_bytes: int = 0
+    low_bytes: int = 0
     path: str = ""
     by_text: bool = False
     vendor: int = 0

@@ -60,8 +60,8 @@ class MachineRequest:
     """What a pod wants of its machine, and where its files may be.
 
     tenant: whose templates may serve it. own_files, shares_directories: as the functions of spec.py have it.
-    functions: of the host's devices that it is to have, and then it is booted; backing: what its RAM is of
-    then. pinning: if it has CPUs of its own, however it comes to run.
+    functions: of the host's devices that it is to have; backing: what its RAM is of then. pinning: if it has
+    CPUs of its own.
     """
 
     pod_id: str
@@ -78,10 +78,19 @@ class MachineRequest:
     pinning: "Pinning | None" = None
 
     @classmethod
-    def of_nobody(cls, profile: Profile, settings: Settings, paths: PodPaths, tenant: str = "") -> Self:
+    def of_nobody(
+        cls,
+        profile: Profile,
+        settings: Settings,
+        paths: PodPaths,
+        tenant: str = "",
+        functions: "tuple[Function, ...]" = (),
+        backing: "Backing | None" = None,
+    ) -> Self:
         """For a machine that is no pod's: a template's, or one that is measured."""
         cache = Path(places.cache_dir())
-        return cls("", "casemate", profile, settings, paths, cache, tenant)
+        about = ("", "casemate", profile, settings, paths, cache, tenant)
+        return cls(*about, functions=functions, backing=backing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +140,32 @@ class Setting:
         return Places(console, agent, share, self.ram / "ram")
 
     @property
+    def has_to_boot(self) -> bool:
+        """Whether no template would do."""
+        request = self.request
+        if not request.functions or request.profile.template == "off":
+            return request.profile.template == "off"
+        from shim.vm.plugging import has_to_boot
+
+        return has_to_boot(request)
+
+    @property
+    def maps_ram(self) -> bool:
+        """Whether a restored machine maps its template's RAM, or has a copy."""
+        return self.files is Files.NINEP and not self.request.functions
+
+    @property
+    def page_bytes(self) -> int:
+        """Of the huge pages that its RAM is of, if it is."""
+        return self.request.backing.page_bytes if self.request.backing is not None else 0
+
+    @property
     def ram_file(self) -> Path:
         """Where the RAM of the next machine is, if that is a file."""
-        if self.files is Files.NINEP:
+        if self.maps_ram:
             return self.places.ram
-        return self.host.memory_file(designer.NAME)
+        backing = self.request.backing
+        return self.host.memory_file(designer.NAME, in_a_cell=backing is not None and bool(backing.cells))
 
     def words(self) -> str:
         """QEMU's own, of late."""

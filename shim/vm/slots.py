@@ -4,12 +4,12 @@ Where a guest has several NUMA nodes, the ports of devices of one are on a root 
 all others are on the first one. Pure.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rpc.errors import ResourceExhausted
 from shim.vm.backing import Backing
-from shim.vm.domain import Expander, RootPort
+from shim.vm.domain import Expander, HostDevice, RootPort
 from shim.vm.passthrough import Function
 
 # Beyond the ports that every machine has, eight to a slot. Slots 0 and 31 are q35's own; expanders have the
@@ -35,6 +35,11 @@ class Layout:
             f"{root:02x}:{port.slot:02x}.{port.function}"
             for root, port in zip(self.roots, self.ports, strict=True)
         ]
+
+
+def host_devices(functions: Iterable[Function], places: Layout, *, iommufd: bool) -> Iterator[HostDevice]:
+    for each in functions:
+        yield HostDevice(each.address, places.ports[each.port].bus, each.function, each.several, iommufd)
 
 
 def has_expanders(functions: Iterable[Function], backing: Backing | None) -> bool:

@@ -6,7 +6,6 @@ Nothing else in the shim can tell one from another: it asks for a machine and ge
 import asyncio
 import logging
 import os
-import threading
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -22,6 +21,7 @@ from rpc.errors import (
     Disconnected,
     NotFound,
     PermissionDenied,
+    Unavailable,
     printable,
 )
 from shim import phases, shortage
@@ -31,8 +31,9 @@ from shim.vm import designer, ram
 from shim.vm.blame import TemplateUnusable, is_excused
 from shim.vm.console import Console
 from shim.vm.crowding import crowding
-from shim.vm.designer import Files, Way
+from shim.vm.designer import Way
 from shim.vm.domain import FileSystem
+from shim.vm.filling import Filling
 from shim.vm.guest import Facts, Machine, unanswered, why_ended
 from shim.vm.hello import greet
 from shim.vm.setting import (
@@ -69,7 +70,7 @@ async def obtain(request: MachineRequest, trace: Trace, wanted: "Wanted") -> Mac
 
 
 async def _obtain(setting: Setting, trace: Trace, undo: AsyncExitStack, wanted: "Wanted") -> Machine:
-    if setting.request.profile.template == "off" or setting.request.functions:
+    if setting.has_to_boot:
         return await _boot(setting, trace, undo)
     store, key = setting.templates, template_key(setting)
     version = store.version(key)
@@ -178,11 +179,18 @@ async def _restore(
     setting: Setting, trace: Trace, template: Opened, undo: AsyncExitStack, outer: AsyncExitStack
 ) -> Machine:
     attempt = Attempt(setting, trace, undo)
-    if setting.files is Files.NINEP:
+    create = partial(_create_restored, setting, trace, template.state, attempt.files.device)
+    if setting.maps_ram:
         undo.enter_context(ram.mapped(template.ram, setting.ram_file))
-        await attempt.run(partial(_create_restored, setting, trace, template.state, None, None))
+        await attempt.run(create)
+    elif setting.page_bytes:
+        from shim.vm.plugging import fill_pages
+
+        undo.enter_context(ram.ram_directory(setting.ram, ram.SLACK_BYTES))
+        size_bytes = setting.request.profile.memory_bytes
+        await attempt.run(partial(create, lambda pid: fill_pages(template.ram, pid, size_bytes)))
     else:
-        await _run_on_copy(setting, trace, template, attempt, undo)
+        await _run_on_copy(setting, trace, template, create, attempt, undo)
     limit_s = _patience_s(ANSWER_S, setting)
     try:
         client, hello = await attempt.meet(phases.GUEST_RESUME, limit_s, waits_already=True)
@@ -190,6 +198,10 @@ async def _restore(
         if attempt.files_failed:
             raise
         raise TemplateUnusable.because("the restored guest does not answer", error, limit_s) from error
+    try:
+        await attempt.await_devices(client)
+    except Unavailable as error:
+        raise TemplateUnusable("the restored guest has not all of its devices", str(error)) from error
     return attempt.machine(Way.RESTORE, client, hello, outer)
 
 
@@ -199,7 +211,12 @@ def _patience_s(limit_s: float, setting: Setting) -> float:
 
 
 async def _run_on_copy(
-    setting: Setting, trace: Trace, template: Opened, attempt: "Attempt", undo: AsyncExitStack
+    setting: Setting,
+    trace: Trace,
+    template: Opened,
+    create: "Callable[[Callable[[int], None]], int]",
+    attempt: "Attempt",
+    undo: AsyncExitStack,
 ) -> None:
     """QEMU starts while its RAM is being written."""
     shortage.check_room(ram.data_bytes(template.ram))
@@ -210,8 +227,7 @@ async def _run_on_copy(
         filling = Filling(template.ram, target, trace)
         filling.start()
         try:
-            device = attempt.files.device
-            await attempt.run(partial(_create_restored, setting, trace, template.state, filling, device))
+            await attempt.run(partial(create, lambda _: filling.wait()))
         finally:
             if filling.is_alive():
                 await in_thread(filling.join)
@@ -221,39 +237,29 @@ async def _run_on_copy(
     memory.unlink()  # QEMU's end gives it back, and nobody has to wait for that
 
 
-class Filling(threading.Thread):
-    """Copies a template's RAM. A thread of its own: another one waits for it, and so may the event loop."""
-
-    def __init__(self, source: int, target: int, trace: Trace) -> None:
-        super().__init__(name="ram-copy", daemon=True)
-        self._source, self._target, self._trace = source, target, trace
-        self._error: OSError | None = None
-
-    def run(self) -> None:
-        try:
-            with self._trace.span(phases.RAM_COPY, phases.POD_READY):
-                ram.fill(self._source, self._target)
-        except OSError as error:
-            self._error = error
-
-    def wait(self) -> None:
-        """Until the copy is whole. Raises TemplateUnusable if it cannot be."""
-        self.join()
-        if self._error is not None:
-            raise TemplateUnusable("the template's RAM cannot be copied", str(self._error)) from self._error
-
-
 def _create_restored(
-    setting: Setting, trace: Trace, state: int, filling: Filling | None, device: FileSystem | None
+    setting: Setting,
+    trace: Trace,
+    state: int,
+    device: FileSystem | None,
+    fill: "Callable[[int], None] | None" = None,
 ) -> int:
-    """In a thread: libvirt's calls block. device: what the template's machine could not have."""
+    """In a thread: libvirt's calls block. device: what the template's machine could not have. fill: returns
+    when the RAM of the QEMU of this pid is whole."""
     host = setting.host
     open_libvirt(host, trace)
+    if setting.request.functions:
+        from shim.vm import plugging
+
+        plugging.make_reachable(setting)
     with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY):
         pid = host.create(setting.design(Way.RESTORE).xml(), designer.NAME, paused=True)
     with trace.span(phases.STATE_LOAD, phases.POD_READY):
-        if filling is not None:
-            filling.wait()
+        try:
+            if fill is not None:
+                fill(pid)
+        except OSError as error:
+            raise TemplateUnusable("the template's RAM cannot be copied", str(error)) from error
         limit_s = _patience_s(LOAD_S, setting)
         try:
             host.load_state(state, limit_s)
@@ -265,6 +271,10 @@ def _create_restored(
         if device is not None:
             with trace.span(phases.SHARE_PLUG, phases.POD_READY):
                 host.attach(device.xml())
+        if setting.request.functions:
+            from shim.vm import plugging
+
+            plugging.plug(setting, trace)
         host.resume()
     except CasemateError as error:
         raise TemplateUnusable("the restored guest cannot be completed", str(error)) from error
@@ -292,20 +302,12 @@ async def _boot(setting: Setting, trace: Trace, outer: AsyncExitStack) -> Machin
 def _create_booting(setting: Setting, trace: Trace) -> int:
     """In a thread: libvirt's calls block."""
     open_libvirt(setting.host, trace)
-    domain, access, made_of = setting.design(Way.BOOT), setting.access, ""
-    if access is not None:
-        from shim.vm import passthrough
+    domain = setting.design(Way.BOOT)
+    if setting.request.functions:
+        from shim.vm import plugging
 
-        log.info("the host's devices are passed by %s", access)
-        request, backing = setting.request, setting.request.backing
-        passthrough.prepare(
-            request.functions,
-            access,
-            setting.user.uid,
-            request.profile.memory_bytes,
-            huge_pages=backing is not None and backing.page_bytes > 0,
-        )
-        made_of = str(backing or "")
+        plugging.make_reachable(setting)
+    made_of = str(setting.request.backing or "")
     with trace.span(phases.LIBVIRT_CREATE, phases.POD_READY, made_of):
         return setting.host.create(domain.xml(), designer.NAME)
 

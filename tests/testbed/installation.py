@@ -52,9 +52,10 @@ agent_call_s = 300.0
 [vfio]
 ready_s = 120.0
 
-# With the drivers that the tuned kernel has not.
+# With the drivers that the tuned kernel has not. Booted each time: what is tried with them is of one kind.
 [profiles.devices]
 image = "cloud"
+template = "off"
 """
 # What an installation leaves behind that belongs to the outside.
 LEFT = ("root/.cache", "root/.config", "var/cache/apt", "var/lib/apt/lists")

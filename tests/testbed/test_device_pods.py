@@ -119,6 +119,26 @@ def test_ram_is_mapped_and_pinned_once_whatever_the_number_of_devices(seen: Any)
         assert boot["memory_bytes"] <= boot["pinned_bytes"] < boot["memory_bytes"] + (1 << 20)
 
 
+@pytest.mark.parametrize(
+    ("name", "page_bytes", "gpus"),
+    [("ordinary", 0, GPUS[:2]), ("huge", 2 << 20, GPUS[:2]), ("others", 0, GPUS[2:])],
+)
+def test_a_restored_machine_has_its_devices_as_a_booted_one_has(
+    seen: Any, name: str, page_bytes: int, gpus: list[str]
+) -> None:
+    """Whichever they are, of whichever node, and whatever its RAM is of."""
+    one = seen["restored"][name]
+    assert (one["record"]["source"], one["record"]["hugepage_bytes"]) == ("restore", page_bytes)
+    assert [each["address"] for each in one["record"]["devices"]] == [seen["places"][gpu] for gpu in gpus]
+    assert {"devices.plug", "devices.ready"} <= set(one["spans"])
+    assert len(one["sees"]) == 2
+    for line in one["sees"]:
+        assert bars(line) == [16 << 20, 128 * GIB, 32 << 20]
+        assert line.split()[3] == "0"  # the guest's one node
+    assert len([path for path in one["qemu"]["open"] if "/dev/vfio/devices" in path]) == 2
+    assert one["left"] == {}
+
+
 def test_a_third_pod_is_refused_with_who_has_what(seen: Any, gpus: Any) -> None:
     assert gpus["third"]["code"] != 0
     assert "not free: 1 x gpu, device 2330" in gpus["third"]["err"]

@@ -44,6 +44,7 @@ TOLD_S = 120.0
 ELSEWHERE = {
     phases.DEVICES_ASK: "tests/unit/shim/test_giving_kills.py, tests/testbed/test_kill_cycles.py",
     phases.DEVICES_CLAIM: "the same",
+    phases.DEVICES_PLUG: "the same",
     phases.DEVICES_READY: "the same",
     phases.DEVICES_RELEASE: "the same",
     phases.POOL_RESUME: "tests/vm/test_pool.py",

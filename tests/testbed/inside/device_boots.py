@@ -10,8 +10,9 @@ import os
 import re
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,8 @@ from tests.testbed.inside import places
 from tests.testbed.inside.given import SEEN, Long, casemate, record, until_free
 from tests.testbed.inside.numa_pods import PAGE_MIB, huge_pages
 
-PROFILE = "boots"
+PROFILE, BOOTED, RESTORED = "boots", "booted", "restored"
+MADE_S = 600.0
 SETTINGS = Path("/etc/casemate/config.d/zz-device-boots.toml")
 QEMU, TELLING = "/usr/bin/qemu-system-x86_64", Path("/run/device-boots-qemu")
 MAPS = Path("/tmp/device-boots")
@@ -42,16 +44,20 @@ DEVICES = {0: (), 1: ("gpu0",), 2: ("gpu0", "gpu1"), 4: ("gpu0", "gpu1", "nvme0"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """access: the way of VFIO's, "" without devices. huge: whether RAM is of huge pages."""
+    """access: the way of VFIO's, "" without devices. huge: whether RAM is of huge pages. restored: from a
+    template, its devices plugged in then.
+    """
 
     devices: int
     access: str
     huge: bool = False
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """ready_s: from QEMU's start to an agent that answered; create_s of it, until QEMU answers libvirt.
+    """ready_s: from QEMU's start to an agent that answered; create_s of it, until QEMU answers libvirt, and
+    devices_s beyond it, until all devices are up.
 
     ram_maps: of the guest's RAM. all_maps: those of BARs, too, which the other devices may then reach.
     pinned_bytes: what the kernel keeps in its place of QEMU's memory.
@@ -62,6 +68,7 @@ class Boot:
     page_bytes: int
     ready_s: float
     create_s: float
+    devices_s: float
     ram_maps: int
     all_maps: int
     pinned_bytes: int
@@ -69,15 +76,18 @@ class Boot:
 
 
 @contextmanager
-def machines(wrapper: str, profiles: Mapping[str, Sequence[str]], memory_mib: int) -> Iterator[None]:
-    """Pods may ask for machines of these profiles, whose QEMU is run by that script. profiles: more lines."""
+def profile(memory_mib: int) -> Iterator[None]:
+    """Pods may ask for machines whose QEMU tells what it maps."""
     MAPS.mkdir()
     MAPS.chmod(0o777)
-    TELLING.write_text(wrapper)
+    TELLING.write_text(WRAPPER)
     TELLING.chmod(0o755)
     lines = [f'qemu = "{TELLING}"', f'qemu_paths = ["{MAPS}"]']
-    for name, more in profiles.items():
-        lines += [f"[profiles.{name}]", f'memory = "{memory_mib}MiB"', 'image = "cloud"', *more]
+    for huge, restored in product((False, True), (False, True)):
+        lines += [f"[profiles.{_profile(huge=huge, restored=restored)}]"]
+        lines += [f'memory = "{memory_mib}MiB"', 'image = "cloud"']
+        lines += [f'hugepages = "{"required" if huge else "never"}"']
+        lines += [f'template = "{"shared" if restored else "off"}"']
     SETTINGS.write_text("\n".join([*lines, ""]))
     try:
         with huge_pages(0, each=memory_mib // PAGE_MIB):
@@ -86,17 +96,8 @@ def machines(wrapper: str, profiles: Mapping[str, Sequence[str]], memory_mib: in
         SETTINGS.unlink()
 
 
-def profile(memory_mib: int) -> AbstractContextManager[None]:
-    """QEMU tells what it maps."""
-    pages = {False: "never", True: "required"}
-    more = {
-        _profile(huge=huge): (f'hugepages = "{word}"', 'template = "off"') for huge, word in pages.items()
-    }
-    return machines(WRAPPER, more, memory_mib)
-
-
-def _profile(*, huge: bool) -> str:
-    return f"{PROFILE}-{'huge' if huge else 'ordinary'}"
+def _profile(*, huge: bool, restored: bool) -> str:
+    return f"{PROFILE}-{'huge' if huge else 'ordinary'}-{'restored' if restored else 'booted'}"
 
 
 @contextmanager
@@ -112,6 +113,35 @@ def by(access: str) -> Iterator[None]:
         AWAY.rename(IOMMU)
 
 
+def _pod(shape: Shape, where: Mapping[str, str]) -> Long:
+    wish = ",".join(where[name] for name in DEVICES[shape.devices])
+    return Long("boots", wish, profile_of(shape))
+
+
+def profile_of(shape: Shape) -> tuple[str, ...]:
+    """Options of ctr's."""
+    name = _profile(huge=shape.huge, restored=shape.restored)
+    return ("--annotation", f"dev.casemate.profile={name}")
+
+
+def have_a_template(shape: Shape) -> None:
+    """The first pod of a shape boots, and has a template made; of shapes whose machines are the same there is
+    one. A bounded poll: nobody tells when it is there."""
+    before, end = _templates(), time.monotonic() + MADE_S
+    pod = _pod(shape, places.addresses())
+    try:
+        pod.sees()
+        while record(pod.name)["source"] == "boot" and _templates() == before and time.monotonic() < end:
+            time.sleep(0.5)
+    finally:
+        pod.end()
+        until_free(DEVICES[shape.devices])
+
+
+def _templates() -> set[str]:
+    return {each["key"] for each in casemate("template", "list")}
+
+
 def boot(shape: Shape) -> Boot:
     for path in MAPS.iterdir():
         path.unlink()
@@ -119,19 +149,20 @@ def boot(shape: Shape) -> Boot:
     with ExitStack() as undo:
         undo.callback(until_free, names)
         undo.enter_context(by(shape.access))
-        wish = ",".join(where[name] for name in names)
-        pod = Long("boots", wish, ("--annotation", f"dev.casemate.profile={_profile(huge=shape.huge)}"))
+        pod = _pod(shape, where)
         undo.callback(pod.end)
         pod.sees()
         about = record(pod.name)
         spans = {span["name"]: span for span in casemate("trace", pod.name)["spans"]}
         maps = list(_maps(shape.access)) if shape.access else []
+        ready_s = spans["guest.resume" if shape.restored else "guest.boot"]["end_s"]
         return Boot(
             shape,
             about["device_access"],
             about["hugepage_bytes"],
-            spans["guest.boot"]["end_s"] - started_s(about["qemu_pid"]),
+            ready_s - started_s(about["qemu_pid"]),
             spans["libvirt.create"]["end_s"] - started_s(about["qemu_pid"]),
+            spans["devices.ready"]["end_s"] - ready_s if shape.devices else 0.0,
             sum(at < about["memory_bytes"] for at in maps),  # all of it is below BARs
             len(maps),
             pinned_bytes(about["qemu_pid"]),
@@ -158,26 +189,32 @@ def started_s(pid: int) -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def shapes(devices: Iterable[int], accesses: Sequence[str]) -> Iterator[Shape]:
-    for count, access, huge in product(devices, accesses, (False, True)):
+def shapes(devices: Iterable[int], accesses: Sequence[str], ways: Sequence[str]) -> Iterator[Shape]:
+    restored = [way == RESTORED for way in ways]
+    for count, access, huge, again in product(devices, accesses, (False, True), restored):
         if count:
-            yield Shape(count, access, huge)
+            yield Shape(count, access, huge, again)
         elif (access, huge) == (accesses[0], False):  # pages are huge for devices alone
-            yield Shape(0, "")
+            yield Shape(0, "", restored=again)
 
 
 def table(boots: Sequence[Boot]) -> Iterator[str]:
     """Medians of each shape, as lines of Markdown."""
-    yield "| devices | way | pages | ready, s | of it QEMU, s | maps of RAM | of BARs, too | pinned, MiB |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| devices | machine | way | pages | ready, s | of it QEMU, s | devices, s "
+        "| maps of RAM | of BARs, too | pinned, MiB |"
+    )
+    yield "|---" * 10 + "|"
     for shape in dict.fromkeys(each.shape for each in boots):
         alike = [each for each in boots if each.shape == shape]
         times = [
-            statistics.median(one) for one in zip(*((b.ready_s, b.create_s) for b in alike), strict=True)
+            statistics.median(one)
+            for one in zip(*((b.ready_s, b.create_s, b.devices_s) for b in alike), strict=True)
         ]
         counts = zip(*((b.ram_maps, b.all_maps, b.pinned_bytes >> 20) for b in alike), strict=True)
         words = [*(f"{time:.1f}" for time in times), *(_range(one) for one in counts)]
-        yield f"| {' | '.join((str(shape.devices), shape.access or '-', _size(shape), *words))} |"
+        way = RESTORED if shape.restored else BOOTED
+        yield f"| {' | '.join((str(shape.devices), way, shape.access or '-', _size(shape), *words))} |"
 
 
 def _size(shape: Shape) -> str:
@@ -188,27 +225,26 @@ def _range(values: Sequence[int]) -> str:
     return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
-def tell(lines: Iterable[str], arguments: argparse.Namespace, boots: Sequence[Mapping[str, object]]) -> None:
-    """The table, and each boot for who has a share."""
-    print(*lines, f"n = {arguments.rounds}, {arguments.memory_mib} MiB", sep="\n")
-    if SEEN.parent.is_mount():
-        SEEN.write_text(json.dumps(boots))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--devices", type=int, nargs="+", default=list(DEVICES), choices=list(DEVICES))
     parser.add_argument("--access", nargs="+", default=[IOMMUFD, LEGACY], choices=[IOMMUFD, LEGACY])
+    parser.add_argument("--ways", nargs="+", default=[BOOTED, RESTORED], choices=[BOOTED, RESTORED])
     parser.add_argument("--memory-mib", type=int, default=512)
     arguments = parser.parse_args()
     boots = []
+    wanted = list(shapes(arguments.devices, arguments.access, arguments.ways))
     with profile(arguments.memory_mib):
+        for shape in (each for each in wanted if each.restored):
+            have_a_template(shape)
         for number in range(1, arguments.rounds + 1):
-            for shape in shapes(arguments.devices, arguments.access):
+            for shape in wanted:
                 boots.append(boot(shape))
                 print(f"{number}: {boots[-1]}", flush=True)
-    tell(table(boots), arguments, [asdict(each) for each in boots])
+    print(*table(boots), f"n = {arguments.rounds}, {arguments.memory_mib} MiB", sep="\n")
+    if SEEN.parent.is_mount():
+        SEEN.write_text(json.dumps([asdict(each) for each in boots]))
     return 0
 
 

@@ -170,9 +170,36 @@ def mapped() -> dict[str, Any]:
         return {str(shape.devices): asdict(device_boots.boot(shape)) for shape in shapes}
 
 
+def restored() -> dict[str, Any]:
+    """The first boots and has a template made; the others are restored from it, and given other devices."""
+    seen: dict[str, Any] = {}
+    with device_boots.profile(MAPPED_MIB):
+        ordinary, huge = (Shape(2, IOMMUFD, huge=each, restored=True) for each in (False, True))
+        for shape in (ordinary, huge):
+            device_boots.have_a_template(shape)
+        where = places.addresses()
+        for name, shape, gpus in (
+            ("ordinary", ordinary, ("gpu0", "gpu1")),
+            ("huge", huge, ("gpu0", "gpu1")),
+            ("others", ordinary, ("gpu2", "gpu3")),
+        ):
+            wish = ",".join(where[each] for each in gpus)
+            pod = Long(name, wish, device_boots.profile_of(shape))
+            seen[name] = {
+                "sees": pod.sees(),
+                "record": record(name),
+                "qemu": qemu(name),
+                "spans": [span["name"] for span in casemate("trace", name)["spans"]],
+                "ended": pod.end(),
+                "left": until_free(gpus),
+            }
+    return seen
+
+
 def main() -> int:
     seen = {"places": places.addresses(), "mounted": mounted(), "nvme": one_nvme()}
     seen |= {"gpus": gpus(), "by_node": by_node(), "ahead": ahead(), "mapped": mapped()}
+    seen["restored"] = restored()
     seen |= {"numa": numa_pods.look(), "cards": cards.look(), "dma": dma.look()}
     seen["kubelet"] = kubelet_pods.look()
     seen["pulled"] = pulled_pods.look()

@@ -105,7 +105,7 @@ def _last_words() -> Iterator[str]:
 
 
 def record(name: str) -> Any:
-    return next(pod for pod in casemate("ps") if pod["id"] == name)
+    return next(pod for pod in casemate("ps") if pod.get("id") == name)
 
 
 def qemu(name: str) -> dict[str, Any]:

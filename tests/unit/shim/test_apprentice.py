@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,12 @@ from config.settings import Profile, Settings
 from shim import apprentice
 from shim.apprentice import TENANT_ANNOTATION, Standby, stand_by, tenant_of
 from shim.paths import PodPaths
+from shim.vm.backing import Backing, Cell
+from shim.vm.passthrough import Function
+from shim.vm.plugging import from_json
+from tests.unit.shim.guests import FACTS
 
+RESTORED = replace(FACTS, source="restore")
 SPEC: dict[str, Any] = {"annotations": {"dev.casemate.vcpus": "2", "other": "x"}}
 
 
@@ -58,11 +64,22 @@ def test_the_order_says_what_to_make(settings: Settings, tmp_path: Path, pipe: t
     reading, writing = pipe
     standby = Standby(tmp_path / "hint", writing)
     profile = settings.profiles["small"].replace(vcpus=1, kernel_cmdline='a="b"')
-    standby.settle(profile, "blue", wished=True, restored=False)
+    standby.settle(profile, "blue", FACTS, wished=True)
     order = json.loads(order_of(reading).removesuffix(apprentice.NOTHING_TO_DO))
     assert Profile(**order["profile"]) == profile
     assert order["tenant"] == "blue"
     assert order_of(reading) == b""  # closed
+
+
+def test_the_order_says_for_which_devices(settings: Settings, tmp_path: Path, pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    gpu = Function("0000:3b:00.0", "an H100", "gpu", 12, "vfio0", 0, 0, bar_bytes=128 << 30)
+    facts = replace(FACTS, devices=(gpu,), backing=Backing(2 << 20, cells=(Cell(1, 128 << 20),)))
+    Standby(tmp_path / "hint", writing).settle(settings.profiles["small"], "", facts, wished=True)
+    order = json.loads(order_of(reading).removesuffix(apprentice.NOTHING_TO_DO))
+    (told,), backing = from_json(order)
+    assert (told.address, told.bar_bytes) == (gpu.address, gpu.bar_bytes)
+    assert backing == facts.backing
 
 
 def test_a_pod_that_was_restored_says_that_none_is_needed(
@@ -70,7 +87,7 @@ def test_a_pod_that_was_restored_says_that_none_is_needed(
 ) -> None:
     reading, writing = pipe
     hint = tmp_path / "cache/restorable/x"
-    Standby(hint, writing).settle(settings.profiles["default"], "", wished=False, restored=True)
+    Standby(hint, writing).settle(settings.profiles["default"], "", RESTORED, wished=False)
     assert order_of(reading) == apprentice.NOTHING_TO_DO
     assert hint.exists()
     assert hint.stat().st_mode & 0o077 == 0
@@ -81,7 +98,7 @@ def test_a_pod_that_was_booted_and_wants_none_says_so(
 ) -> None:
     reading, writing = pipe
     standby = Standby(tmp_path / "hint", writing)
-    standby.settle(settings.profiles["default"], "", wished=False, restored=False)
+    standby.settle(settings.profiles["default"], "", FACTS, wished=False)
     assert order_of(reading) == apprentice.NOTHING_TO_DO
     assert not (tmp_path / "hint").exists()
     standby.dismiss()  # twice does no harm
@@ -91,9 +108,9 @@ def test_a_pod_that_was_booted_and_wants_none_says_so(
 def test_a_wish_without_an_apprentice_lets_the_next_pod_have_one(settings: Settings, tmp_path: Path) -> None:
     hint = tmp_path / "hint"
     hint.touch()
-    Standby(hint, -1).settle(settings.profiles["default"], "", wished=True, restored=False)
+    Standby(hint, -1).settle(settings.profiles["default"], "", FACTS, wished=True)
     assert not hint.exists()
-    Standby(hint, -1).settle(settings.profiles["default"], "", wished=True, restored=False)
+    Standby(hint, -1).settle(settings.profiles["default"], "", FACTS, wished=True)
 
 
 def test_an_apprentice_that_is_gone_costs_a_line_in_the_log(
@@ -101,7 +118,7 @@ def test_an_apprentice_that_is_gone_costs_a_line_in_the_log(
 ) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    Standby(tmp_path / "hint", writing).make(settings.profiles["default"], "")
+    Standby(tmp_path / "hint", writing).make(settings.profiles["default"], "", FACTS)
     assert "the process that was to make it is gone" in caplog.text
     reading, writing = os.pipe()
     os.close(reading)
@@ -124,8 +141,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[A
     """What the waiting process was told to make: it writes that down instead, and leaves as it would."""
     file = tmp_path / "made"
 
-    def make(settings: Settings, profile: Profile, tenant: str, most: int) -> tuple[int, PodPaths]:
+    def make(
+        settings: Settings, profile: Profile, tenant: str, most: int, devices: Any
+    ) -> tuple[int, PodPaths]:
         assert most == settings.templates_kept  # pods have no more made than that
+        assert devices == ((), None)
         file.write_text(json.dumps([profile.name, tenant, sorted(os.listdir("/proc/self/fd"), key=int)]))
         return 0, PodPaths("a", "b")
 
@@ -172,7 +192,7 @@ def test_the_one_that_waits_makes_what_it_is_told(
     settings: Settings, forks: Forks, made: Callable[[], list[Any]], spare: int
 ) -> None:
     standby = stand_by(settings, "default", SPEC, spare)
-    standby.make(settings.profiles["small"], "blue")
+    standby.make(settings.profiles["small"], "blue", FACTS)
     assert forks.ended() == 0
     name, tenant, descriptors = made()
     assert (name, tenant) == ("small", "blue")
@@ -208,14 +228,14 @@ def test_an_order_that_cannot_be_carried_out_is_told(
 
     monkeypatch.setattr(apprentice, "make", fail)
     standby = stand_by(settings, "default", SPEC, spare)
-    standby.make(settings.profiles["small"], "")
+    standby.make(settings.profiles["small"], "", FACTS)
     assert forks.ended() == 1
     assert "no space for its directory" in capfd.readouterr().err
 
 
 def test_nobody_waits_where_none_are_to_be_made(settings: Settings, forks: Forks, spare: int) -> None:
     standby = stand_by(settings.replace(make_templates=False), "default", SPEC, spare)
-    standby.settle(settings.profiles["default"], "", wished=True, restored=False)
+    standby.settle(settings.profiles["default"], "", FACTS, wished=True)
     assert forks.pids == []
 
 
@@ -223,11 +243,11 @@ def test_nobody_waits_once_a_pod_like_this_one_was_restored(
     settings: Settings, forks: Forks, made: Callable[[], list[Any]], spare: int
 ) -> None:
     first = stand_by(settings, "default", SPEC, spare)
-    first.settle(settings.profiles["default"], "", wished=False, restored=True)
+    first.settle(settings.profiles["default"], "", RESTORED, wished=False)
     assert forks.ended() == 0
     second = stand_by(settings, "default", SPEC, spare)
     assert forks.pids == []
-    second.settle(settings.profiles["default"], "", wished=True, restored=False)  # it was removed
+    second.settle(settings.profiles["default"], "", FACTS, wished=True)  # it was removed
     third = stand_by(settings, "default", SPEC, spare)
     third.dismiss()
     assert forks.ended() == 0

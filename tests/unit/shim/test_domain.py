@@ -98,6 +98,11 @@ WITH_DEVICES = "kvm-vsock-devices"
 EDU = Function("0000:07:00.0", "an edu", "other", 14, "vfio3", 2, 0)
 
 
+PLUGGED = ("kvm-vsock-devices-template", "kvm-vsock-devices-restore")
+EDU_SECOND = replace(EDU, port=1)
+HUGE_CELL = Backing(2 << 20, cells=(Cell(1, 128 << 20, STRICT, (4, 5)),))
+
+
 DOMAINS = {
     "kvm-vsock-devices": designed(KVM, "vsock", functions=(GPU, CARD, SOUND), access=Access(IOMMUFD)),
     "kvm-vsock-9p-devices": designed(
@@ -120,6 +125,18 @@ DOMAINS = {
     ),
     "kvm-vsock-devices-hugepages": designed(
         KVM, "vsock", functions=(GPU,), access=Access(IOMMUFD), backing=Backing(2 << 20)
+    ),
+    "kvm-vsock-devices-template": designed(
+        KVM, "vsock", way=Way.TEMPLATE, files=Files.NINEP, functions=(GPU, EDU_SECOND), backing=HUGE_CELL
+    ),
+    "kvm-vsock-devices-restore": designed(
+        KVM,
+        "vsock",
+        way=Way.RESTORE,
+        files=Files.NINEP,
+        functions=(GPU, EDU_SECOND),
+        access=Access(IOMMUFD),
+        backing=HUGE_CELL,
     ),
     "kvm-vsock-devices-dedicated": designed(
         KVM,
@@ -351,6 +368,8 @@ def test_virtiofsd_sees_the_guests_memory_and_nobody_else_does() -> None:
     for name, domain in DOMAINS.items():
         source = parse(domain.xml()).find("memoryBacking/source")
         assert (source is None) is ("9p" in name)
+        if name in PLUGGED:
+            continue
         booted = name in ("tcg-serial", "kvm-vsock", "kvm-serial-large") or name.startswith(WITH_DEVICES)
         assert ("virtiofs" in domain.xml()) is booted
 
@@ -358,8 +377,28 @@ def test_virtiofsd_sees_the_guests_memory_and_nobody_else_does() -> None:
 def test_ram_is_filled_before_it_is_mapped_for_devices_and_only_then() -> None:
     for name, domain in DOMAINS.items():
         allocation = parse(domain.xml()).find("memoryBacking/allocation")
-        assert (allocation is not None) is ("devices" in name)
+        filled = "devices" in name and name != "kvm-vsock-devices-template"
+        assert (allocation is not None) is filled
         assert (domain.hole_bytes > 0) is ("devices" in name)
+
+
+def test_a_template_has_room_for_devices_and_none_of_them() -> None:
+    template, restored = (parse(DOMAINS[name].xml()) for name in PLUGGED)
+    files, both = Files.NINEP, (GPU, EDU_SECOND)
+    booted = parse(designed(KVM, "vsock", files=files, functions=both, backing=HUGE_CELL).xml())
+    for shape in (template, restored):
+        assert shape.findall("devices/hostdev") == []
+        assert ports(shape) == ports(booted)
+    assert len(booted.findall("devices/hostdev")) == 2
+    assert len(set(ports(booted))) == 6
+    tuned = [template.find(name) for name in ("numatune", "cputune", "memoryBacking/hugepages")]
+    assert tuned == [None, None, None]
+
+
+def ports(domain: ET.Element) -> list[tuple[str | None, ...]]:
+    found = domain.findall("devices/controller[@model='pcie-root-port']")
+    places = [(each, each.find("address")) for each in found]
+    return [(e.get("index"), at.get("slot"), at.get("function")) for e, at in places if at is not None]
 
 
 def test_what_a_restored_guest_writes_never_reaches_the_template() -> None:

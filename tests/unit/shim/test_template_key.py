@@ -13,6 +13,8 @@ from config.settings import Profile
 from shim.paths import PodPaths
 from shim.vm import template_key as module
 from shim.vm.accel import Acceleration
+from shim.vm.backing import STRICT, Backing, Cell
+from shim.vm.passthrough import Function
 from shim.vm.setting import Setting
 from shim.vm.template_key import cpu_of, parts, template_key
 from tests.unit.shim.test_sources import setting_of
@@ -123,6 +125,42 @@ def test_which_pod_asks_does_not_matter(setting: Setting, tmp_path: Path) -> Non
     )
     assert asking.places != setting.places
     assert template_key(asking) == before
+
+
+GPU = Function(
+    "0000:3b:00.0", "an H100", "gpu", 12, "vfio0", 0, 0, bar_bytes=128 << 30, vendor=0x10DE, node=1
+)
+CELL = Cell(1, 128 * MIB, STRICT, (4, 5))
+
+
+HUGE = Backing(2 << 20, cells=(CELL,))
+
+
+def with_devices(setting: Setting, *functions: Function, backing: Backing = HUGE) -> Setting:
+    return replace(setting, request=replace(setting.request, functions=functions, backing=backing))
+
+
+def test_which_devices_of_one_shape_does_not_matter(setting: Setting) -> None:
+    """Nor which pages and whose memory a pod has: of these a template has none."""
+    before = template_key(with_devices(setting, GPU))
+    other = replace(GPU, address="0001:9f:00.0", title="another", group=3, cdev=None, node=0, path="/dev/x")
+    alike = (
+        with_devices(setting, other),
+        with_devices(setting, GPU, backing=Backing(0, "none are free", (replace(CELL, policy="", cpus=()),))),
+        with_devices(setting, GPU, backing=Backing(1 << 30, cells=(replace(CELL, host=0),))),
+    )
+    assert {template_key(each) for each in alike} == {before}
+
+
+def test_room_for_other_devices_is_another_machine(setting: Setting) -> None:
+    shapes = (
+        setting,
+        with_devices(setting, GPU),
+        with_devices(setting, GPU, replace(GPU, address="0000:3c:00.0", port=1)),
+        with_devices(setting, replace(GPU, bar_bytes=256 << 30)),
+        with_devices(setting, GPU, backing=Backing()),
+    )
+    assert len({template_key(each) for each in shapes}) == len(shapes)
 
 
 def test_of_the_cpu_what_a_guest_can_see_is_taken(tmp_path: Path) -> None:

@@ -292,3 +292,17 @@ def test_a_dgx_is_read_in_less_than_50_ms(machine: Machine) -> None:
         read(tree)
         took.append(time.process_time() - begun)
     assert min(took) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("bar", "low"),
+    [
+        (Bar(0, MIB, is_io=False, prefetchable=True, is_64_bit=True), False),
+        (Bar(0, MIB, is_io=False, prefetchable=False, is_64_bit=True), True),
+        (Bar(0, MIB, is_io=False, prefetchable=True, is_64_bit=False), True),
+        (Bar(5, 128, is_io=True, prefetchable=False, is_64_bit=False), False),
+        (Bar(6, MIB, is_io=False, prefetchable=True, is_64_bit=False), False),
+    ],
+)
+def test_what_a_bridge_has_room_for_below_4_gib_alone(bar: Bar, low: bool) -> None:
+    assert bar.is_low is low
