@@ -29,10 +29,12 @@ NOT_COUNTED = (
 )
 """What outlives a pod by design."""
 
-TASKS = "/run/containerd/io.containerd.runtime.v2.task"
+BUNDLES = tuple(
+    f"/run/containerd/io.containerd.{plugin}" for plugin in ("runtime.v2.task", "sandbox.controller.v1.shim")
+)
 MADE_ONCE = ("/run/casemate/pods", "/run/casemate/spares")
-"""Directories that stay once they are made, as does one in TASKS for each of containerd's namespaces: after a
-cut of power the first pod makes them again. What is in them counts."""
+"""Directories that stay once they are made, as does one in each of BUNDLES for each of containerd's
+namespaces: after a cut of power the first pod makes them again. What is in them counts."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -133,7 +135,7 @@ def _files(instance: Instance) -> list[str]:
         for directory, directories, names in os.walk(top):
             place = inside + directory[len(str(top)) :]
             directories[:] = [name for name in directories if f"{place}/{name}" not in NOT_COUNTED]
-            if place != TASKS:
+            if place not in BUNDLES:
                 found += [
                     each for name in (*directories, *names) if (each := f"{place}/{name}") not in MADE_ONCE
                 ]
