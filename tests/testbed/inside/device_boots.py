@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import sys
 import time
@@ -94,6 +95,7 @@ def profile(memory_mib: int) -> Iterator[None]:
             yield
     finally:
         SETTINGS.unlink()
+        shutil.rmtree(MAPS)
 
 
 def _profile(*, huge: bool, restored: bool) -> str:
