@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from shim.vm.setting import MachineRequest, Setting
 
-# What the kernel keeps for each page, 64 bytes of 4096, is in a template and copied: from here on that takes
-# longer than a boot, which makes it by several CPUs at once.
+# What the kernel keeps for each page, 64 bytes of 4096, is in a template and copied: beyond this that likely
+# takes longer than a boot, which makes it by several CPUs at once. Computed, not measured.
 MOST_MEMORY_BYTES = 16 << 30
 log = logging.getLogger("casemate")
 LEAST_WINDOW_BYTES = 2 << 20  # Linux' own (pci=hpmmiosize of kernel-parameters.txt)
